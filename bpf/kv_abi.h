@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * kv_abi.h - every byte that two parts of dpukv_xdp must agree on.
+ *
+ * The BPF programs (bcc), the native core (cc) and Python (cffi, and from it numpy and scapy) all read this file;
+ * nothing in it is written a second time anywhere. All integers are little endian, as on the MICA2 wire, except the
+ * Ethernet, IP and UDP fields, which are network order.
+ *
+ * Only enumerations, structures and KV_ASSERT may stand outside the "C only" part at the end: the rest is handed to
+ * cffi's parser as it is.
+ */
+#ifndef KV_ABI_H
+#define KV_ABI_H
+
+#ifdef KV_ABI_CDEF /* cffi's parser knows no _Static_assert */
+#define KV_ASSERT(condition)
+#else
+#include <linux/types.h> /* not <stdint.h>: bcc has none */
+#define KV_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+
+/* ---- Limits ------------------------------------------------------------------------------------------------- */
+
+enum kv_limit {
+	KV_KEY_MAX = 255,	  /* bytes in a key; the wire gives the length one byte */
+	KV_FRAME_MAX = 2047,	  /* bytes in an Ethernet frame that holds a batch */
+	KV_ITEM_MAX = 1960,	  /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
+	KV_VALUE_MAX = 1952,	  /* bytes in a value: an item's budget less the smallest key */
+	KV_BATCH_MAX = 64,	  /* requests in one batch, that is, in one packet */
+	KV_SLOTS = 16,		  /* batches in flight in one queue pair; a power of two */
+	KV_INLINE_MAX = 8,	  /* bytes of key or value that travel inside a record */
+	KV_PAYLOAD_BYTES = 4096,  /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
+				     so that any masked offset plus any masked length stays inside */
+	KV_PIPELINE_MAX = 8,	  /* deepest pipeline of parked batches */
+	KV_ENGINES_MAX = 16,	  /* processing engines, each behind a UDP port of its own */
+	KV_CPUS_MAX = 256,	  /* cores that may run the communication engine */
+	KV_POLL_MAX = 3000,	  /* turns of the wait for a response: the verifier allows 8192 jumps in sequence */
+	KV_TEMPLATE_FRAME = 2048, /* bytes for one prepared frame of the load generator */
+	KV_WINDOW_MAX = 4096,	  /* packets the load generator keeps outstanding; a power of two */
+	KV_HISTOGRAM_SUB_BITS = 5, /* 2^5 buckets to each power of two: 3 % resolution */
+	KV_HISTOGRAM_BUCKETS = 1024
+};
+
+/* ---- The wire: public MICA2 (its datagram protocol), exactly ------------------------------------------------- */
+
+enum kv_magic { KV_MAGIC_REQUEST = 0x78, KV_MAGIC_RESPONSE = 0x79 };
+
+enum kv_operation {
+	KV_OP_RESET = 0,
+	KV_OP_NOOP_READ = 1,
+	KV_OP_NOOP_WRITE = 2,
+	KV_OP_ADD = 3,
+	KV_OP_SET = 4,
+	KV_OP_GET = 5,
+	KV_OP_TEST = 6,
+	KV_OP_DELETE = 7,
+	KV_OP_INCREMENT = 8
+};
+
+enum kv_result {
+	KV_SUCCESS = 0,
+	KV_ERROR = 1,		   /* the request breaks a limit, for example an empty key */
+	KV_INSUFFICIENT_SPACE = 2, /* the item is too large, or the value does not fit into this response packet */
+	KV_EXISTS = 3,
+	KV_NOT_FOUND = 4,
+	KV_PARTIAL_VALUE = 5,
+	KV_NOT_PROCESSED = 6,
+	KV_NOT_SUPPORTED = 7, /* an operation that this server does not know */
+	KV_TIMED_OUT = 8,     /* made by clients, never sent */
+	KV_REJECTED = 9	      /* this endpoint does not own the key's partition */
+};
+
+enum kv_frame_constant {
+	KV_ETHERTYPE_IPV4 = 0x0800,
+	KV_ETHERTYPE_VLAN = 0x8100,
+	KV_IP_VERSION_IHL = 0x45,
+	KV_IP_TTL = 64,
+	KV_IP_FRAGMENT_MASK = 0x3fff, /* more-fragments and the offset, not don't-fragment */
+	KV_IP_PROTOCOL_UDP = 17
+};
+
+/* Everything before the requests: Ethernet, IPv4, UDP and the batch header. Unaligned by nature: 14 bytes of Ethernet. */
+struct kv_packet_header {
+	__u8 eth_destination[6];   /*  0 */
+	__u8 eth_source[6];	   /*  6 */
+	__u16 eth_type;		   /* 12, network order */
+	__u8 ip_version_ihl;	   /* 14 */
+	__u8 ip_tos;		   /* 15 */
+	__u16 ip_total_length;	   /* 16, network order */
+	__u16 ip_id;		   /* 18 */
+	__u16 ip_fragment;	   /* 20, network order */
+	__u8 ip_ttl;		   /* 22 */
+	__u8 ip_protocol;	   /* 23 */
+	__u16 ip_checksum;	   /* 24 */
+	__u8 ip_source[4];	   /* 26 */
+	__u8 ip_destination[4];	   /* 30 */
+	__u16 udp_source_port;	   /* 34, network order */
+	__u16 udp_destination_port; /* 36, network order */
+	__u16 udp_length;	   /* 38, network order */
+	__u16 udp_checksum;	   /* 40 */
+	__u8 magic;		   /* 42, enum kv_magic */
+	__u8 request_count;	   /* 43, informative: readers walk by length */
+	__u8 reserved[4];	   /* 44, zero in responses */
+};
+KV_ASSERT(sizeof(struct kv_packet_header) == 48);
+
+/*
+ * Before each key and value. The first eight bytes, read as one word, are called the "header word"; the queue pair's
+ * records begin with the same word.
+ */
+struct kv_item_header {
+	__u8 operation;	    /*  0, enum kv_operation */
+	__u8 result;	    /*  1, enum kv_result; 0 in requests */
+	__u16 reserved0;    /*  2, zero */
+	__u32 kv_length;    /*  4, value length in the low 24 bits, key length in the high 8 */
+	__u64 key_hash;	    /*  8, CityHash64 of the key, computed by the client */
+	__u32 opaque;	    /* 16, the client's own, echoed */
+	__u32 reserved1;    /* 20, zero in responses */
+};
+KV_ASSERT(sizeof(struct kv_item_header) == 24);
+
+/* ---- The queue pair ------------------------------------------------------------------------------------------- */
+
+/*
+ * A request as the processing engine sees it (the paper's Figure 8a): 32 bytes with key and value inside when both
+ * are at most KV_INLINE_MAX bytes, zero padded. A longer key or value lies in the slot's payload instead, and its
+ * field holds the offset there.
+ */
+struct kv_request {
+	__u64 header;	/*  0, header word */
+	__u64 key_hash; /*  8 */
+	__u64 key;	/* 16 */
+	__u64 value;	/* 24 */
+};
+KV_ASSERT(sizeof(struct kv_request) == 32);
+
+/* A response: 16 bytes with the value inside when it is at most KV_INLINE_MAX bytes, else its offset in the payload. */
+struct kv_response {
+	__u64 header; /* 0, header word with result and value length filled in and key length 0 */
+	__u64 value;  /* 8 */
+};
+KV_ASSERT(sizeof(struct kv_response) == 16);
+
+/* One cache line, written by the communication engine only. Counters of batches; slot = counter % KV_SLOTS. */
+struct kv_request_control {
+	__u32 published;	/*  0, batches appended: the one store that hands over a batch */
+	__u32 answered;		/*  4, batches whose response has been taken */
+	__u8 count[KV_SLOTS];	/*  8, the paper's RC: requests in each slot's batch */
+	__u8 has_payload[KV_SLOTS]; /* 24, 1 if the slot's payload holds this batch's packet body */
+	__u8 padding[24];	/* 40 */
+};
+KV_ASSERT(sizeof(struct kv_request_control) == 64);
+
+/* One cache line, written by the processing engine only. */
+struct kv_response_control {
+	__u32 published;		/*  0, batches processed: the one store that hands back a batch */
+	__u32 alive;			/*  4, 1 while an engine serves this queue pair */
+	__u16 wire_bytes[KV_SLOTS];	/*  8, bytes that each slot's responses take on the wire, headers included */
+	__u8 padding[24];		/* 40 */
+};
+KV_ASSERT(sizeof(struct kv_response_control) == 64);
+
+struct kv_request_slot {
+	struct kv_request records[KV_BATCH_MAX]; /* 0 */
+	__u8 payload[KV_PAYLOAD_BYTES];		 /* 2048 */
+};
+
+struct kv_response_slot {
+	struct kv_response records[KV_BATCH_MAX]; /* 0 */
+	__u8 payload[KV_PAYLOAD_BYTES];		  /* 1024 */
+};
+
+/* One per pair of a communication core and a processing engine; shared memory of the two. */
+struct kv_queue_pair {
+	struct kv_request_control request_control;   /* 0 */
+	__u8 padding0[64];			     /* 64: the adjacent-line prefetcher pairs lines */
+	struct kv_response_control response_control; /* 128 */
+	__u8 padding1[64];			     /* 192 */
+	struct kv_request_slot requests[KV_SLOTS];   /* 256 */
+	struct kv_response_slot responses[KV_SLOTS];
+};
+KV_ASSERT(sizeof(struct kv_queue_pair) == 256 + KV_SLOTS * (2048 + 1024 + 2 * KV_PAYLOAD_BYTES));
+
+/* ---- What the communication engine keeps to itself ------------------------------------------------------------ */
+
+enum kv_counter {
+	KV_COUNTER_FRAMES_RECEIVED,	    /* frames that were ours and well formed */
+	KV_COUNTER_REQUESTS_RECEIVED,	    /* requests in them */
+	KV_COUNTER_BYTES_RECEIVED,	    /* bytes of those frames, Ethernet header included */
+	KV_COUNTER_FRAMES_SENT,		    /* response frames */
+	KV_COUNTER_RESPONSES_SENT,	    /* responses in them */
+	KV_COUNTER_BYTES_SENT,		    /* bytes of those frames */
+	KV_COUNTER_QP_REQUEST_BYTES,	    /* bytes handed to the engine: records, count, payload */
+	KV_COUNTER_QP_RESPONSE_BYTES,	    /* bytes handed back */
+	KV_COUNTER_PASSED,		    /* frames that are not ours, given to the kernel's stack */
+	KV_COUNTER_RESPONSES_WAITED,	    /* batches answered in their own frame */
+	KV_COUNTER_RESPONSES_CARRIED,	    /* batches answered in a later frame */
+	KV_COUNTER_RESPONSES_FLUSHED,	    /* batches answered by the sender because no frame followed */
+	KV_COUNTER_WAIT_TIMEOUTS,	    /* waits for the engine that ran out of turns */
+	KV_COUNTER_TAIL_REFUSED,	    /* responses left to the sender because the frame could not grow */
+	KV_COUNTER_DROP_IP_HEADER,	    /* IP options, or lengths that do not match the frame */
+	KV_COUNTER_DROP_FRAGMENT,	    /* first fragment of a larger datagram */
+	KV_COUNTER_DROP_UDP_LENGTH,	    /* UDP length does not match the IP length */
+	KV_COUNTER_DROP_FRAME_LENGTH,	    /* shorter than a packet header with one request, or over KV_FRAME_MAX */
+	KV_COUNTER_DROP_MAGIC,		    /* not a request */
+	KV_COUNTER_DROP_TRUNCATED,	    /* a request's key or value runs past the end */
+	KV_COUNTER_DROP_BATCH_LENGTH,	    /* more than KV_BATCH_MAX requests */
+	KV_COUNTER_DROP_NO_ENGINE,	    /* no processing engine serves the port */
+	KV_COUNTER_DROP_QUEUE_FULL,	    /* KV_SLOTS batches are waiting for the engine */
+	KV_COUNTER_DROP_BAD_RESPONSE,	    /* the engine's response breaks its own lengths */
+	KV_COUNTER_DROP_NO_QUEUE_PAIR,	    /* a core without a queue pair received the frame */
+	KV_COUNTERS
+};
+
+/* What of a batch stays on the DPU (section 4.2.1 of the paper): addresses, and an opaque for each request. */
+struct kv_parked_batch {
+	__u8 eth_destination[6]; /*  0, already swapped: "prepare response" */
+	__u8 eth_source[6];	 /*  6 */
+	__u16 vlan_type;	 /* 12, KV_ETHERTYPE_VLAN in network order, or 0 */
+	__u16 vlan_tag;		 /* 14, network order */
+	__u32 ip_source;	 /* 16, already swapped, network order */
+	__u32 ip_destination;	 /* 20 */
+	__u16 udp_source_port;	 /* 24, already swapped, network order */
+	__u16 udp_destination_port; /* 26 */
+	__u32 ip_checksum_base;	 /* 28, sum of the IP header's words but the length */
+	__u32 request_count;	 /* 32 */
+	__u8 padding[28];	 /* 36 */
+	__u32 opaque[KV_BATCH_MAX]; /* 64 */
+};
+KV_ASSERT(sizeof(struct kv_parked_batch) == 64 + 4 * KV_BATCH_MAX);
+
+/* The private side of one queue pair. Only the core that owns it touches it, with bottom halves off. */
+struct kv_dpu_queue {
+	__u32 published;     /*  0, our own copy: the shared one is for the engine to read */
+	__u32 answered;	     /*  4 */
+	__u32 depth;	     /*  8, batches that may stay parked now */
+	__u32 calm;	     /* 12, frames since the depth last changed */
+	__u32 calm_wanted;   /* 16, frames that must pass before the depth may grow */
+	__u32 stalled;	     /* 20, 1 after a wait ran out, until the engine's counter moves */
+	__u32 stalled_at;    /* 24, the engine's counter then */
+	__u32 flushing;	     /* 28, 1 while the sender program works on this queue on the same core */
+	__u64 counters[KV_COUNTERS]; /* 32 */
+	struct kv_parked_batch parked[KV_SLOTS];
+};
+
+/* ---- The load generator ---------------------------------------------------------------------------------------- */
+
+/* A frame ready to be sent, with what its answer must look like. */
+struct kv_template {
+	__u32 frame_bytes;   /*  0 */
+	__u32 request_count; /*  4 */
+	__u32 gap_ns;	     /*  8, open loop: intended time after the previous packet */
+	__u32 get_count;     /* 12 */
+	__u64 hash_sum;	     /* 16, sum of the requests' key hashes: every answer must echo its own */
+	__u64 reserved;	     /* 24 */
+	__u8 frame[KV_TEMPLATE_FRAME]; /* 32 */
+};
+KV_ASSERT(sizeof(struct kv_template) == 32 + KV_TEMPLATE_FRAME);
+
+enum kv_load_state { KV_LOAD_STOPPED = 0, KV_LOAD_RUNNING = 1, KV_LOAD_DRAINING = 2 };
+
+/* Set by Python, read by the generator program. */
+struct kv_load_control {
+	__u32 state;	      /*  0, enum kv_load_state */
+	__u32 window;	      /*  4, packets outstanding at most */
+	__u32 template_first; /*  8, first template to send */
+	__u32 template_count; /* 12, templates in use from there */
+	__u64 packets_limit;  /* 16, packets to send in all; 0 = no limit */
+	__u64 timeout_ns;     /* 24, after which an unanswered packet is lost */
+	__u32 open_loop;      /* 32, 1 = send at each template's gap, latency from the intended time */
+	__u32 value_bytes;    /* 36, length that every value must have */
+	__u32 padding[6];     /* 40 */
+};
+KV_ASSERT(sizeof(struct kv_load_control) == 64);
+
+/* One outstanding packet. */
+struct kv_load_slot {
+	__u64 start_ns;	/*  0, when it was sent, or should have been */
+	__u32 template_index; /* 8 */
+	__u16 epoch;	/* 12, tells a late answer from the slot's next packet */
+	__u16 busy;	/* 14 */
+};
+KV_ASSERT(sizeof(struct kv_load_slot) == 16);
+
+/* The generator's own position; only its core touches it. */
+struct kv_load_cursor {
+	__u64 packets_sent;  /*  0 */
+	__u64 requests_sent; /*  8 */
+	__u64 bytes_sent;    /* 16 */
+	__u64 lost_packets;  /* 24 */
+	__u64 lost_requests; /* 32 */
+	__u64 next_start_ns; /* 40, open loop */
+	__u32 slot;	     /* 48 */
+	__u32 template_next; /* 52 */
+	__u32 idle_turns;    /* 56 */
+	__u32 padding;	     /* 60 */
+};
+KV_ASSERT(sizeof(struct kv_load_cursor) == 64);
+
+/* What came back; one per core. */
+struct kv_load_results {
+	__u64 packets;	   /* answered packets */
+	__u64 responses;   /* answered requests */
+	__u64 bytes;	   /* of answered packets */
+	__u64 hits;	   /* GETs with a value */
+	__u64 misses;	   /* GETs without */
+	__u64 stored;	   /* SETs that succeeded */
+	__u64 corrupt;	   /* answers with a wrong value, key, length or count */
+	__u64 refused;	   /* any other result code */
+	__u64 late;	   /* answers to packets already given up */
+	__u64 latency_sum_ns; /* over requests */
+	__u64 latency_max_ns;
+	__u64 latency[KV_HISTOGRAM_BUCKETS]; /* requests by round trip, see kv_histogram_bucket() */
+};
+
+/* ---- C only ------------------------------------------------------------------------------------------------------ */
+#ifndef KV_ABI_CDEF
+
+#define KV_ITEM_HEADER_BYTES ((__u32)sizeof(struct kv_item_header))
+#define KV_PACKET_HEADER_BYTES ((__u32)sizeof(struct kv_packet_header))
+#define KV_VLAN_BYTES 4
+#define KV_ETH_BYTES 14
+#define KV_IP_BYTES 20
+#define KV_UDP_BYTES 8
+
+/* What a reply's header word may contain: operation, result and value length; reserved bytes and key length are zero. */
+#define KV_RESPONSE_HEADER_MASK 0x00ffffff0000ffffULL
+
+#define KV_HEADER(operation, result, key_bytes, value_bytes)                                                           \
+	((__u64)(operation) | (__u64)(result) << 8 | (__u64)(value_bytes) << 32 | (__u64)(key_bytes) << 56)
+#define KV_HEADER_OPERATION(header) ((__u32)((header) & 0xff))
+#define KV_HEADER_RESULT(header) ((__u32)((header) >> 8 & 0xff))
+#define KV_HEADER_VALUE_BYTES(header) ((__u32)((header) >> 32 & 0xffffff))
+#define KV_HEADER_KEY_BYTES(header) ((__u32)((header) >> 56))
+
+#define KV_ROUNDUP8(bytes) (((bytes) + 7u) & ~7u)
+
+/* The first bytes (1-8) of a little-endian word. */
+#define KV_LOW_BYTES(word, bytes) ((word) & (~0ULL >> (64 - 8 * (bytes))))
+
+/* The value that the load generator stores under a key: word i of it. Every answer is checked against this. */
+#define KV_LOAD_VALUE_SALT 0x9e3779b97f4a7c15ULL
+#define KV_LOAD_VALUE_WORD(key_hash, i) ((key_hash) ^ (KV_LOAD_VALUE_SALT * ((__u64)(i) + 1)))
+
+#endif /* KV_ABI_CDEF */
+#endif /* KV_ABI_H */

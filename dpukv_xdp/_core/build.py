@@ -1,0 +1,44 @@
+"""Build the native core: compile the C sources and let cffi read bpf/kv_abi.h.
+
+cffi (API mode) compiles a C probe of every structure, so a layout that differs from what the header says cannot be
+imported. Nothing generated is kept in the repository.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+BPF_DIR = HERE.parent.parent / "bpf"
+
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
+SOURCES = sorted(path.name for path in HERE.glob("*.c") if not path.name.startswith("_"))
+
+CDEF_TYPES = "typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;\n"
+
+
+def declarations(header: Path) -> str:
+    """The declarations of a C header as cffi's parser takes them: preprocessed, without includes and assertions."""
+    command = [os.environ.get("CC", "cc"), "-E", "-P", "-DKV_ABI_CDEF", f"-I{BPF_DIR}", str(header)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def make_ffi() -> FFI:
+    """The builder that setuptools calls (`cffi_modules` in pyproject's setup hook)."""
+    builder = FFI()
+    builder.cdef(CDEF_TYPES + declarations(HERE / "kv_core.h"))
+    flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
+    builder.set_source(
+        "dpukv_xdp._core._native",
+        '#include "kv_abi.h"\n#include "kv_core.h"\n',
+        sources=[os.path.relpath(HERE / name, HERE.parent.parent) for name in SOURCES],
+        include_dirs=[str(HERE), str(BPF_DIR)],
+        depends=[str(path) for path in [*HERE.glob("*.h"), BPF_DIR / "kv_abi.h"]],
+        extra_compile_args=["-std=gnu11", "-O3", "-g", *WARNINGS, *flags],
+    )
+    return builder
+
+
+ffibuilder = make_ffi()
