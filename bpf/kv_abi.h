@@ -34,7 +34,12 @@ enum kv_limit {
 	KV_PIPELINE_MAX = 8,	  /* deepest pipeline of parked batches */
 	KV_ENGINES_MAX = 16,	  /* processing engines, each behind a UDP port of its own */
 	KV_CPUS_MAX = 256,	  /* cores that may run the communication engine */
-	KV_POLL_MAX = 3000,	  /* turns of the wait for a response: the verifier allows 8192 jumps in sequence */
+	KV_CALM_FRAMES = 64,	  /* frames without a flush before the pipeline grows by one */
+	KV_CALM_FRAMES_MAX = 65536, /* the same after many flushes */
+	KV_WAIT_TURNS = 512,	  /* turns of the wait for a response before it looks at the clock in each */
+	KV_WAIT_CLOCK_TURNS = 2048, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
+	KV_WAIT_NS = 15000,	  /* longest wait for a response */
+	KV_STALLED_WAITS = 8,	  /* waits that ran out in a row before nobody waits for that engine any more */
 	KV_TEMPLATE_FRAME = 2048, /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096,	  /* packets the load generator keeps outstanding; a power of two */
 	KV_HISTOGRAM_SUB_BITS = 5, /* 2^5 buckets to each power of two: 3 % resolution */
@@ -154,7 +159,8 @@ KV_ASSERT(sizeof(struct kv_request_control) == 64);
 /* One cache line, written by the processing engine only. */
 struct kv_response_control {
 	__u32 published;		/*  0, batches processed: the one store that hands back a batch */
-	__u32 alive;			/*  4, 1 while an engine serves this queue pair */
+	__u16 alive;			/*  4, 1 while an engine serves this queue pair */
+	__u16 engine_cpu;		/*  6, its core: the communication engine must not wait for it there */
 	__u16 wire_bytes[KV_SLOTS];	/*  8, bytes that each slot's responses take on the wire, headers included */
 	__u8 padding[24];		/* 40 */
 };
@@ -234,12 +240,14 @@ struct kv_dpu_queue {
 	__u32 published;     /*  0, our own copy: the shared one is for the engine to read */
 	__u32 answered;	     /*  4 */
 	__u32 depth;	     /*  8, batches that may stay parked now */
-	__u32 calm;	     /* 12, frames since the depth last changed */
-	__u32 calm_wanted;   /* 16, frames that must pass before the depth may grow */
-	__u32 stalled;	     /* 20, 1 after a wait ran out, until the engine's counter moves */
-	__u32 stalled_at;    /* 24, the engine's counter then */
-	__u32 flushing;	     /* 28, 1 while the sender program works on this queue on the same core */
-	__u64 counters[KV_COUNTERS]; /* 32 */
+	__u32 ceiling;	     /* 12, deepest pipeline that needed no flush */
+	__u32 calm;	     /* 16, frames since the depth last changed */
+	__u32 calm_wanted;   /* 20, frames that must pass before the depth may grow over the ceiling */
+	__u32 stalled;	     /* 24, waits in a row that ran out */
+	__u32 stalled_at;    /* 28, the engine's counter then */
+	__u32 flushing;	     /* 32, 1 while the sender program works on this queue on the same core */
+	__u32 zero;	     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
+	__u64 counters[KV_COUNTERS]; /* 40 */
 	struct kv_parked_batch parked[KV_SLOTS];
 };
 
@@ -269,7 +277,8 @@ struct kv_load_control {
 	__u64 timeout_ns;     /* 24, after which an unanswered packet is lost */
 	__u32 open_loop;      /* 32, 1 = send at each template's gap, latency from the intended time */
 	__u32 value_bytes;    /* 36, length that every value must have */
-	__u32 padding[6];     /* 40 */
+	__u32 zero;	      /* 40, always 0, see KV_UNKNOWN_ZERO */
+	__u32 padding[5];     /* 44 */
 };
 KV_ASSERT(sizeof(struct kv_load_control) == 64);
 
@@ -341,6 +350,41 @@ struct kv_load_results {
 /* The value that the load generator stores under a key: word i of it. Every answer is checked against this. */
 #define KV_LOAD_VALUE_SALT 0x9e3779b97f4a7c15ULL
 #define KV_LOAD_VALUE_WORD(key_hash, i) ((key_hash) ^ (KV_LOAD_VALUE_SALT * ((__u64)(i) + 1)))
+
+/*
+ * Latency histogram: exact below 2^KV_HISTOGRAM_SUB_BITS ns, then 2^KV_HISTOGRAM_SUB_BITS buckets to each power of two.
+ */
+static inline __attribute__((always_inline)) __u32 kv_histogram_bucket(__u64 value_ns)
+{
+	__u32 exponent = 0;
+	__u64 rest = value_ns >> KV_HISTOGRAM_SUB_BITS;
+
+	if (rest >> 16)
+		exponent += 16, rest >>= 16;
+	if (rest >> 8)
+		exponent += 8, rest >>= 8;
+	if (rest >> 4)
+		exponent += 4, rest >>= 4;
+	if (rest >> 2)
+		exponent += 2, rest >>= 2;
+	if (rest >> 1)
+		exponent += 1, rest >>= 1;
+	exponent += rest != 0;
+	if (exponent == 0)
+		return value_ns;
+	/* The mantissa's top bit is always set, so each power of two starts 2^SUB_BITS after the one before. */
+	return ((exponent - 1) << KV_HISTOGRAM_SUB_BITS) + (value_ns >> (exponent - 1));
+}
+
+/* The smallest value that falls into a bucket. */
+static inline __u64 kv_histogram_floor_ns(__u32 bucket)
+{
+	__u32 exponent = bucket >> KV_HISTOGRAM_SUB_BITS;
+
+	if (exponent == 0)
+		return bucket;
+	return (__u64)((1u << KV_HISTOGRAM_SUB_BITS) + (bucket & ((1u << KV_HISTOGRAM_SUB_BITS) - 1))) << (exponent - 1);
+}
 
 #endif /* KV_ABI_CDEF */
 #endif /* KV_ABI_H */

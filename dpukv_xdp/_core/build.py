@@ -5,6 +5,7 @@ imported. Nothing generated is kept in the repository.
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,11 @@ BPF_DIR = HERE.parent.parent / "bpf"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
 SOURCES = sorted(path.name for path in HERE.glob("*.c") if not path.name.startswith("_"))
 
-CDEF_TYPES = "typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;\n"
+# As <linux/types.h> has them: __u64 is "unsigned long long" and not uint64_t.
+CDEF_TYPES = (
+    "typedef unsigned char __u8; typedef unsigned short __u16;"
+    "typedef unsigned int __u32; typedef unsigned long long __u64;\n"
+)
 
 
 def declarations(header: Path) -> str:
@@ -25,10 +30,16 @@ def declarations(header: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def numeric_macros(header: Path) -> str:
+    """`#define NAME ...` for each macro that is a plain number: cffi asks the compiler for its value."""
+    found = re.findall(r"^#define (KV_\w+) (?:0x[0-9a-f]+ULL|\d+)\b", header.read_text(), re.MULTILINE)
+    return "".join(f"#define {name} ...\n" for name in found)
+
+
 def make_ffi() -> FFI:
     """The builder that setuptools calls (`cffi_modules` in pyproject's setup hook)."""
     builder = FFI()
-    builder.cdef(CDEF_TYPES + declarations(HERE / "kv_core.h"))
+    builder.cdef(CDEF_TYPES + declarations(HERE / "kv_core.h") + numeric_macros(BPF_DIR / "kv_abi.h"))
     flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
     builder.set_source(
         "dpukv_xdp._core._native",

@@ -32,14 +32,14 @@ void kv_memory_unmap(void *memory, size_t bytes);
 /* ---- store.c: one partition: MICA's lossy index and circular log ------------------------------------------------- */
 
 struct kv_store_stats {
-	uint64_t items_estimate; /* live index entries */
+	uint64_t items_estimate; /* index entries; the cleanup has yet to drop those of overwritten items */
 	uint64_t get_found;
 	uint64_t get_not_found;
-	uint64_t set_new;
+	uint64_t set_new;	 /* a new key, in a free place of its bucket */
 	uint64_t set_in_place;
 	uint64_t set_moved;   /* overwritten by a larger value elsewhere in the log */
-	uint64_t set_evicted; /* put where the bucket's oldest item was */
-	uint64_t set_refused;
+	uint64_t set_evicted; /* a new key, put where the full bucket's oldest item was */
+	uint64_t set_refused; /* a length outside the limits, or an item larger than the log */
 	uint64_t cleanup;	/* index entries dropped because the log had overwritten their item */
 	uint64_t index_bytes;
 	uint64_t log_bytes;
@@ -48,18 +48,111 @@ struct kv_store_stats {
 
 struct kv_store;
 
-/* A partition for about `item_count` items with a log of at least `log_bytes` bytes (rounded up to a power of two).
- * NULL and errno on failure. */
+/* A partition for about `item_count` items with a log of at least `log_bytes` bytes (rounded up to a power of two). The
+ * index is sized so that losing even one of item_count hashed keys is improbable. One thread at a time may use it.
+ * NULL and errno on failure: EINVAL for a size of 0 or beyond reason. */
 struct kv_store *kv_store_create(uint64_t item_count, uint64_t log_bytes, int want_huge);
 void kv_store_destroy(struct kv_store *store);
+/* Bytes that such an item takes in the log: item_count * this, as log_bytes, holds item_count of them. */
+uint32_t kv_store_entry_bytes(uint32_t key_bytes, uint32_t value_bytes);
 void kv_store_get_stats(const struct kv_store *store, struct kv_store_stats *stats);
 
-/* enum kv_result. The value's exact length comes back in *value_bytes; at most `room` bytes are copied, and a longer
- * value gives KV_INSUFFICIENT_SPACE with nothing copied. */
+/* KV_SUCCESS, KV_NOT_FOUND, or KV_ERROR for a key of no or more than KV_KEY_MAX bytes. The value's exact length comes
+ * back in *value_bytes; a value longer than `room` gives KV_INSUFFICIENT_SPACE with nothing copied. */
 int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes, uint8_t *value,
 		 uint32_t room, uint32_t *value_bytes);
-/* enum kv_result. Insert or overwrite. */
+/* Insert or overwrite: KV_SUCCESS, KV_ERROR as above, or KV_INSUFFICIENT_SPACE for a value over KV_VALUE_MAX or an item
+ * larger than the log; a refused SET leaves what was there. */
 int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
 		 const uint8_t *value, uint32_t value_bytes);
+
+/* ---- engine.c: the processing engine ------------------------------------------------------------------------------ */
+
+/* Per engine; written by its thread only, read by anybody at any time. */
+struct kv_engine_stats {
+	uint64_t batches;
+	uint64_t requests;
+	uint64_t gets;
+	uint64_t sets;
+	uint64_t noops;
+	uint64_t errors;	/* requests that break a limit */
+	uint64_t not_supported;
+	uint64_t rejected;	/* requests for a partition of another engine */
+	uint64_t bad_batches;	/* counters or counts out of range in the request queue */
+	uint64_t wakeups;	/* times a sender was woken for an overdue response */
+	uint64_t busy_ticks;	/* time stamp counter's ticks spent on batches */
+	uint64_t total_ticks;	/* and in all */
+	uint64_t rounds;	/* of the polling loop */
+};
+
+/* The sender of one communication core: wakes up to let overdue responses out. */
+struct kv_sender {
+	uint32_t wake;			    /* futex: engines count it up */
+	uint32_t stop;
+	uint32_t overdue[KV_ENGINES_MAX];   /* set by engine e: its oldest response waits too long */
+	uint32_t cpu;
+	uint32_t cpus;			    /* KV_CPUS of the loaded programs */
+	uint32_t engines;
+	int32_t program_fd;		    /* kv_flush */
+	int32_t socket_fd;		    /* a packet socket bound to the interface */
+	uint32_t padding;
+	uint64_t frames_sent;
+	uint64_t send_failures;		    /* frames that the packet socket refused */
+	uint64_t run_failures;		    /* BPF_PROG_RUN calls that failed */
+};
+
+struct kv_engine_pair {
+	uint32_t processed;   /* batches */
+	uint32_t woken;	      /* 1 after the sender was woken for what is there now */
+	uint64_t since_ticks; /* of the last batch, or the last wake-up */
+};
+
+struct kv_engine {
+	struct kv_queue_pair *pairs; /* `cpus` of them, one for each communication core */
+	struct kv_sender *senders;   /* as many, or NULL */
+	struct kv_store *store;
+	uint32_t id;
+	uint32_t engines;
+	uint32_t cpu;		     /* where this engine runs */
+	uint32_t cpus;
+	uint32_t response_bytes_max; /* of one packet, behind the packet header */
+	uint32_t stop;		     /* set by anybody to make kv_engine_run() return */
+	uint64_t flush_after_ticks;  /* a response older than this is overdue */
+	struct kv_engine_stats stats;
+	struct kv_engine_pair state[KV_CPUS_MAX];
+};
+
+/* Serve the queue pairs until `stop` is set. Call it on the engine's own, pinned thread. */
+int kv_engine_run(struct kv_engine *engine);
+/* Ticks of the engine's clock in a second. */
+uint64_t kv_ticks_per_second(void);
+
+/* ---- sender.c ------------------------------------------------------------------------------------------------------- */
+
+/* Wait for engines to report overdue responses and let them out, until `stop`. On a thread pinned to `cpu`. */
+int kv_sender_run(struct kv_sender *sender);
+/* Wake a sender, for example after setting `stop`. */
+void kv_sender_wake(struct kv_sender *sender);
+
+/* ---- bpf_run.c: bpf(2) where no library has it --------------------------------------------------------------------- */
+
+/* Run an XDP program once over a copy of `frame`; *verdict and up to `room` bytes of the frame come back. */
+int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
+		    uint32_t *out_bytes, uint32_t *verdict);
+/* Run an XDP program over live frames of `frame_bytes` on an interface until `repeat` runs are done or a signal
+ * arrives (-EINTR). */
+int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_bytes, uint32_t repeat,
+		    uint32_t batch_frames);
+/* A file descriptor that keeps the kernel's BPF run-time statistics on while it is open. */
+int kv_bpf_enable_stats(void);
+/* Run time and number of runs of a program while the statistics were on. */
+int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_count);
+/* Map a BPF_F_MMAPABLE array; NULL and errno on failure. */
+void *kv_bpf_map_memory(int map_fd, size_t bytes);
+
+/* ---- abi.c: what kv_abi.h has as inline functions, for Python ------------------------------------------------------- */
+
+uint64_t kv_latency_floor_ns(uint32_t bucket);
+uint32_t kv_latency_bucket(uint64_t value_ns);
 
 #endif

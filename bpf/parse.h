@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * parse.h - step 1, receive and parse: from a frame to the batch's records in the request queue.
+ *
+ * Two passes would read the packet twice, so kv_parse_requests() writes records straight into the slot that the batch
+ * will be published from; nothing is visible to the engine before send_request_queue_to_host().
+ */
+#ifndef KV_PARSE_H
+#define KV_PARSE_H
+
+#include "maps.h"
+
+#define KV_OFFSET_MASK 0x7ffu /* KV_FRAME_MAX: any offset into a frame */
+_Static_assert(KV_FRAME_MAX == KV_OFFSET_MASK, "offsets are masked to a frame");
+
+/* What parsing learnt about the frame at hand. */
+struct kv_packet {
+	__u32 header_offset; /* of struct kv_packet_header: 0, or 4 behind a VLAN tag (its last two bytes are the type) */
+	__u32 frame_bytes;
+	__u32 body_bytes; /* after struct kv_packet_header */
+	__u32 engine;	  /* from the UDP port */
+};
+
+/* kv_parse_headers() says: not ours, or ours and fine, or the counter that names what is wrong. */
+enum kv_parse_verdict { KV_PARSE_PASS = -1, KV_PARSE_OURS = -2 };
+
+static __always_inline int kv_parse_headers(struct xdp_md *ctx, struct kv_packet *packet)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_packet_header *header = data;
+	__u32 shift = 0;
+	__u16 *udp_ports;
+	__u32 port_offset;
+
+	if (data + offsetof(struct kv_packet_header, udp_length) + KV_VLAN_BYTES > data_end)
+		return KV_PARSE_PASS;
+	if (header->eth_type == bpf_htons(KV_ETHERTYPE_VLAN))
+		shift = KV_VLAN_BYTES;
+	KV_OPAQUE(shift);
+	shift &= KV_VLAN_BYTES;
+	header = data + shift;
+	if (header->eth_type != bpf_htons(KV_ETHERTYPE_IPV4) || header->ip_protocol != KV_IP_PROTOCOL_UDP)
+		return KV_PARSE_PASS;
+	if (KV_ADDRESS && *(__u32 *)header->ip_destination != KV_ADDRESS)
+		return KV_PARSE_PASS;
+	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK >> 1)) /* not the first fragment: no ports in it */
+		return KV_PARSE_PASS;
+
+	port_offset = shift + KV_ETH_BYTES + (header->ip_version_ihl & 0xf) * 4;
+	KV_OPAQUE(port_offset);
+	port_offset &= 0x7f;
+	udp_ports = data + port_offset;
+	if ((void *)(udp_ports + 2) > data_end)
+		return KV_PARSE_PASS;
+	packet->engine = (__u32)bpf_ntohs(udp_ports[1]) - KV_PORT;
+	if (packet->engine >= KV_ENGINES)
+		return KV_PARSE_PASS;
+
+	packet->header_offset = shift;
+	packet->frame_bytes = data_end - data;
+	if (header->ip_version_ihl != KV_IP_VERSION_IHL)
+		return KV_COUNTER_DROP_IP_HEADER;
+	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK))
+		return KV_COUNTER_DROP_FRAGMENT;
+	if (packet->frame_bytes > KV_FRAME_MAX)
+		return KV_COUNTER_DROP_FRAME_LENGTH;
+	if ((void *)(header + 1) + KV_ITEM_HEADER_BYTES > data_end)
+		return KV_COUNTER_DROP_FRAME_LENGTH;
+	if (bpf_ntohs(header->ip_total_length) != packet->frame_bytes - shift - KV_ETH_BYTES)
+		return KV_COUNTER_DROP_IP_HEADER;
+	if (bpf_ntohs(header->udp_length) != packet->frame_bytes - shift - KV_ETH_BYTES - KV_IP_BYTES)
+		return KV_COUNTER_DROP_UDP_LENGTH;
+	if (header->magic != KV_MAGIC_REQUEST)
+		return KV_COUNTER_DROP_MAGIC;
+	packet->body_bytes = packet->frame_bytes - shift - KV_PACKET_HEADER_BYTES;
+	return KV_PARSE_OURS;
+}
+
+/* One request on its way from the packet into a record. */
+struct kv_parsed_item {
+	__u32 bytes;   /* that it takes in the packet; 0 = runs past the end */
+	__u32 payload; /* 1 if its key or value is too long for a record */
+	__u64 key;
+	__u64 value;
+};
+
+/* Any lengths. `item` has its header inside the packet; `offset` is its place in the body. */
+static __always_inline void kv_parse_item(struct kv_item_header *item, __u32 offset, __u32 body_bytes, void *data_end,
+					  struct kv_parsed_item *parsed)
+{
+	__u64 header = *(__u64 *)item;
+	__u32 key_bytes = KV_HEADER_KEY_BYTES(header);
+	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
+	__u32 key_room = KV_ROUNDUP8(key_bytes);
+	__u64 *words = (__u64 *)(item + 1);
+
+	parsed->key = 0;
+	parsed->value = 0;
+	parsed->payload = 0;
+	parsed->bytes = KV_ITEM_HEADER_BYTES + key_room + KV_ROUNDUP8(value_bytes);
+	if (value_bytes > KV_FRAME_MAX || offset + parsed->bytes > body_bytes) {
+		parsed->bytes = 0;
+		return;
+	}
+	if (key_bytes > KV_INLINE_MAX) {
+		parsed->key = offset + KV_ITEM_HEADER_BYTES;
+		parsed->payload = 1;
+	} else if (key_bytes && (void *)(words + 1) <= data_end) {
+		parsed->key = KV_LOW_BYTES(words[0], key_bytes);
+	}
+	if (value_bytes > KV_INLINE_MAX) {
+		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
+		parsed->payload = 1;
+	} else if (value_bytes && key_bytes > KV_INLINE_MAX) {
+		/* A short value behind a long key: its place varies, and the engine reads it from the payload anyway. */
+		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
+	} else if (value_bytes && key_room == 0 && (void *)(words + 1) <= data_end) {
+		parsed->value = KV_LOW_BYTES(words[0], value_bytes);
+	} else if (value_bytes && (void *)(words + 2) <= data_end) {
+		parsed->value = KV_LOW_BYTES(words[1], value_bytes);
+	}
+}
+
+/*
+ * All requests of the packet into the records of `slot`. Returns how many, or a negated drop counter.
+ * Requests advance by a scalar offset: with packet pointers the same loop exceeds the verifier's million instructions.
+ */
+static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv_packet *packet,
+					     struct kv_dpu_queue *queue, struct kv_request_slot *slot,
+					     struct kv_parked_batch *parked, __u32 *has_payload)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 start = packet->header_offset;
+	__u32 body_bytes = packet->body_bytes;
+	__u32 offset = KV_UNKNOWN_ZERO(queue);
+	__u32 payload = 0;
+	void *body;
+	int count;
+
+	KV_OPAQUE(start);
+	start &= KV_VLAN_BYTES;
+	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
+
+#pragma clang loop unroll(disable)
+	for (count = 0; count < KV_BATCH_MAX; count++) {
+		struct kv_request *record = &slot->records[count];
+		struct kv_parsed_item parsed;
+		struct kv_item_header *item;
+		__u64 *words;
+		__u64 header;
+
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+		item = body + offset;
+		words = (__u64 *)(item + 1);
+		if ((void *)(item + 1) > data_end)
+			break;
+		header = *(__u64 *)item;
+		if (header >> 32 == KV_HEADER(0, 0, 8, 0) >> 32 && (void *)(words + 1) <= data_end) {
+			parsed.key = words[0];
+			parsed.value = 0;
+			parsed.bytes = KV_ITEM_HEADER_BYTES + 8;
+		} else if (header >> 32 == KV_HEADER(0, 0, 8, 8) >> 32 && (void *)(words + 2) <= data_end) {
+			parsed.key = words[0];
+			parsed.value = words[1];
+			parsed.bytes = KV_ITEM_HEADER_BYTES + 16;
+		} else {
+			kv_parse_item(item, offset, body_bytes, data_end, &parsed);
+			if (parsed.bytes == 0)
+				return -KV_COUNTER_DROP_TRUNCATED;
+			payload |= parsed.payload;
+		}
+		record->header = header;
+		record->key_hash = item->key_hash;
+		record->key = parsed.key;
+		record->value = parsed.value;
+		parked->opaque[count] = item->opaque;
+		offset += parsed.bytes;
+	}
+	/* Up to 23 stray bytes behind the last request are ignored, as MICA2 does. */
+	if (count == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= body_bytes)
+		return -KV_COUNTER_DROP_BATCH_LENGTH;
+	*has_payload = payload;
+	return count;
+}
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * queue.h - the DPU's end of the queue pair (the host's end is dpukv_xdp/_core/queue.h).
+ *
+ * One queue pair belongs to one core here: bottom halves are off while we run, so there is one producer of requests and
+ * one consumer of responses, and no lock. What the host writes is never trusted to be in range.
+ */
+#ifndef KV_QUEUE_H
+#define KV_QUEUE_H
+
+#include "maps.h"
+
+#define KV_SLOT_MASK (KV_SLOTS - 1)
+_Static_assert((KV_SLOTS & KV_SLOT_MASK) == 0, "slots are picked by a mask");
+
+static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
+{
+	return queue->published - queue->answered;
+}
+
+/*
+ * The paper's first call: hand the batch in the current slot to the host with one store.
+ * Records, opaques and addresses are in place already.
+ */
+static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+						       __u32 slot, __u32 request_count, __u32 has_payload)
+{
+	pair->request_control.count[slot] = request_count;
+	pair->request_control.has_payload[slot] = has_payload;
+	KV_PUBLISH_BARRIER();
+	queue->published++;
+	KV_WRITE_ONCE(pair->request_control.published, queue->published);
+}
+
+/* Whether the oldest batch in flight is finished. A counter out of range counts as "no". */
+static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	__u32 finished = KV_READ_ONCE(pair->response_control.published) - queue->answered;
+
+	return finished != 0 && finished <= kv_slots_in_use(queue);
+}
+
+/*
+ * Poll until the oldest batch is finished; 0 when the time runs out. After some such waits in a row nobody waits again
+ * before the engine has moved, so an engine that died costs a few waits and not one a frame.
+ */
+static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	__u32 answered = queue->answered;
+	__u64 deadline_ns;
+	int turn;
+
+	if (queue->stalled && queue->stalled_at != answered)
+		queue->stalled = 0;
+	if (queue->stalled >= KV_STALLED_WAITS)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (turn = 0; turn < KV_WAIT_TURNS; turn++) {
+		if (KV_READ_ONCE(pair->response_control.published) != answered)
+			return kv_oldest_is_finished(pair, queue);
+	}
+	deadline_ns = bpf_ktime_get_ns() + KV_WAIT_NS;
+#pragma clang loop unroll(disable)
+	for (turn = 0; turn < KV_WAIT_CLOCK_TURNS; turn++) {
+		if (KV_READ_ONCE(pair->response_control.published) != answered)
+			return kv_oldest_is_finished(pair, queue);
+		if (bpf_ktime_get_ns() > deadline_ns)
+			break;
+	}
+	queue->counters[KV_COUNTER_WAIT_TIMEOUTS]++;
+	queue->stalled++;
+	queue->stalled_at = answered;
+	return 0;
+}
+
+/* The oldest batch's response has been taken: its slot is free again. */
+static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	KV_PUBLISH_BARRIER();
+	queue->answered++;
+	KV_WRITE_ONCE(pair->request_control.answered, queue->answered);
+}
+
+/*
+ * How many batches may stay parked. It grows by one after a calm stretch. A flush shows that no frame came to carry
+ * a response: then it falls to what would have been carried, and growing beyond that takes ever longer.
+ */
+static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue)
+{
+	__u32 wanted = KV_CALM_FRAMES;
+
+	if (KV_DEPTH_MIN == KV_DEPTH_MAX)
+		return KV_DEPTH_MAX;
+	if (queue->depth >= queue->ceiling && queue->calm_wanted > KV_CALM_FRAMES)
+		wanted = queue->calm_wanted;
+	if (++queue->calm >= wanted && queue->depth < KV_DEPTH_MAX) {
+		if (queue->depth > queue->ceiling) {
+			queue->ceiling = queue->depth;
+			queue->calm_wanted = KV_CALM_FRAMES;
+		}
+		queue->depth++;
+		queue->calm = 0;
+	}
+	return queue->depth < KV_DEPTH_MIN ? KV_DEPTH_MIN : queue->depth;
+}
+
+static __always_inline void kv_depth_was_too_deep(struct kv_dpu_queue *queue, __u32 parked_batches)
+{
+	if (queue->calm == 0) /* the same flush goes on */
+		return;
+	if (queue->depth >= parked_batches)
+		queue->depth = parked_batches - 1;
+	queue->ceiling = queue->depth;
+	queue->calm = 0;
+	queue->calm_wanted = queue->calm_wanted < KV_CALM_FRAMES ? KV_CALM_FRAMES : queue->calm_wanted * 2;
+	if (queue->calm_wanted > KV_CALM_FRAMES_MAX)
+		queue->calm_wanted = KV_CALM_FRAMES_MAX;
+}
+
+#endif

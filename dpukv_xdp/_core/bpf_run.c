@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* bpf_run.c - the few bpf(2) calls that bcc has no Python for. */
+#include <errno.h>
+#include <linux/bpf.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kv_core.h"
+
+static int kv_bpf(int command, union bpf_attr *attributes)
+{
+	long result = syscall(SYS_bpf, command, attributes, sizeof(*attributes));
+
+	return result < 0 ? -errno : (int)result;
+}
+
+int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
+		    uint32_t *out_bytes, uint32_t *verdict)
+{
+	union bpf_attr attributes;
+	int result;
+
+	memset(&attributes, 0, sizeof(attributes));
+	attributes.test.prog_fd = program_fd;
+	attributes.test.data_in = (uintptr_t)frame;
+	attributes.test.data_size_in = frame_bytes;
+	attributes.test.data_out = (uintptr_t)out;
+	attributes.test.data_size_out = room;
+	attributes.test.repeat = 1;
+	result = kv_bpf(BPF_PROG_TEST_RUN, &attributes);
+	*out_bytes = attributes.test.data_size_out;
+	*verdict = attributes.test.retval;
+	return result;
+}
+
+int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_bytes, uint32_t repeat,
+		    uint32_t batch_frames)
+{
+	struct xdp_md context = { .data_end = frame_bytes, .ingress_ifindex = interface_index };
+	uint8_t frame[KV_FRAME_MAX] = { 0 };
+	union bpf_attr attributes;
+
+	if (frame_bytes > sizeof(frame))
+		return -EINVAL;
+	memset(&attributes, 0, sizeof(attributes));
+	attributes.test.prog_fd = program_fd;
+	attributes.test.data_in = (uintptr_t)frame;
+	attributes.test.data_size_in = frame_bytes;
+	attributes.test.ctx_in = (uintptr_t)&context;
+	attributes.test.ctx_size_in = sizeof(context);
+	attributes.test.repeat = repeat;
+	attributes.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+	attributes.test.batch_size = batch_frames;
+	return kv_bpf(BPF_PROG_TEST_RUN, &attributes);
+}
+
+int kv_bpf_enable_stats(void)
+{
+	union bpf_attr attributes;
+
+	memset(&attributes, 0, sizeof(attributes));
+	attributes.enable_stats.type = BPF_STATS_RUN_TIME;
+	return kv_bpf(BPF_ENABLE_STATS, &attributes);
+}
+
+int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_count)
+{
+	struct bpf_prog_info info;
+	union bpf_attr attributes;
+	int result;
+
+	memset(&info, 0, sizeof(info));
+	memset(&attributes, 0, sizeof(attributes));
+	attributes.info.bpf_fd = program_fd;
+	attributes.info.info_len = sizeof(info);
+	attributes.info.info = (uintptr_t)&info;
+	result = kv_bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes);
+	*run_time_ns = info.run_time_ns;
+	*run_count = info.run_cnt;
+	return result;
+}
+
+void *kv_bpf_map_memory(int map_fd, size_t bytes)
+{
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, map_fd, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}

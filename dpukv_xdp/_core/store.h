@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * store.h - one partition as the native core sees it: memory layout, and the hot paths as inline functions.
+ *
+ * A store is MICA's: a lossy index of buckets in front of a circular log. One thread owns it (EREW): there are no
+ * locks and no versions. Index and log hold offsets only, never pointers, so their memory can be mapped anywhere.
+ *
+ *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then a spare word that stays 0. Words in use
+ *                   are a prefix, and a 0 word ends it: a lookup in a lightly filled bucket reads one cache line.
+ *   item (>= 32 B)  struct kv_item, then the key and the value, each zero padded to 8 bytes. Items never wrap: where
+ *                   the rest of the log is too short, it is skipped.
+ *
+ * An 8/8 item takes exactly 32 bytes, and as 32 divides a cache line, a log of 8/8 items never splits one.
+ *
+ * A lookup is: kv_store_prefetch_bucket(), some other work, kv_store_prefetch_item(), some other work, then
+ * kv_store_get8() / kv_store_set8() for keys of 1 to 8 bytes, kv_store_get() / kv_store_set() for any. All of them
+ * find each other's items.
+ */
+#ifndef KV_STORE_H
+#define KV_STORE_H
+
+#include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include "kv_core.h"
+
+#define KV_BUCKET_WAYS 15
+#define KV_LINE_WORDS 8 /* item words in a cache line */
+#define KV_OFFSET_BITS 48
+#define KV_OFFSET_MASK ((1ULL << KV_OFFSET_BITS) - 1)
+#define KV_LENGTH_KEY_SHIFT 24
+#define KV_LENGTH_VALUE_MASK 0xffffffu
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are kept in little-endian words");
+
+struct kv_bucket {
+	uint64_t words[KV_BUCKET_WAYS + 1];
+};
+_Static_assert(sizeof(struct kv_bucket) == 128, "a bucket is two cache lines");
+
+struct kv_item {
+	uint32_t kv_length;	 /*  0, as on the wire: value length in the low 24 bits, key length in the high 8 */
+	uint32_t value_capacity; /*  4, bytes that a value in place may have: a multiple of 8, at least 8 */
+	uint64_t key_hash;	 /*  8 */
+	uint64_t words[];	 /* 16, the key, then the value */
+};
+_Static_assert(sizeof(struct kv_item) == 16, "no padding");
+
+struct kv_store {
+	struct kv_bucket *buckets;
+	uint8_t *log;
+	uint64_t bucket_mask;	/* buckets - 1 */
+	uint64_t log_bytes;	/* a power of two */
+	uint64_t tail;		/* bytes ever appended; position in the log = tail % log_bytes */
+	uint64_t cleaned;	/* buckets ever visited by the cleanup; position = cleaned % buckets */
+	uint32_t cleanup_shift; /* the cleanup visits one bucket for each 2^this bytes of growth */
+	uint32_t padding;
+	struct kv_store_stats stats;
+};
+
+/* ---- The hot paths: 1-8 byte keys --------------------------------------------------------------------------------- */
+
+static inline struct kv_bucket *kv_store_bucket(const struct kv_store *store, uint64_t key_hash);
+static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word);
+static inline uint32_t kv_bucket_matches(const uint64_t *line, uint64_t key_hash);
+static inline struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
+					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes,
+					    uint64_t **word);
+
+/* Ask for the bucket's first line. With the index at its intended load a lookup needs the second one once in some
+ * thousands; kv_store_prefetch_item() asks for it then. */
+static inline void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash)
+{
+	__builtin_prefetch(kv_store_bucket(store, key_hash));
+}
+
+/* Ask for the item that the first matching tag of the (prefetched) bucket points to. */
+static inline void kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash)
+{
+	const struct kv_bucket *bucket = kv_store_bucket(store, key_hash);
+	uint32_t matches = kv_bucket_matches(bucket->words, key_hash);
+
+	if (__builtin_expect(matches != 0, 1))
+		__builtin_prefetch(kv_store_item(store, bucket->words[__builtin_ctz(matches)]));
+	else if (bucket->words[KV_LINE_WORDS - 1])
+		__builtin_prefetch(&bucket->words[KV_LINE_WORDS]);
+}
+
+/*
+ * GET of a key of 1-8 bytes held in a word, zero padded: KV_SUCCESS or KV_NOT_FOUND (with *value_bytes 0). A value of
+ * at most 8 bytes comes back in *value_word, zero padded; a longer one as *long_value, a pointer into the log that is
+ * good until the next SET.
+ */
+static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
+				uint64_t *value_word, uint32_t *value_bytes, const uint8_t **long_value)
+{
+	uint64_t *word;
+	const struct kv_item *item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word);
+
+	if (__builtin_expect(!item, 0)) {
+		store->stats.get_not_found++;
+		*value_bytes = 0;
+		*value_word = 0;
+		*long_value = NULL;
+		return KV_NOT_FOUND;
+	}
+	store->stats.get_found++;
+	*value_bytes = item->kv_length & KV_LENGTH_VALUE_MASK;
+	*value_word = item->words[1];
+	*long_value = (const uint8_t *)&item->words[1];
+	return KV_SUCCESS;
+}
+
+/* SET of a key of 1-8 bytes and a value of 0-8 bytes, each held in a word, zero padded: enum kv_result. */
+static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
+				uint64_t value_word, uint32_t value_bytes)
+{
+	uint64_t *word;
+	struct kv_item *item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word);
+
+	if (__builtin_expect(!item, 0))
+		return kv_store_set(store, key_hash, (const uint8_t *)&key_word, key_bytes,
+				    (const uint8_t *)&value_word, value_bytes);
+	item->kv_length = key_bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
+	item->words[1] = value_word; /* every item has room for it: value_capacity >= 8 */
+	store->stats.set_in_place++;
+	return KV_SUCCESS;
+}
+
+/* ---- What fast and general paths share ---------------------------------------------------------------------------- */
+
+static inline struct kv_bucket *kv_store_bucket(const struct kv_store *store, uint64_t key_hash)
+{
+	return &store->buckets[key_hash >> 16 & store->bucket_mask];
+}
+
+static inline uint64_t kv_store_tag(uint64_t key_hash)
+{
+	uint64_t tag = key_hash & 0xffff;
+
+	return tag ? tag : 1; /* a word in use is never 0 */
+}
+
+static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word)
+{
+	return (struct kv_item *)(store->log + (word & (store->log_bytes - 1)));
+}
+
+/* Bytes from an item's start to the tail. More than log_bytes: the item is (partly) overwritten. */
+static inline uint64_t kv_store_distance(const struct kv_store *store, uint64_t word)
+{
+	return (store->tail - word) & KV_OFFSET_MASK;
+}
+
+/* Bit i is set if word i of a bucket's line has the hash's tag. Without branches: which word it is cannot be
+ * predicted, and a miss costs as much as the whole lookup. */
+static inline uint32_t kv_bucket_matches(const uint64_t *line, uint64_t key_hash)
+{
+	uint64_t tag = kv_store_tag(key_hash);
+#ifdef __SSE2__
+	const __m128 *pairs = (const __m128 *)line;
+	/* High halves of the words, four at a time; then their high 16 bits, all eight. */
+	__m128i low = _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], 0xdd));
+	__m128i high = _mm_castps_si128(_mm_shuffle_ps(pairs[2], pairs[3], 0xdd));
+	__m128i tags = _mm_packs_epi32(_mm_srai_epi32(low, 16), _mm_srai_epi32(high, 16));
+	__m128i equal = _mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag));
+
+	return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(equal, _mm_setzero_si128()));
+#else
+	uint32_t matches = 0;
+
+	for (uint32_t i = 0; i < KV_LINE_WORDS; i++)
+		matches |= (uint32_t)(line[i] >> KV_OFFSET_BITS == tag) << i;
+	return matches;
+#endif
+}
+
+/*
+ * The live item with this hash and key, and the bucket's word that points to it; NULL if there is none. The key is
+ * its first 8 bytes as a word, zero padded, and the rest.
+ */
+static inline struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
+					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes,
+					    uint64_t **word)
+{
+	uint64_t *line = kv_store_bucket(store, key_hash)->words;
+
+	for (uint32_t lines = 0; lines < 2; lines++, line += KV_LINE_WORDS) {
+		for (uint32_t matches = kv_bucket_matches(line, key_hash); matches; matches &= matches - 1) {
+			uint64_t *candidate = &line[__builtin_ctz(matches)];
+			struct kv_item *item = kv_store_item(store, *candidate);
+
+			if (kv_store_distance(store, *candidate) <= store->log_bytes && item->key_hash == key_hash &&
+			    item->kv_length >> KV_LENGTH_KEY_SHIFT == key_bytes && item->words[0] == first_word &&
+			    (rest_bytes == 0 || memcmp(&item->words[1], rest, rest_bytes) == 0)) {
+				*word = candidate;
+				return item;
+			}
+		}
+		if (lines == 0 && !line[KV_LINE_WORDS - 1])
+			break;
+	}
+	return NULL;
+}
+
+#endif

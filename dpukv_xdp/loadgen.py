@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The load generator: prepared frames sent as live frames by one BPF program, answers checked by another.
+
+Python prepares, starts, watches and stops; nothing of it runs per packet.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpukv_xdp import abi, lab, loader, nic, workload
+from dpukv_xdp._core._native import lib
+from dpukv_xdp.errors import DpukvError, UsageError
+from dpukv_xdp.workload import Plan
+
+TEMPLATES = 32768
+"""Prepared frames; the stream of requests repeats after them."""
+BATCH_FRAMES_MAX = 16
+"""Live frames that leave together."""
+REPEAT_MAX = 0xFFFFFFFF
+"""Turns of one BPF_PROG_RUN call; a call is started again when it has used them up."""
+TIMEOUT_NS = 20_000_000
+"""A packet unanswered for so long is lost."""
+STOP_SIGNAL = signal.SIGUSR1
+"""Ends the BPF_PROG_RUN call of the generating thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """How packets follow one another."""
+
+    window: int
+    """Packets outstanding at most."""
+    open_loop: bool = False
+    """Send at the templates' gaps, whatever comes back; latency counts from the intended start."""
+
+    def check(self) -> None:
+        """Raise UsageError for a window that the generator cannot keep."""
+        if not 1 <= self.window <= abi.KV_WINDOW_MAX:
+            raise UsageError(f"a window of {self.window} packets is not 1 to {abi.KV_WINDOW_MAX}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The generator's counters at one moment; differences of two are a measurement."""
+
+    at_ns: int
+    """CLOCK_MONOTONIC."""
+    sent: dict[str, int]
+    """Fields of kv_load_cursor."""
+    received: dict[str, int]
+    """Fields of kv_load_results, summed over cores."""
+    latency: npt.NDArray[np.uint64]
+    """Requests by kv_histogram_bucket()."""
+    cpu_ns: int
+    """CPU time of the generating thread, with the softirqs that ran on top of it."""
+    run_time_ns: int
+    """Run time of both programs while BPF statistics are on."""
+
+
+class LoadGenerator:
+    """Programs on one interface of the client; a context manager that detaches at the end."""
+
+    def __init__(self, interface: str, *, port: int, engines: int, cpu: int) -> None:
+        """`cpu` is the core that generates; on a veth pair the server's XDP runs there as well."""
+        self.interface = nic.find(interface)
+        self.cpu = cpu
+        self._settings = {"KV_PORT": port, "KV_ENGINES": engines, "KV_TEMPLATES": TEMPLATES}
+        self._thread: threading.Thread | None = None
+        self._thread_clock: int | None = None
+        self._stopping = False
+        self._status = 0
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> "LoadGenerator":
+        with contextlib.ExitStack() as cleanup:
+            programs = loader.load("kv_load.c", ["kv_generate", "kv_collect"], self._settings)
+            cleanup.callback(programs.close)
+            self._programs = programs
+            self.templates = _map(programs, "kv_templates", "kv_template", TEMPLATES)
+            self._control = _map(programs, "kv_load_control", "kv_load_control", 1)[0]
+            self._cursor = _map(programs, "kv_load_cursor", "kv_load_cursor", 1)[0]
+            self._slots = _map(programs, "kv_load_slots", "kv_load_slot", abi.KV_WINDOW_MAX)
+            attachment = lab.register_attachment(
+                self.interface.name, programs.programs["kv_collect"]
+            )
+            cleanup.callback(lab.release_attachment, attachment)
+            self.attachment = attachment
+            signal.signal(STOP_SIGNAL, lambda number, frame: None)
+            cleanup.callback(self.abort)
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def load(self, plan: Plan, window: int) -> dict[str, float]:
+        """Store all of the plan's keys through the network; seconds, keys, and what went wrong."""
+        start = self.snapshot()
+        first_key = 0
+        while first_key < plan.keys:
+            prepared = workload.load_templates(plan, self.templates, first_key)
+            self.begin(plan, Loop(window), prepared.templates, packets=prepared.templates)
+            self._wait_until_sent(prepared.templates)
+            self.end()
+            first_key += prepared.requests
+        end = self.snapshot()
+        return {
+            "keys": plan.keys,
+            "seconds": (end.at_ns - start.at_ns) / 1e9,
+            "stored": end.received["stored"] - start.received["stored"],
+            "lost": end.sent["lost_requests"] - start.sent["lost_requests"],
+            "corrupt": end.received["corrupt"] - start.received["corrupt"],
+            "refused": end.received["refused"] - start.received["refused"],
+        }
+
+    def begin(self, plan: Plan, loop: Loop, templates: int, packets: int = 0) -> None:
+        """Start sending the first `templates` prepared frames over and over, or `packets` in all."""
+        loop.check()
+        if self._thread is not None:
+            raise DpukvError("the generator runs already: end it first")
+        control = self._control
+        control["window"] = loop.window
+        control["template_first"] = 0
+        control["template_count"] = templates
+        control["packets_limit"] = int(self._cursor["packets_sent"]) + packets if packets else 0
+        control["timeout_ns"] = TIMEOUT_NS
+        control["open_loop"] = loop.open_loop
+        control["value_bytes"] = plan.value_size
+        self._cursor["template_next"] = 0
+        self._cursor["next_start_ns"] = 0
+        self._cursor["slot"] = 0
+        control["state"] = abi.KV_LOAD_RUNNING
+        batch_frames = min(BATCH_FRAMES_MAX, loop.window)
+        self._stopping = False
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._generate, args=(batch_frames, ready), name="generator"
+        )
+        self._thread.start()
+        ready.wait()
+
+    def end(self) -> int:
+        """Stop sending, wait for what is still out, and return how many requests of that were lost."""
+        self._control["state"] = abi.KV_LOAD_DRAINING
+        deadline_ns = time.monotonic_ns() + 2 * TIMEOUT_NS
+        while self._slots["busy"].any() and time.monotonic_ns() < deadline_ns:
+            time.sleep(0.0005)
+        self._stop_thread()
+        unanswered = self._slots["template_index"][self._slots["busy"] != 0]
+        lost = int(self.templates["request_count"][unanswered].sum())
+        self._cursor["lost_requests"] += lost
+        self._cursor["lost_packets"] += len(unanswered)
+        self._slots["busy"] = 0
+        if self._status < 0:
+            raise DpukvError(f"the generator failed: {os.strerror(-self._status)}")
+        return lost
+
+    def abort(self) -> None:
+        """Stop sending now, whatever is still out."""
+        self._stop_thread()
+        self._slots["busy"] = 0
+
+    def snapshot(self) -> Snapshot:
+        """The counters now."""
+        results = self._programs.read_array("kv_load_results", abi.dtype("kv_load_results"))[0]
+        cursor = self._cursor.copy()
+        at_ns = time.monotonic_ns()
+        received = {
+            name: int(results[name].max() if name.endswith("_max_ns") else results[name].sum())
+            for name in results.dtype.names
+            if name != "latency"
+        }
+        return Snapshot(
+            at_ns=at_ns,
+            sent={name: int(cursor[name]) for name in cursor.dtype.names},
+            received=received,
+            latency=results["latency"].sum(axis=0, dtype=np.uint64),
+            cpu_ns=self._thread_cpu_ns(),
+            run_time_ns=sum(loader.program_stats(fd)[0] for fd in self._programs.programs.values()),
+        )
+
+    def _wait_until_sent(self, packets: int) -> None:
+        limit = int(self._control["packets_limit"])
+        while int(self._cursor["packets_sent"]) < limit:
+            if self._thread is None or not self._thread.is_alive():
+                raise DpukvError(f"the generator ended before it had sent {packets} packets")
+            time.sleep(0.001)
+
+    def _generate(self, batch_frames: int, ready: threading.Event) -> None:
+        os.sched_setaffinity(0, {self.cpu})
+        self._thread_clock = time.pthread_getcpuclockid(threading.get_ident())
+        ready.set()
+        program_fd = self._programs.programs["kv_generate"]
+        status = 0
+        while not self._stopping and status in (0, -errno.EINTR):
+            status = lib.kv_bpf_run_live(
+                program_fd, self.interface.index, abi.KV_FRAME_MAX, REPEAT_MAX, batch_frames
+            )
+        self._status = 0 if status == -errno.EINTR else status
+
+    def _stop_thread(self) -> None:
+        """The kernel looks for signals between batches only, and one may arrive before the call: repeat it."""
+        self._control["state"] = abi.KV_LOAD_STOPPED
+        thread, self._thread = self._thread, None
+        self._stopping = True
+        while thread is not None and thread.is_alive():
+            signal.pthread_kill(thread.ident or 0, STOP_SIGNAL)
+            thread.join(0.05)
+
+    def _thread_cpu_ns(self) -> int:
+        if self._thread is None or self._thread_clock is None or not self._thread.is_alive():
+            return 0
+        return time.clock_gettime_ns(self._thread_clock)
+
+
+def latency_summary(latency: npt.NDArray[np.uint64]) -> dict[str, float]:
+    """Quantiles in microseconds of a histogram of requests; zeros if it is empty."""
+    total = int(latency.sum())
+    if total == 0:
+        return dict.fromkeys(("p50", "p90", "p99", "p999", "max"), 0.0)
+    cumulative = np.cumsum(latency)
+    last = int(np.flatnonzero(latency)[-1])
+    summary = {}
+    for name, fraction in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999)):
+        bucket = int(np.searchsorted(cumulative, fraction * total))
+        summary[name] = _bucket_middle_us(min(bucket, last))
+    summary["max"] = lib.kv_latency_floor_ns(last + 1) / 1e3
+    return summary
+
+
+def _bucket_middle_us(bucket: int) -> float:
+    floor_ns = lib.kv_latency_floor_ns(bucket)
+    return float(floor_ns + lib.kv_latency_floor_ns(bucket + 1)) / 2e3
+
+
+def _map(
+    programs: loader.LoadedObject, name: str, struct_name: str, count: int
+) -> npt.NDArray[np.void]:
+    return loader.map_array(programs.map_fd(name), struct_name, count)

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Network interfaces: what they are, their offloads, and the XDP program on them.
+
+Every function works in the network namespace of the calling thread. A program is attached by
+netlink, so it stays when its process is killed: dpukv_xdp.lab keeps the register that cleans up
+after that.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import socket
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.ethtool.ioctl import IoctlEthtool, NotSupportedError
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.ifinfmsg import (
+    IFF_UP,
+    XDP_FLAGS_DRV_MODE,
+    XDP_FLAGS_REPLACE,
+    XDP_FLAGS_SKB_MODE,
+    XDP_FLAGS_UPDATE_IF_NOEXIST,
+)
+
+from dpukv_xdp.errors import BusyError, DpukvError, MissingError, UsageError
+
+DEFAULT_MODES = ("native", "generic")
+XDP_MODE_FLAGS = {"native": XDP_FLAGS_DRV_MODE, "generic": XDP_FLAGS_SKB_MODE}
+XDP_MODE_ATTRIBUTES = {
+    "native": "IFLA_XDP_DRV_PROG_ID",
+    "generic": "IFLA_XDP_SKB_PROG_ID",
+    "offload": "IFLA_XDP_HW_PROG_ID",
+}
+NO_PROGRAM_FD = -1
+
+
+@dataclass(frozen=True)
+class XdpProgram:
+    """An XDP program that an interface runs."""
+
+    program_id: int
+    """The kernel's number for the program."""
+    mode: str
+    """`native`, `generic` or `offload`."""
+    name: str
+    """What its author called it, at most 15 characters; empty if it cannot be asked."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface as it was when asked for."""
+
+    name: str
+    index: int
+    mac: str
+    mtu: int
+    """Bytes of the largest IP packet."""
+    is_up: bool
+    address: str | None
+    """The first IPv4 address, without prefix length."""
+    programs: tuple[XdpProgram, ...]
+    """The XDP programs on it: none, or one for each mode."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Our program on an interface."""
+
+    interface: str
+    index: int
+    program_id: int
+    mode: str
+    """`native` or `generic`."""
+    native_refused: str | None = None
+    """One sentence on why the mode is generic; None when native was had, or not asked for."""
+
+
+def find(name: str) -> Interface:
+    """The interface of that name. Raises UsageError if there is none."""
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.link("get", ifname=name)
+        except NetlinkError as error:
+            if error.code in (errno.ENODEV, errno.ERANGE, errno.EINVAL):
+                known = ", ".join(
+                    sorted(link.get_attr("IFLA_IFNAME") for link in netlink.get_links())
+                )
+                raise UsageError(
+                    f"there is no interface {name!r}: choose one of {known}"
+                ) from error
+            raise
+        index = link["index"]
+        addresses = netlink.get_addr(family=socket.AF_INET, index=index)
+        first = next((message.get_attr("IFA_LOCAL") for message in addresses), None)
+        return Interface(
+            name=link.get_attr("IFLA_IFNAME"),
+            index=index,
+            mac=link.get_attr("IFLA_ADDRESS") or "",
+            mtu=link.get_attr("IFLA_MTU"),
+            is_up=bool(link["flags"] & IFF_UP),
+            address=first,
+            programs=_programs_of(link),
+        )
+
+
+def programs(index: int) -> tuple[XdpProgram, ...]:
+    """The XDP programs on the interface of that index; empty also if the interface is gone."""
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.link("get", index=index)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return ()
+            raise
+        return _programs_of(link)
+
+
+# ---- Attach and detach
+
+
+def attach_xdp(
+    interface: str, program_fd: int, *, modes: tuple[str, ...] = DEFAULT_MODES
+) -> Attachment:
+    """Our program on the interface, in the first of `modes` that it takes, read back to be sure.
+
+    Raises BusyError, with nothing changed, if another program is there; UsageError if there is no
+    such interface; MissingError without the privilege; DpukvError if no mode was taken.
+    """
+    index = find(interface).index
+    program_id = program_info(program_fd)[0]
+    refusals: list[str] = []
+    for mode in modes:
+        refusal = _try_attach(interface, index, program_fd, mode)
+        if refusal is None:
+            _verify_attached(interface, index, program_id, mode)
+            native_refused = "; ".join(refusals) or None
+            return Attachment(interface, index, program_id, mode, native_refused)
+        refusals.append(f"{interface} refused {mode} XDP: {refusal}")
+    raise DpukvError("; ".join(refusals))
+
+
+def detach_xdp(index: int, program_id: int) -> bool:
+    """Take the program off the interface if it is the one that runs there; whether it was.
+
+    The kernel compares and removes in one step, so somebody else's program is never taken off.
+    """
+    mode = next((p.mode for p in programs(index) if p.program_id == program_id), None)
+    if mode is None:
+        return False
+    try:
+        expected_fd = _program_fd(program_id)
+    except FileNotFoundError:
+        return False
+    flags = XDP_MODE_FLAGS[mode] | XDP_FLAGS_REPLACE
+    try:
+        _set_xdp(index, NO_PROGRAM_FD, flags, expected_fd)
+    except NetlinkError as error:
+        if error.code in (
+            errno.ENODEV,
+            errno.EEXIST,
+            errno.ENOENT,
+        ):  # went, or was replaced, meanwhile
+            return False
+        raise
+    finally:
+        os.close(expected_fd)
+    return True
+
+
+def _try_attach(interface: str, index: int, program_fd: int, mode: str) -> str | None:
+    """None on success, else the driver's reason for not taking this mode."""
+    try:
+        _set_xdp(index, program_fd, XDP_MODE_FLAGS[mode] | XDP_FLAGS_UPDATE_IF_NOEXIST)
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise MissingError("attaching XDP", "CAP_NET_ADMIN: run it with sudo") from error
+        if error.code in (errno.EBUSY, errno.EEXIST):
+            for other in programs(index):
+                raise BusyError(interface, other.program_id, other.name) from error
+        return str(error.args[1])
+    return None
+
+
+def _verify_attached(interface: str, index: int, program_id: int, mode: str) -> None:
+    found = [(p.program_id, p.mode) for p in programs(index)]
+    if (program_id, mode) not in found:
+        raise DpukvError(
+            f"{interface} accepted XDP program {program_id} ({mode}) but runs {found or 'none'}: "
+            "another process manages this interface, stop it first"
+        )
+
+
+def _set_xdp(index: int, program_fd: int, flags: int, expected_fd: int | None = None) -> None:
+    attributes = [("IFLA_XDP_FD", program_fd), ("IFLA_XDP_FLAGS", flags)]
+    if expected_fd is not None:
+        attributes.append(("IFLA_XDP_EXPECTED_FD", expected_fd))
+    with IPRoute(ext_ack=True) as netlink:  # ext_ack: the driver's own words on a refusal
+        netlink.link("set", index=index, xdp={"attrs": attributes})
+
+
+def _programs_of(link: object) -> tuple[XdpProgram, ...]:
+    """From a netlink link message."""
+    xdp = link.get_attr("IFLA_XDP")  # type: ignore[attr-defined] # pyroute2 has no types
+    if xdp is None:
+        return ()
+    ids = {mode: xdp.get_attr(attribute) for mode, attribute in XDP_MODE_ATTRIBUTES.items()}
+    return tuple(XdpProgram(id_, mode, program_name(id_)) for mode, id_ in ids.items() if id_)
+
+
+# ---- Offloads
+
+
+def set_offloads(
+    interface: str, *, tx_checksum: bool | None = None, gro: bool | None = None
+) -> None:
+    """Turn offloads on or off; None leaves one as it is.
+
+    Without transmit checksumming, UDP checksums are complete before XDP at the far end of a veth
+    pair sees them. With GRO a veth end has NAPI, which the far end's XDP_TX needs. Raises
+    UsageError if the interface cannot.
+    """
+    wanted = {"tx-checksumming": tx_checksum, "generic-receive-offload": gro}
+    with closing(IoctlEthtool(interface)) as ethtool:
+        for feature, is_on in wanted.items():
+            if is_on is None:
+                continue
+            with suppress(NotSupportedError):  # the read-back below says it in one sentence
+                ethtool.set_offload_flag(feature, is_on)
+            if ethtool.get_offload_flags().get(feature) != is_on:
+                raise UsageError(f"{interface} cannot turn {feature} {'on' if is_on else 'off'}")
+
+
+# ---- BPF programs: the few system calls that need no compiler
+
+BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+BPF_PROG_LOAD = 5
+BPF_PROG_GET_FD_BY_ID = 13
+BPF_OBJ_GET_INFO_BY_FD = 15
+BPF_PROG_TYPE_XDP = 6
+PASS_PROGRAM = bytes.fromhex("b700000002000000 9500000000000000")  # r0 = XDP_PASS; exit
+
+
+class _LoadProgram(ctypes.Structure):
+    """The part of `union bpf_attr` that BPF_PROG_LOAD reads."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("instruction_count", ctypes.c_uint32),
+        ("instructions", ctypes.c_char_p),
+        ("license", ctypes.c_char_p),
+        ("log_level", ctypes.c_uint32),
+        ("log_bytes", ctypes.c_uint32),
+        ("log", ctypes.c_uint64),
+        ("kernel_version", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _GetFdById(ctypes.Structure):
+    """The part of `union bpf_attr` that BPF_PROG_GET_FD_BY_ID reads."""
+
+    _fields_ = (("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("flags", ctypes.c_uint32))
+
+
+class _GetInfo(ctypes.Structure):
+    """The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD reads."""
+
+    _fields_ = (("fd", ctypes.c_uint32), ("info_bytes", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
+class _ProgramInfo(ctypes.Structure):
+    """The start of the kernel's `struct bpf_prog_info`, up to the name."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("before_name", ctypes.c_uint8 * 56),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+def load_pass_program(name: str = "kv_pass") -> int:
+    """A descriptor of an XDP program that lets every frame pass. Raises OSError."""
+    attributes = _LoadProgram(
+        type=BPF_PROG_TYPE_XDP,
+        instruction_count=len(PASS_PROGRAM) // 8,
+        instructions=PASS_PROGRAM,
+        license=b"Dual BSD/GPL",
+        name=name.encode(),
+    )
+    return _bpf(BPF_PROG_LOAD, attributes)
+
+
+def program_info(program_fd: int) -> tuple[int, str]:
+    """The number and the name of a loaded program. Raises OSError if it is not one."""
+    info = _ProgramInfo()
+    _bpf(BPF_OBJ_GET_INFO_BY_FD, _GetInfo(program_fd, ctypes.sizeof(info), ctypes.addressof(info)))
+    return info.id, info.name.decode(errors="replace")
+
+
+def program_name(program_id: int) -> str:
+    """The name of the program with that number; empty if it is gone, or not ours to ask."""
+    try:
+        program_fd = _program_fd(program_id)
+    except (FileNotFoundError, PermissionError):
+        return ""
+    try:
+        return program_info(program_fd)[1]
+    finally:
+        os.close(program_fd)
+
+
+def _program_fd(program_id: int) -> int:
+    return _bpf(BPF_PROG_GET_FD_BY_ID, _GetFdById(program_id))
+
+
+def _bpf(command: int, attributes: ctypes.Structure) -> int:
+    """The bpf system call, which the C library does not wrap. Raises OSError."""
+    number = BPF_SYSCALL.get(platform.machine())
+    if number is None:
+        raise MissingError(
+            "BPF", f"{' or '.join(BPF_SYSCALL)}: this machine is {platform.machine()}"
+        )
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.sizeof(attributes)
+    result = libc.syscall(number, command, ctypes.byref(attributes), ctypes.c_uint32(size))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(result)

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Everything is in pyproject.toml but this hook: cffi can be named to setuptools only from here."""
+
+from setuptools import setup
+
+setup(cffi_modules=["dpukv_xdp/_core/build.py:ffibuilder"])

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What every suite shares: what a test needs, and the lab.
+
+A skip must not hide a bug: only a missing privilege and a kernel that is too old skip a test, each
+by name. Whatever tools/setup installs is taken for granted, so its absence fails.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpukv_xdp.doctor import kernel_version
+from dpukv_xdp.lab import Lab, remove_stale
+
+PRIVILEGED_SUITES = {"bpf", "net"}
+TESTS_DIR = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Names the one mark that we have."""
+    config.addinivalue_line(
+        "markers",
+        "needs(kernel='5.18', why='live frames'): skipped by older kernels, and must pass on newer",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what this machine cannot do, and says which."""
+    suite = item.path.relative_to(TESTS_DIR).parts[0]
+    if suite in PRIVILEGED_SUITES and os.geteuid() != 0:
+        pytest.skip(f"tests/{suite} needs root: run it with sudo tools/test")
+    for mark in item.iter_markers("needs"):
+        needed = tuple(int(part) for part in re.findall(r"\d+", mark.kwargs["kernel"])[:2])
+        if kernel_version() < needed:
+            pytest.skip(f"{mark.kwargs['why']} needs Linux {mark.kwargs['kernel']} or later")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Repeats at the end what tools/test found before the tests."""
+    failed = os.environ.get("DPUKV_LINT_FAILED")
+    if failed:
+        terminalreporter.write_line(f"lint failed, see the top: {failed}", red=True)
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab of the test's own; parametrise it indirectly with Lab.up's settings."""
+    remove_stale()
+    with Lab.up(**getattr(request, "param", {})) as up:
+        yield up

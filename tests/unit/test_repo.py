@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The repository keeps its own rules."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE_DIRS = ("bpf", "dpukv_xdp", "tests", "tools")
+COLUMNS_MAX = {".py": 100, ".c": 120, ".h": 120}
+C_TAB_COLUMNS = 8
+LEFTOVERS = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")  # in pieces, so as not to find itself
+FILE_IN_BACKTICKS = re.compile(r"`([\w./-]*(?:/|\.(?:py|c|h|md|toml)))`")
+
+
+def sources() -> Iterator[Path]:
+    """Every source file that is ours."""
+    for directory in SOURCE_DIRS:
+        yield from (path for path in (ROOT / directory).rglob("*") if path.suffix in COLUMNS_MAX)
+
+
+def test_version_is_the_changelog_s_head() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    heading = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert re.fullmatch(re.escape(project["version"]) + r" - \d{4}-\d\d-\d\d", heading[1])
+
+
+def test_lines_fit() -> None:
+    too_long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources()
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if len(line.expandtabs(C_TAB_COLUMNS)) > COLUMNS_MAX[path.suffix]
+    ]
+    assert too_long == []
+
+
+def test_nothing_is_left_to_do() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources()
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if LEFTOVERS.search(line)
+    ]
+    assert found == []
+
+
+def test_architecture_names_files_that_exist() -> None:
+    named = FILE_IN_BACKTICKS.findall((ROOT / "docs" / "ARCHITECTURE.md").read_text())
+    names_alone = {path.name for path in sources()}
+    missing = [
+        name
+        for name in named
+        if not ((ROOT / name).exists() if "/" in name else name in names_alone)
+    ]
+    assert named
+    assert missing == []
+
+
+def test_only_the_loader_imports_bcc() -> None:
+    importers = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        if path.suffix == ".py" and "bcc" in imported_packages(path)
+    ]
+    assert importers == ["dpukv_xdp/loader.py"]
+
+
+def imported_packages(path: Path) -> set[str]:
+    """The first part of every module that a file imports, at the top or inside a function."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            packages.add(node.module.partition(".")[0])
+    return packages
