@@ -27,7 +27,7 @@ enum kv_limit {
 	KV_ITEM_MAX = 1960,	  /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
 	KV_VALUE_MAX = 1952,	  /* bytes in a value: an item's budget less the smallest key */
 	KV_BATCH_MAX = 64,	  /* requests in one batch, that is, in one packet */
-	KV_SLOTS = 16,		  /* batches in flight in one queue pair; a power of two */
+	KV_SLOTS = 64,		  /* batches in flight in one queue pair; a power of two */
 	KV_INLINE_MAX = 8,	  /* bytes of key or value that travel inside a record */
 	KV_PAYLOAD_BYTES = 4096,  /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
 				     so that any masked offset plus any masked length stays inside */
@@ -35,11 +35,12 @@ enum kv_limit {
 	KV_ENGINES_MAX = 16,	  /* processing engines, each behind a UDP port of its own */
 	KV_CPUS_MAX = 256,	  /* cores that may run the communication engine */
 	KV_CALM_FRAMES = 64,	  /* frames without a flush before the pipeline grows by one */
+	KV_CALM_FLUSH_FRAMES = 64,   /* a flush after so many frames without one says nothing about the depth */
 	KV_CALM_FRAMES_MAX = 65536, /* the same after many flushes */
 	KV_WAIT_TURNS = 512,	  /* turns of the wait for a response before it looks at the clock in each */
-	KV_WAIT_CLOCK_TURNS = 2048, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
-	KV_WAIT_NS = 15000,	  /* longest wait for a response */
-	KV_STALLED_WAITS = 8,	  /* waits that ran out in a row before nobody waits for that engine any more */
+	KV_WAIT_CLOCK_TURNS = 3500, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
+	KV_WAIT_NS = 60000,	  /* longest wait for a response */
+	KV_STALLED_WAITS = 4,	  /* waits that ran out in a row before nobody waits for that engine any more */
 	KV_TEMPLATE_FRAME = 2048, /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096,	  /* packets the load generator keeps outstanding; a power of two */
 	KV_HISTOGRAM_SUB_BITS = 5, /* 2^5 buckets to each power of two: 3 % resolution */
@@ -148,33 +149,40 @@ KV_ASSERT(sizeof(struct kv_response) == 16);
 
 /* One cache line, written by the communication engine only. Counters of batches; slot = counter % KV_SLOTS. */
 struct kv_request_control {
-	__u32 published;	/*  0, batches appended: the one store that hands over a batch */
-	__u32 answered;		/*  4, batches whose response has been taken */
-	__u8 count[KV_SLOTS];	/*  8, the paper's RC: requests in each slot's batch */
-	__u8 has_payload[KV_SLOTS]; /* 24, 1 if the slot's payload holds this batch's packet body */
-	__u8 padding[24];	/* 40 */
+	__u32 published;  /*  0, batches appended: the one store that hands over a batch */
+	__u32 answered;	  /*  4, batches whose response has been taken */
+	__u8 padding[56]; /*  8 */
 };
 KV_ASSERT(sizeof(struct kv_request_control) == 64);
 
 /* One cache line, written by the processing engine only. */
 struct kv_response_control {
-	__u32 published;		/*  0, batches processed: the one store that hands back a batch */
-	__u16 alive;			/*  4, 1 while an engine serves this queue pair */
-	__u16 engine_cpu;		/*  6, its core: the communication engine must not wait for it there */
-	__u16 wire_bytes[KV_SLOTS];	/*  8, bytes that each slot's responses take on the wire, headers included */
-	__u8 padding[24];		/* 40 */
+	__u32 published;  /*  0, batches processed: the one store that hands back a batch */
+	__u16 alive;	  /*  4, 1 while an engine serves this queue pair */
+	__u16 engine_cpu; /*  6, its core: the communication engine must not wait for it there */
+	__u8 padding[56]; /*  8 */
 };
 KV_ASSERT(sizeof(struct kv_response_control) == 64);
 
+/* A batch of requests. The head shares a cache line with the first record: a batch of one is one line. */
 struct kv_request_slot {
-	struct kv_request records[KV_BATCH_MAX]; /* 0 */
-	__u8 payload[KV_PAYLOAD_BYTES];		 /* 2048 */
+	__u8 count;	  /*  0, the paper's RC: requests in the batch */
+	__u8 has_payload; /*  1, 1 if the payload holds this batch's packet body */
+	__u8 padding[30]; /*  2 */
+	struct kv_request records[KV_BATCH_MAX]; /* 32 */
+	__u8 padding1[32];
+	__u8 payload[KV_PAYLOAD_BYTES]; /* 2112 */
 };
+KV_ASSERT(sizeof(struct kv_request_slot) == 2112 + KV_PAYLOAD_BYTES);
 
 struct kv_response_slot {
-	struct kv_response records[KV_BATCH_MAX]; /* 0 */
-	__u8 payload[KV_PAYLOAD_BYTES];		  /* 1024 */
+	__u16 wire_bytes; /*  0, that the responses take on the wire, their headers included */
+	__u8 padding[14]; /*  2 */
+	struct kv_response records[KV_BATCH_MAX]; /* 16 */
+	__u8 padding1[48];
+	__u8 payload[KV_PAYLOAD_BYTES]; /* 1088 */
 };
+KV_ASSERT(sizeof(struct kv_response_slot) == 1088 + KV_PAYLOAD_BYTES);
 
 /* One per pair of a communication core and a processing engine; shared memory of the two. */
 struct kv_queue_pair {
@@ -185,7 +193,7 @@ struct kv_queue_pair {
 	struct kv_request_slot requests[KV_SLOTS];   /* 256 */
 	struct kv_response_slot responses[KV_SLOTS];
 };
-KV_ASSERT(sizeof(struct kv_queue_pair) == 256 + KV_SLOTS * (2048 + 1024 + 2 * KV_PAYLOAD_BYTES));
+KV_ASSERT(sizeof(struct kv_queue_pair) == 256 + KV_SLOTS * (2112 + 1088 + 2 * KV_PAYLOAD_BYTES));
 
 /* ---- What the communication engine keeps to itself ------------------------------------------------------------ */
 
@@ -241,7 +249,7 @@ struct kv_dpu_queue {
 	__u32 answered;	     /*  4 */
 	__u32 depth;	     /*  8, batches that may stay parked now */
 	__u32 ceiling;	     /* 12, deepest pipeline that needed no flush */
-	__u32 calm;	     /* 16, frames since the depth last changed */
+	__u32 calm;	     /* 16, frames since the depth last changed, or since the last flush */
 	__u32 calm_wanted;   /* 20, frames that must pass before the depth may grow over the ceiling */
 	__u32 stalled;	     /* 24, waits in a row that ran out */
 	__u32 stalled_at;    /* 28, the engine's counter then */

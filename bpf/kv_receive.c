@@ -69,7 +69,7 @@ int kv_flush(struct xdp_md *ctx)
 	KV_WRITE_ONCE(queue->flushing, 1);
 	parked_batches = kv_slots_in_use(queue);
 	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
-		kv_depth_was_too_deep(queue, parked_batches);
+		kv_depth_met_flush(queue, parked_batches);
 		verdict = kv_reply_with_oldest(ctx, pair, queue);
 		if (verdict == XDP_TX)
 			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;

@@ -25,8 +25,8 @@ static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
 static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 						       __u32 slot, __u32 request_count, __u32 has_payload)
 {
-	pair->request_control.count[slot] = request_count;
-	pair->request_control.has_payload[slot] = has_payload;
+	pair->requests[slot].count = request_count;
+	pair->requests[slot].has_payload = has_payload;
 	KV_PUBLISH_BARRIER();
 	queue->published++;
 	KV_WRITE_ONCE(pair->request_control.published, queue->published);
@@ -82,8 +82,10 @@ static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct
 }
 
 /*
- * How many batches may stay parked. It grows by one after a calm stretch. A flush shows that no frame came to carry
- * a response: then it falls to what would have been carried, and growing beyond that takes ever longer.
+ * How many batches may stay parked. It grows by one after a calm stretch. A flush means that no frame came to carry a
+ * response; soon after the last one it shows that the pipeline is too deep for this load: the depth falls to what would
+ * have been carried, and growing beyond that takes ever longer. A rare flush is the price of a pause in a busy stream,
+ * and with more parked than the depth allows it was the engine that was late.
  */
 static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue)
 {
@@ -104,14 +106,17 @@ static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue)
 	return queue->depth < KV_DEPTH_MIN ? KV_DEPTH_MIN : queue->depth;
 }
 
-static __always_inline void kv_depth_was_too_deep(struct kv_dpu_queue *queue, __u32 parked_batches)
+static __always_inline void kv_depth_met_flush(struct kv_dpu_queue *queue, __u32 parked_batches)
 {
-	if (queue->calm == 0) /* the same flush goes on */
-		return;
-	if (queue->depth >= parked_batches)
-		queue->depth = parked_batches - 1;
-	queue->ceiling = queue->depth;
+	__u32 calm = queue->calm;
+
 	queue->calm = 0;
+	if (calm == 0 || calm >= KV_CALM_FLUSH_FRAMES) /* the same flush goes on, or a rare one */
+		return;
+	if (parked_batches > queue->depth)
+		return;
+	queue->depth = parked_batches - 1;
+	queue->ceiling = queue->depth;
 	queue->calm_wanted = queue->calm_wanted < KV_CALM_FRAMES ? KV_CALM_FRAMES : queue->calm_wanted * 2;
 	if (queue->calm_wanted > KV_CALM_FRAMES_MAX)
 		queue->calm_wanted = KV_CALM_FRAMES_MAX;

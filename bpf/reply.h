@@ -134,7 +134,7 @@ static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_qu
 {
 	__u32 slot = queue->answered & KV_SLOT_MASK;
 	const struct kv_parked_batch *parked = &queue->parked[slot];
-	__u32 wire_bytes = KV_READ_ONCE(pair->response_control.wire_bytes[slot]);
+	__u32 wire_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
 	__u32 shift = parked->vlan_type ? KV_VLAN_BYTES : 0;
 	__u32 frame_bytes, frame_bytes_now, request_count;
 	void *data, *data_end;

@@ -42,7 +42,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How responses get out: wait for each, keep `depth` parked, or whatever the load suggests."""
     depth: int = 4
     """Most batches that stay parked for a later frame to carry."""
-    flush_after_us: float = 20.0
+    flush_after_us: float = 30.0
     """A response that no frame carried leaves by the sender after so long."""
 
     def check(self) -> None:

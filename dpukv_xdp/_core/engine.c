@@ -15,7 +15,7 @@
 #include "ticks.h"
 
 #define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
-#define KV_PREFETCH_REQUESTS 32	   /* a round takes batches until it has so many requests */
+#define KV_ROUND_REQUESTS 32	   /* a round takes batches until it has so many requests */
 #define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
 
 static uint32_t kv_engine_serve(struct kv_engine *engine, uint32_t cpu);
@@ -102,14 +102,15 @@ static uint32_t kv_engine_serve(struct kv_engine *engine, uint32_t cpu)
 static uint32_t kv_engine_prefetch(struct kv_engine *engine, const struct kv_queue_pair *pair, uint32_t first,
 				   uint32_t batches)
 {
+	const struct kv_store *store = engine->store;
 	uint32_t taken = 0;
 
-	for (uint32_t requests = 0; taken < batches && requests < KV_PREFETCH_REQUESTS; taken++) {
+	for (uint32_t requests = 0; taken < batches && requests < KV_ROUND_REQUESTS; taken++) {
 		const struct kv_request_slot *slot = &pair->requests[KV_SLOT(first + taken)];
 		uint32_t count = kv_batch_requests(pair, KV_SLOT(first + taken));
 
 		for (uint32_t r = 0; r < count; r++)
-			kv_store_prefetch_bucket(engine->store, slot->records[r].key_hash);
+			kv_store_prefetch_bucket(store, slot->records[r].key_hash);
 		requests += count;
 	}
 	for (uint32_t i = 0; i < taken; i++) {
@@ -117,7 +118,7 @@ static uint32_t kv_engine_prefetch(struct kv_engine *engine, const struct kv_que
 		uint32_t count = kv_batch_requests(pair, KV_SLOT(first + i));
 
 		for (uint32_t r = 0; r < count; r++)
-			kv_store_prefetch_item(engine->store, slot->records[r].key_hash);
+			kv_store_touch_item(store, slot->records[r].key_hash);
 	}
 	return taken;
 }
@@ -130,6 +131,7 @@ struct kv_reply {
 	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
 };
 
+static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
 static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slot *requests,
 			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response);
 
@@ -139,7 +141,6 @@ static uint32_t kv_engine_process(struct kv_engine *engine, struct kv_queue_pair
 	const struct kv_request_slot *requests = &pair->requests[slot];
 	struct kv_reply reply = { .slot = &pair->responses[slot] };
 	uint32_t count = kv_batch_requests(pair, slot);
-	struct kv_store *store = engine->store;
 
 	if (count == 0)
 		engine->stats.bad_batches++;
@@ -147,29 +148,36 @@ static uint32_t kv_engine_process(struct kv_engine *engine, struct kv_queue_pair
 		const struct kv_request *request = &requests->records[i];
 		struct kv_response *response = &reply.slot->records[i];
 		uint64_t header = request->header;
-		uint32_t value_bytes = 0;
 
-		if (engine->engines == 1 && header == KV_HEADER(KV_OP_GET, 0, 8, 0)) {
+		if (__builtin_expect(engine->engines == 1 && header == KV_HEADER(KV_OP_GET, 0, 8, 0), 1)) {
 			const uint8_t *long_value;
+			uint32_t value_bytes;
 			uint64_t value;
-			int result = kv_store_get8(store, request->key_hash, request->key, 8, &value, &value_bytes,
-						   &long_value);
+			int result = kv_store_get8(engine->store, request->key_hash, request->key, 8, &value,
+						   &value_bytes, &long_value);
 
-			engine->stats.gets++;
 			if (__builtin_expect(value_bytes <= KV_INLINE_MAX, 1)) {
+				engine->stats.gets++;
 				response->value = value;
 				response->header = KV_HEADER(KV_OP_GET, result, 0, value_bytes);
 				reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
 				continue;
 			}
-			engine->stats.gets--;
 		}
-		reply.room = engine->response_bytes_max - reply.wire_bytes - (count - 1 - i) * KV_INLINE_REPLY_BYTES;
+		kv_reply_make_room(&reply, engine->response_bytes_max, count - 1 - i);
 		response->header = kv_execute(engine, requests, request, &reply, response);
 		reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(response->header));
 	}
 	engine->stats.requests += count;
 	return reply.wire_bytes;
+}
+
+/* What a response may take so that each one behind it still has room for a header and a short value. */
+static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind)
+{
+	uint32_t taken = reply->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
+
+	reply->room = taken < response_bytes_max ? response_bytes_max - taken : 0;
 }
 
 static int kv_execute_get(struct kv_engine *engine, const struct kv_request *request, const uint8_t *key,

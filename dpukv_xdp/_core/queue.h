@@ -21,7 +21,7 @@ static inline uint32_t kv_batches_ready(const struct kv_queue_pair *pair, uint32
 /* Requests in a slot's batch; more than KV_BATCH_MAX is not believed. */
 static inline uint32_t kv_batch_requests(const struct kv_queue_pair *pair, uint32_t slot)
 {
-	uint32_t count = __atomic_load_n(&pair->request_control.count[slot], __ATOMIC_RELAXED);
+	uint32_t count = __atomic_load_n(&pair->requests[slot].count, __ATOMIC_RELAXED);
 
 	return count <= KV_BATCH_MAX ? count : 0;
 }
@@ -31,7 +31,7 @@ static inline uint32_t kv_batch_requests(const struct kv_queue_pair *pair, uint3
  */
 static inline void send_response_queue_to_dpu(struct kv_queue_pair *pair, uint32_t processed, uint32_t wire_bytes)
 {
-	pair->response_control.wire_bytes[KV_SLOT(processed - 1)] = wire_bytes;
+	pair->responses[KV_SLOT(processed - 1)].wire_bytes = wire_bytes;
 	__atomic_store_n(&pair->response_control.published, processed, __ATOMIC_RELEASE);
 }
 

@@ -229,7 +229,7 @@ static void check_get(struct kv_store *store, const struct model *model, const s
 	uint32_t value_bytes = ~0u;
 
 	kv_store_prefetch_bucket(store, item->key_hash);
-	kv_store_prefetch_item(store, item->key_hash);
+	kv_store_touch_item(store, item->key_hash);
 	fill(wanted, item->value_bytes, item->seed);
 	if (item->key_bytes <= 8)
 		check_get8(store, item, expected, wanted);
