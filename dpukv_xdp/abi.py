@@ -1,7 +1,9 @@
-"""What bpf/kv_abi.h says, for Python: constants, enumerations and numpy dtypes, computed through cffi.
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What bpf/kv_abi.h says, for Python: constants, enumerations and numpy dtypes, computed through
+cffi.
 
-Every `KV_...` enumerator and numeric macro of the header is an attribute of this module (`abi.KV_KEY_MAX`). Nothing here
-repeats a number, an offset or a name from the header.
+Every `KV_...` enumerator and numeric macro of the header is an attribute of this module
+(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the header.
 """
 
 from enum import IntEnum
@@ -29,7 +31,7 @@ def _enumeration(python_name: str, c_name: str, prefix: str) -> Any:
     """An IntEnum of a C enumeration; members lose the prefix that C needs."""
     members = {
         name.removeprefix(prefix): value
-        for value, name in ffi.typeof(f"enum {c_name}").elements.items()
+        for name, value in ffi.typeof(f"enum {c_name}").relements.items()
         if name.startswith(prefix)
     }
     return IntEnum(python_name, sorted(members.items(), key=lambda item: item[1]))
@@ -42,7 +44,9 @@ Counter = _enumeration("Counter", "kv_counter", "KV_COUNTER_")
 
 @cache
 def dtype(struct_name: str) -> np.dtype[np.void]:
-    """The numpy dtype of a structure, field by field at the compiler's offsets; KeyError for an unknown name."""
+    """The numpy dtype of a structure, field by field at the compiler's offsets; KeyError for an
+    unknown name.
+    """
     return _dtype_of(ffi.typeof(f"struct {struct_name}"))
 
 
@@ -62,7 +66,9 @@ def hash_key(key: bytes) -> int:
 
 
 def hash_keys(keys: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """CityHash64 of many keys of one length: a uint64 array (8-byte keys) or a uint8 matrix [keys, key_bytes]."""
+    """CityHash64 of many keys of one length: a uint64 array (8-byte keys) or a uint8 matrix [keys,
+    key_bytes].
+    """
     rows = np.ascontiguousarray(keys)
     key_bytes = rows.itemsize if rows.ndim == 1 else rows.shape[1] * rows.itemsize
     hashes = np.empty(rows.shape[0], dtype=np.uint64)

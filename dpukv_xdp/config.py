@@ -9,14 +9,13 @@ from typing import Any, Literal
 import msgspec
 
 from dpukv_xdp import abi
+from dpukv_xdp._core._native import lib
 from dpukv_xdp.designs import find_design
 from dpukv_xdp.errors import UsageError
 
 Respond = Literal["adaptive", "wait", "pipeline"]
 RESPOND_WAYS: tuple[Respond, ...] = ("adaptive", "wait", "pipeline")
 
-ENTRY_BYTES_8_8 = 32
-"""Log bytes of an item with a key and a value of 8 bytes, for the default log size."""
 LOG_BYTES_MAX = 1 << 40
 ITEMS_MAX = 1 << 34
 
@@ -56,7 +55,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
         _require(
             set(self.engine_cpus) <= cpus and len(self.engine_cpus) in (0, self.engines),
-            f"engine cores {list(self.engine_cpus)} are not {self.engines} of the cores {sorted(cpus)}",
+            f"engine cores {list(self.engine_cpus)} are not {self.engines} of the cores "
+            f"{sorted(cpus)}",
         )
         _require(1 <= self.items <= ITEMS_MAX, f"{self.items} items are not 1 to {ITEMS_MAX}")
         _require(
@@ -72,6 +72,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             f"flushing after {self.flush_after_us:g} us is not 1 to 1000000",
         )
 
+    @staticmethod
+    def entry_bytes(key_bytes: int, value_bytes: int) -> int:
+        """Log bytes that an item takes."""
+        return int(lib.kv_store_entry_bytes(key_bytes, value_bytes))
+
     def engine_cpu(self, engine: int) -> int:
         """The core of an engine."""
         cpus = self.engine_cpus or tuple(sorted(os.sched_getaffinity(0)))
@@ -83,7 +88,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def log_bytes_per_engine(self) -> int:
         """Log bytes of one partition."""
-        total = self.log_bytes or 2 * self.items * ENTRY_BYTES_8_8
+        total = self.log_bytes or 2 * self.items * self.entry_bytes(8, 8)
         return -(-total // self.engines)
 
     def depths(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The table of designs: who communicates, who processes, and how their cores are paired (paper, section 4).
+"""The table of designs: who communicates, who processes, and how their cores are paired (paper,
+section 4).
 
 A design is a row. What serves requests reads the columns, never the name.
 """

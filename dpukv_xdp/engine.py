@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dpukv_xdp._core._native import ffi, lib
@@ -22,7 +23,9 @@ STOP_TIMEOUT_SECONDS = 5.0
 class NativeThread:
     """A pinned thread that runs one native loop until it is told to stop."""
 
-    def __init__(self, name: str, cpu: int, loop: Callable[[], int], stop: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, cpu: int, loop: Callable[[], int], stop: Callable[[], None]
+    ) -> None:
         self.cpu = cpu
         self._loop = loop
         self._stop = stop
@@ -145,8 +148,8 @@ class Senders:
                 thread = NativeThread(
                     f"sender {cpu}",
                     cpu,
-                    lambda sender=sender: int(lib.kv_sender_run(sender)),
-                    lambda sender=sender: _stop_sender(sender),
+                    partial(lib.kv_sender_run, sender),
+                    partial(_stop_sender, sender),
                 )
                 thread.start(_become_realtime)
                 self._threads.append(thread)
@@ -169,13 +172,17 @@ def _stop_sender(sender: Any) -> None:
 
 
 def _raise_priority() -> None:
-    """An engine that is preempted makes the communication engine wait in vain; not being allowed is no failure."""
+    """An engine that is preempted makes the communication engine wait in vain; not being allowed is
+    no failure.
+    """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ENGINE_NICE)
 
 
 def _become_realtime() -> None:
-    """A sender sleeps nearly always and must not queue behind a spinning engine or generator when it wakes."""
+    """A sender sleeps nearly always and must not queue behind a spinning engine or generator when
+    it wakes.
+    """
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(SENDER_PRIORITY))
 

@@ -38,6 +38,12 @@ UNFINISHED = ".new"  # the end of a file's name while it is written
 NAMESPACE_DIR = Path("/run/netns")
 
 PREFIX_BITS = 24
+NAPI_PROGRAM = "kv_lab_napi"
+"""The XDP program that a lab leaves on the client's interface, and that any of ours may replace. It
+lets every frame pass. A veth end that transmits with XDP_TX rings its peer's bell only if the peer
+has an XDP program (veth_xdp_flush() in the kernel): without, answers would lie in the peer's ring
+until another frame comes.
+"""
 LINK_TIMEOUT_SECONDS = 10.0
 TERMINATE_GRACE_SECONDS = 3.0
 KILL_TIMEOUT_SECONDS = 10.0
@@ -90,6 +96,8 @@ class AttachmentRecord(msgspec.Struct, frozen=True):
     namespace_inode: int
     """The network namespace that the interface is in."""
     owner: Process
+    replaces_napi: bool = False
+    """Whether NAPI_PROGRAM stood there before, and comes back."""
 
 
 class Lab:
@@ -261,29 +269,44 @@ def register_attachment(
 ) -> nic.Attachment:
     """Attach a program as nic.attach_xdp does, so that it is found and removed after a kill.
 
-    Programs that a dead process of ours left behind go first. Raises what nic.attach_xdp raises.
+    Programs that a dead process of ours left behind go first, and NAPI_PROGRAM makes room. Raises
+    what nic.attach_xdp raises.
     """
     _require_root("attaching XDP")
     remove_stale_attachments()
-    index = nic.find(interface).index
-    program_id, _ = nic.program_info(program_fd)
-    record = AttachmentRecord(interface, index, program_id, _namespace_inode(), _this_process())
+    found = nic.find(interface)
+    napi = next((p.program_id for p in found.programs if p.name == NAPI_PROGRAM), None)
+    record = AttachmentRecord(
+        interface=interface,
+        index=found.index,
+        program_id=nic.program_info(program_fd)[0],
+        namespace_inode=_namespace_inode(),
+        owner=_this_process(),
+        replaces_napi=napi is not None,
+    )
     path = _attachment_path(record)
     with _locked_register():
         _write(path, record)
     try:
-        return nic.attach_xdp(interface, program_fd, modes=modes)
+        return nic.attach_xdp(interface, program_fd, modes=modes, instead_of=napi)
     except BaseException:
-        nic.detach_xdp(index, program_id)
+        _take_off(record)
         path.unlink(missing_ok=True)
         raise
 
 
 def release_attachment(attachment: nic.Attachment) -> bool:
-    """Take our program off again, wherever it still is; whether it was."""
-    was_there = nic.detach_xdp(attachment.index, attachment.program_id)
-    name = f"attachment-{_namespace_inode()}-{attachment.index}-{attachment.program_id}.json"
-    (REGISTER_DIR / name).unlink(missing_ok=True)
+    """Take our program off again; whether it was there.
+
+    Call it in the network namespace that it was attached in.
+    """
+    parts = f"{_namespace_inode()}-{attachment.index}-{attachment.program_id}"
+    path = REGISTER_DIR / f"attachment-{parts}.json"
+    record = _read(path, AttachmentRecord)
+    if record is None:  # somebody emptied the register
+        return nic.detach_xdp(attachment.index, attachment.program_id)
+    was_there = _take_off(record)
+    path.unlink(missing_ok=True)
     return was_there
 
 
@@ -295,7 +318,7 @@ def remove_stale_attachments() -> list[str]:
         record = _read(path, AttachmentRecord)
         if record is None or record.namespace_inode != here or is_alive(record.owner):
             continue
-        if nic.detach_xdp(record.index, record.program_id):
+        if _take_off(record):
             removed.append(f"XDP program {record.program_id} taken off {record.interface}")
         path.unlink(missing_ok=True)
     return removed
@@ -306,6 +329,17 @@ def list_attachments() -> list[AttachmentRecord]:
     paths = sorted(REGISTER_DIR.glob("attachment-*.json"))
     records = (_read(path, AttachmentRecord) for path in paths)
     return [record for record in records if record is not None]
+
+
+def _take_off(record: AttachmentRecord) -> bool:
+    """Whether the program was there; in the network namespace of the record."""
+    if not record.replaces_napi:
+        return nic.detach_xdp(record.index, record.program_id)
+    napi_fd = nic.load_pass_program(NAPI_PROGRAM)
+    try:
+        return nic.detach_xdp(record.index, record.program_id, successor_fd=napi_fd)
+    finally:
+        os.close(napi_fd)
 
 
 def _attachment_path(record: AttachmentRecord) -> Path:
@@ -405,6 +439,8 @@ def _build(record: LabRecord) -> None:
     for end in (server, client):
         with in_namespace(end.namespace):
             _wait_until_up(end.interface)
+    with in_namespace(client.namespace):
+        _attach_napi_program(client.interface)
 
 
 def _make_namespace(name: str) -> None:
@@ -459,6 +495,15 @@ def _configure_end(end: End, peer: End, mtu: int) -> None:
         netlink.addr("add", index=index, address=end.address, prefixlen=PREFIX_BITS)
         netlink.link("set", index=index, state="up", mtu=mtu)
         netlink.neigh("add", dst=peer.address, lladdr=peer.mac, ifindex=index, state="permanent")
+
+
+def _attach_napi_program(interface: str) -> None:
+    """See NAPI_PROGRAM."""
+    napi_fd = nic.load_pass_program(NAPI_PROGRAM)
+    try:
+        nic.attach_xdp(interface, napi_fd)
+    finally:
+        os.close(napi_fd)
 
 
 def _disable_ipv6() -> None:

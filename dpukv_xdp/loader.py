@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Compile and load BPF programs with bcc. The only module that knows bcc; file descriptors cross its boundary."""
+"""Compile and load BPF programs with bcc. The only module that knows bcc; file descriptors cross
+its boundary.
+"""
 
 import os
 import re
@@ -17,12 +19,15 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.errors import DpukvError, LoadError, MissingError
 from dpukv_xdp.kernel_headers import kernel_source
 
-# Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's own headers, not ours.
+# Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
+# own headers, not ours.
 _CFLAGS = (f"-I{abi.BPF_DIR}", "-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
 
 
 class LoadedObject:
-    """One compiled source file: its programs' and maps' file descriptors live as long as this object."""
+    """One compiled source file: its programs' and maps' file descriptors live as long as this
+    object.
+    """
 
     def __init__(self, bpf: Any, programs: Mapping[str, int]) -> None:
         self._bpf = bpf
@@ -33,7 +38,9 @@ class LoadedObject:
         return int(self._bpf[name.encode()].map_fd)
 
     def read_array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """A copy of an array map, all entries: shape [entries], or [entries, cores] for a per-core map."""
+        """A copy of an array map, all entries: shape [entries], or [entries, cores] for a per-core
+        map.
+        """
         table = self._bpf[name.encode()]
         entries = len(table)
         # Array maps round a value up to eight bytes; all of ours are multiples already.
@@ -76,7 +83,9 @@ def map_memory(map_fd: int, element: str, count: int) -> Any:
 
 
 def map_array(map_fd: int, struct_name: str, count: int) -> npt.NDArray[Any]:
-    """A mapped BPF_F_MMAPABLE array as a numpy array: reading and writing it is reading and writing the map."""
+    """A mapped BPF_F_MMAPABLE array as a numpy array: reading and writing it is reading and writing
+    the map.
+    """
     memory = map_memory(map_fd, f"struct {struct_name}", count)
     buffer = ffi.buffer(memory, count * abi.SIZE(struct_name))
     return np.frombuffer(buffer, dtype=abi.dtype(struct_name))
@@ -93,7 +102,9 @@ def program_stats(program_fd: int) -> tuple[int, int]:
 
 @contextmanager
 def enabled_stats() -> Iterator[None]:
-    """The kernel's BPF run-time statistics are on within the block; they cost two clock reads a run."""
+    """The kernel's BPF run-time statistics are on within the block; they cost two clock reads a
+    run.
+    """
     stats_fd = lib.kv_bpf_enable_stats()
     if stats_fd < 0:
         raise MissingError("BPF run-time statistics", f"root ({os.strerror(-stats_fd)})")
@@ -133,11 +144,15 @@ def _captured_stderr() -> Iterator[Any]:
 
 
 def _telling_line(source: Path, log: str, error: Exception) -> str:
-    """The line that says what is wrong: clang's first error, or the verifier's last words before its summary."""
+    """The line that says what is wrong: clang's first error, or the verifier's last words before
+    its summary.
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in lines:
         if re.search(r"\berror:", line):
             return line
-    verdicts = [line for line in lines if not re.match(r"(processed \d+ insns|verification time)", line)]
+    verdicts = [
+        line for line in lines if not re.match(r"(processed \d+ insns|verification time)", line)
+    ]
     detail = verdicts[-1] if verdicts else str(error)
     return f"{source.name} was refused by the kernel's verifier: {detail}"

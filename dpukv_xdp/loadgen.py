@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The load generator: prepared frames sent as live frames by one BPF program, answers checked by another.
+"""The load generator: prepared frames sent as live frames by one BPF program, answers checked by
+another.
 
 Python prepares, starts, watches and stops; nothing of it runs per packet.
 """
@@ -12,7 +13,6 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +129,7 @@ class LoadGenerator:
         }
 
     def begin(self, plan: Plan, loop: Loop, templates: int, packets: int = 0) -> None:
-        """Start sending the first `templates` prepared frames over and over, or `packets` in all."""
+        """Start sending the first `templates` frames over and over, or `packets` in all."""
         loop.check()
         if self._thread is not None:
             raise DpukvError("the generator runs already: end it first")
@@ -155,7 +155,7 @@ class LoadGenerator:
         ready.wait()
 
     def end(self) -> int:
-        """Stop sending, wait for what is still out, and return how many requests of that were lost."""
+        """Stop sending, wait for what is still out, and return how many of its requests were lost."""
         self._control["state"] = abi.KV_LOAD_DRAINING
         deadline_ns = time.monotonic_ns() + 2 * TIMEOUT_NS
         while self._slots["busy"].any() and time.monotonic_ns() < deadline_ns:
@@ -214,7 +214,9 @@ class LoadGenerator:
         self._status = 0 if status == -errno.EINTR else status
 
     def _stop_thread(self) -> None:
-        """The kernel looks for signals between batches only, and one may arrive before the call: repeat it."""
+        """The kernel looks for signals between batches only, and one may arrive before the call:
+        repeat it.
+        """
         self._control["state"] = abi.KV_LOAD_STOPPED
         thread, self._thread = self._thread, None
         self._stopping = True

@@ -122,18 +122,22 @@ def programs(index: int) -> tuple[XdpProgram, ...]:
 
 
 def attach_xdp(
-    interface: str, program_fd: int, *, modes: tuple[str, ...] = DEFAULT_MODES
+    interface: str,
+    program_fd: int,
+    *,
+    modes: tuple[str, ...] = DEFAULT_MODES,
+    instead_of: int | None = None,
 ) -> Attachment:
     """Our program on the interface, in the first of `modes` that it takes, read back to be sure.
 
-    Raises BusyError, with nothing changed, if another program is there; UsageError if there is no
+    It may take the place of the program with the number `instead_of`. Raises BusyError, with nothing changed, if another program is there; UsageError if there is no
     such interface; MissingError without the privilege; DpukvError if no mode was taken.
     """
     index = find(interface).index
     program_id = program_info(program_fd)[0]
     refusals: list[str] = []
     for mode in modes:
-        refusal = _try_attach(interface, index, program_fd, mode)
+        refusal = _try_attach(interface, index, program_fd, mode, instead_of)
         if refusal is None:
             _verify_attached(interface, index, program_id, mode)
             native_refused = "; ".join(refusals) or None
@@ -142,10 +146,11 @@ def attach_xdp(
     raise DpukvError("; ".join(refusals))
 
 
-def detach_xdp(index: int, program_id: int) -> bool:
+def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD) -> bool:
     """Take the program off the interface if it is the one that runs there; whether it was.
 
-    The kernel compares and removes in one step, so somebody else's program is never taken off.
+    A successor takes its place. The kernel compares and removes in one step, so somebody else's
+    program is never taken off.
     """
     mode = next((p.mode for p in programs(index) if p.program_id == program_id), None)
     if mode is None:
@@ -156,7 +161,7 @@ def detach_xdp(index: int, program_id: int) -> bool:
         return False
     flags = XDP_MODE_FLAGS[mode] | XDP_FLAGS_REPLACE
     try:
-        _set_xdp(index, NO_PROGRAM_FD, flags, expected_fd)
+        _set_xdp(index, successor_fd, flags, expected_fd)
     except NetlinkError as error:
         if error.code in (
             errno.ENODEV,
@@ -170,8 +175,12 @@ def detach_xdp(index: int, program_id: int) -> bool:
     return True
 
 
-def _try_attach(interface: str, index: int, program_fd: int, mode: str) -> str | None:
+def _try_attach(
+    interface: str, index: int, program_fd: int, mode: str, instead_of: int | None
+) -> str | None:
     """None on success, else the driver's reason for not taking this mode."""
+    if instead_of is not None and detach_xdp(index, instead_of, successor_fd=program_fd):
+        return None
     try:
         _set_xdp(index, program_fd, XDP_MODE_FLAGS[mode] | XDP_FLAGS_UPDATE_IF_NOEXIST)
     except NetlinkError as error:

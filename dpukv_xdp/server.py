@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A running server: XDP programs on an interface, queue pairs, processing engines and senders, started and stopped."""
+"""A running server: XDP programs on an interface, queue pairs, processing engines and senders,
+started and stopped.
+"""
 
 import contextlib
-import os
 import socket
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from dpukv_xdp import abi, lab, loader, nic
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._native import lib
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import find_design
 from dpukv_xdp.engine import ProcessingEngine, Senders
-from dpukv_xdp.errors import DpukvError, UsageError
+from dpukv_xdp.errors import UsageError
 
 ETHERNET_BYTES = abi.offset("kv_packet_header", "ip_version_ihl")
 VLAN_BYTES = 4
@@ -34,7 +36,7 @@ class Server:
         self._cleanup = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Load, allocate, serve, attach: the interface is touched last. Nothing stays if it fails."""
+        """Load, allocate, serve, attach: the interface comes last. Nothing stays if it fails."""
         with contextlib.ExitStack() as cleanup:
             self._load(cleanup)
             self._start_senders(cleanup)
@@ -58,7 +60,7 @@ class Server:
         }
 
     def counters(self) -> dict[str, int]:
-        """The communication engine's counters, summed over queue pairs, by their names in kv_abi.h."""
+        """The communication engine's counters over all queue pairs, by their names in kv_abi.h."""
         queues = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
         totals = queues["counters"].sum(axis=0, dtype=np.uint64)
         names = list(abi.Counter)[:-1]
@@ -143,7 +145,8 @@ class Server:
     def _attach(self, cleanup: contextlib.ExitStack) -> None:
         if not self.interface.is_up:
             raise UsageError(
-                f"{self.interface.name} is down: bring it up with 'ip link set {self.interface.name} up'"
+                f"{self.interface.name} is down: bring it up with 'ip link set "
+                f"{self.interface.name} up'"
             )
         self.attachment = lab.register_attachment(
             self.interface.name, self._programs.programs["kv_receive"]
@@ -153,8 +156,8 @@ class Server:
 
 def _possible_cpus() -> int:
     """One more than the highest core number that the kernel may ever use."""
-    with open("/sys/devices/system/cpu/possible") as file:
-        return int(file.read().strip().rpartition("-")[2].rpartition(",")[2]) + 1
+    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(ranges.rpartition("-")[2].rpartition(",")[2]) + 1
 
 
 def _network_order_word(address: str | None) -> int:

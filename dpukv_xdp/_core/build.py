@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Build the native core: compile the C sources and let cffi read bpf/kv_abi.h.
 
-cffi (API mode) compiles a C probe of every structure, so a layout that differs from what the header says cannot be
-imported. Nothing generated is kept in the repository.
+cffi (API mode) compiles a C probe of every structure, so a layout that differs from what the header
+says cannot be imported. Nothing generated is kept in the repository.
 """
 
 import os
@@ -25,21 +26,29 @@ CDEF_TYPES = (
 
 
 def declarations(header: Path) -> str:
-    """The declarations of a C header as cffi's parser takes them: preprocessed, without includes and assertions."""
+    """The declarations of a C header as cffi's parser takes them: preprocessed, without includes
+    and assertions.
+    """
     command = [os.environ.get("CC", "cc"), "-E", "-P", "-DKV_ABI_CDEF", f"-I{BPF_DIR}", str(header)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def numeric_macros(header: Path) -> str:
-    """`#define NAME ...` for each macro that is a plain number: cffi asks the compiler for its value."""
-    found = re.findall(r"^#define (KV_\w+) (?:0x[0-9a-f]+ULL|\d+)\b", header.read_text(), re.MULTILINE)
+    """`#define NAME ...` for each macro that is a plain number: cffi asks the compiler for its
+    value.
+    """
+    found = re.findall(
+        r"^#define (KV_\w+) (?:0x[0-9a-f]+ULL|\d+)\b", header.read_text(), re.MULTILINE
+    )
     return "".join(f"#define {name} ...\n" for name in found)
 
 
 def make_ffi() -> FFI:
     """The builder that setuptools calls (`cffi_modules` in pyproject's setup hook)."""
     builder = FFI()
-    builder.cdef(CDEF_TYPES + declarations(HERE / "kv_core.h") + numeric_macros(BPF_DIR / "kv_abi.h"))
+    builder.cdef(
+        CDEF_TYPES + declarations(HERE / "kv_core.h") + numeric_macros(BPF_DIR / "kv_abi.h")
+    )
     flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
     builder.set_source(
         "dpukv_xdp._core._native",

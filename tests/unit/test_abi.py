@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dpukv_xdp._core._native import ffi
 
 from dpukv_xdp import abi, codec
+from dpukv_xdp._core._native import ffi
 from dpukv_xdp.codec import Reply, Request
 from dpukv_xdp.layers import KVBatch, KVItem
 

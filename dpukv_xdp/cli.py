@@ -1,0 +1,591 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Every command. Options become settings, errors become one sentence and an exit status; the work
+is elsewhere.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+
+from dpukv_xdp.config import RESPOND_WAYS
+from dpukv_xdp.errors import DpukvError, MissingError, UsageError
+
+# What takes long to import is imported by the command that needs it: `dpukv --help` and `get`
+# answer at once.
+
+STATUS_INTERRUPTED = 130
+LAB_READY_SECONDS = 20.0
+PLAIN_COLUMNS = 110
+
+
+def main() -> None:
+    """Run the command line; an expected failure is one sentence on stderr."""
+    signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        cli.main(standalone_mode=False, prog_name="dpukv")
+    except DpukvError as error:
+        _fail(str(error), error.exit_status)
+    except click.ClickException as error:
+        _fail(error.format_message(), UsageError.exit_status)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; everything has been taken down", STATUS_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dpukv_xdp", prog_name="dpukv")
+def cli() -> None:
+    """dpukv_xdp: an in-memory key-value store whose communication engine is XDP.
+
+    Start with `dpukv demo`; `dpukv doctor` says what this machine lacks.
+    """
+
+
+# ---- Options that several commands share
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _together(*options: Decorator) -> Decorator:
+    def apply(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="Write the result as JSON to FILE; - is standard output, which then gets nothing else.",
+)
+
+server_options = _together(
+    click.option(
+        "--config", "config_path", type=click.Path(path_type=Path), help="Settings in TOML."
+    ),
+    click.option("--design", help="Which engine runs where; a row of the design table (lat)."),
+    click.option("--port", type=int, help="UDP port of engine 0; engine e has PORT + e (9800)."),
+    click.option(
+        "--engines", type=int, help="Processing engines, one partition and core each (1)."
+    ),
+    click.option("--engine-cpus", "engine_cpus", help="Their cores, such as 0,1 (the first ones)."),
+    click.option("--log-bytes", type=int, help="Bytes of the circular logs together."),
+    click.option(
+        "--huge-pages/--no-huge-pages", default=None, help="2 MiB pages where available (yes)."
+    ),
+    click.option(
+        "--respond",
+        type=click.Choice(RESPOND_WAYS),
+        help="Wait for each response, keep some parked, or as the load suggests (adaptive).",
+    ),
+    click.option("--depth", type=int, help="Most batches that stay parked (4)."),
+    click.option(
+        "--flush-after-us", type=float, help="When a parked response is sent anyway (30)."
+    ),
+)
+
+load_options = _together(
+    click.option("--keys", type=int, default=1 << 20, show_default=True, help="Keys to store."),
+    click.option("--key-size", type=int, default=8, show_default=True, help="Bytes in a key."),
+    click.option("--value-size", type=int, default=8, show_default=True, help="Bytes in a value."),
+    click.option(
+        "--dist",
+        "distribution",
+        default="uniform",
+        show_default=True,
+        help="uniform or zipf (0.99).",
+    ),
+    click.option("--seed", type=int, default=1, show_default=True, help="Of keys and operations."),
+)
+
+
+# ---- Measuring
+
+
+@cli.command()
+@server_options
+@load_options
+@click.option("--workload", default="B", show_default=True, help="YCSB A, B or C.")
+@click.option(
+    "--requests-per-packet",
+    type=int,
+    default=0,
+    help="1 to what fits; 0, the default, is what fits.",
+)
+@click.option("--window", type=int, default=64, show_default=True, help="Packets outstanding.")
+@click.option("--rate", type=float, default=0.0, help="Requests a second of an open loop.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="How long to measure.")
+@click.option("--queues", type=int, default=1, show_default=True, help="The lab's receive queues.")
+@click.option("--mtu", type=int, default=1500, show_default=True, help="The lab's MTU.")
+@click.option("--target", metavar="HOST:PORT", help="Measure a server elsewhere, not in a lab.")
+@click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
+@json_option
+def bench(json_path: str | None, target: str | None, skip_load: bool, **given: Any) -> None:
+    """Measure a workload, and check every value that comes back."""
+    _require_root("bench")
+    from dpukv_xdp.bench import Bench
+    from dpukv_xdp.report import counters_table, results_table
+
+    config, options = _settings(given)
+    destination = None
+    if target is not None:
+        from dpukv_xdp.targets import find_target
+
+        destination = find_target(target, config.engines)
+    with _progress() as progress:
+        progress("building the lab, compiling the XDP programs", 0.0)
+        with Bench(config, options, destination) as session:
+            load = None
+            if not skip_load:
+                progress(f"storing {options.keys:,} keys through the network", 0.0)
+                load = session.load_keys(options)
+            result = {**session.measure(options, progress), "load": load}
+    _emit_json(json_path, result)
+    if json_path != "-":
+        console = _console()
+        console.print(
+            results_table([result], f"design {result['design']}, {_machine_line(result)}")
+        )
+        if load:
+            console.print(
+                f"stored {load['stored']:,} keys in {load['seconds']:.2f} s; "
+                f"first packet after {load['setup_seconds']:.2f} s"
+            )
+        if result["server_counters"]:
+            console.print(counters_table(result["server_counters"], "communication engine"))
+
+
+@cli.command()
+@server_options
+@load_options
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="For each workload.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("dpukv-demo.png"),
+    show_default=True,
+    help="The plot.",
+)
+@json_option
+def demo(json_path: str | None, output: Path, **given: Any) -> None:
+    """Watch the idea run: YCSB A, B and C in a lab of its own, a table and a plot."""
+    _require_root("demo")
+    from dpukv_xdp.demo import run_demo
+    from dpukv_xdp.report import results_table
+
+    config, options = _settings(given)
+    _check_writable(output)
+    with _progress() as progress:
+        result = run_demo(config, options, output, progress)
+    _emit_json(json_path, result)
+    if json_path != "-":
+        console = _console()
+        machine = _machine_line(result["runs"][0])
+        console.print(results_table(result["runs"], f"design {config.design}, {machine}"))
+        load = result["load"]
+        console.print(
+            f"stored {load['stored']:,} keys in {load['seconds']:.2f} s through "
+            f"{result['attachment']['mode']} XDP; every value that came back was checked"
+        )
+        console.print(f"latency against throughput: {result['picture']}")
+
+
+# ---- Serving
+
+
+@cli.command()
+@click.option("--iface", required=True, help="The interface to serve on.")
+@click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
+@server_options
+@json_option
+def serve(iface: str, json_path: str | None, **given: Any) -> None:
+    """Serve on an interface until Ctrl-C or SIGTERM; other traffic goes to the kernel as before."""
+    _require_root("serve")
+    from dpukv_xdp.report import counters_table
+    from dpukv_xdp.server import Server
+
+    config = _server_config(given)
+    console = Console(stderr=True)
+    with Server(config, iface) as server:
+        attachment = server.attachment
+        assert attachment is not None
+        if attachment.native_refused:
+            console.print(f"generic XDP, which is slower: {attachment.native_refused}")
+        where = server.endpoint()
+        console.print(
+            f"serving on {where['address'] or 'any address'}, UDP port {where['port']}"
+            f"{_last_port(where)}, interface {iface} ({attachment.mode} XDP); Ctrl-C ends it"
+        )
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            while True:
+                signal.pause()
+        stats = server.stats()
+    _emit_json(json_path, {"endpoint": where, **stats})
+    if json_path != "-":
+        console.print(counters_table(stats["counters"], "communication engine"))
+
+
+@cli.group(name="lab")
+def lab_group() -> None:
+    """Two namespaces, a veth pair between them, and a running server to try things on."""
+
+
+@lab_group.command()
+@click.option(
+    "--queues", type=int, default=1, show_default=True, help="Receive queues at each end."
+)
+@click.option(
+    "--mtu", type=int, default=1500, show_default=True, help="Bytes of the largest packet."
+)
+@click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
+@server_options
+@json_option
+def up(queues: int, mtu: int, json_path: str | None, **given: Any) -> None:
+    """Build a lab and start a server in it; it stays until `lab down`."""
+    _require_root("lab up")
+    from dpukv_xdp.lab import Lab, remove_stale
+
+    config = _server_config(given)
+    remove_stale()
+    place = Lab.up(queues=queues, mtu=mtu)
+    try:
+        _start_lab_server(place, config)
+        place.keep()
+    except BaseException:
+        place.down()
+        raise
+    facts = _lab_facts(place.record)
+    _emit_json(json_path, facts)
+    if json_path != "-":
+        _print_lab(facts)
+
+
+@lab_group.command()
+@click.argument("lab_id", required=False)
+def down(lab_id: str | None) -> None:
+    """Take down one lab, or every lab that no running command owns, and stale XDP programs."""
+    _require_root("lab down")
+    from dpukv_xdp.lab import (
+        is_alive,
+        list_labs,
+        remove,
+        remove_stale,
+        remove_stale_attachments,
+    )
+
+    removed = remove_stale()
+    for record in list_labs():
+        if record.lab_id == lab_id or (lab_id is None and record.persistent):
+            removed += [record.lab_id] if remove(record.lab_id) else []
+        elif lab_id is None and is_alive(record.owner):
+            click.echo(f"lab {record.lab_id} belongs to running process {record.owner.pid}: kept")
+    if lab_id is not None and lab_id not in removed:
+        raise UsageError(f"there is no lab {lab_id!r}: `dpukv lab status` lists them")
+    for sentence in remove_stale_attachments():
+        click.echo(sentence)
+    click.echo(f"removed: {', '.join(removed) or 'nothing was up'}")
+
+
+@lab_group.command()
+@json_option
+def status(json_path: str | None) -> None:
+    """The labs that are up."""
+    from dpukv_xdp.lab import list_labs
+
+    facts = [_lab_facts(record) for record in list_labs()]
+    _emit_json(json_path, facts)
+    if json_path != "-":
+        for lab_facts in facts:
+            _print_lab(lab_facts)
+        if not facts:
+            click.echo("no lab is up")
+
+
+# ---- Asking
+
+client_options = _together(
+    click.option("--server", "server_address", metavar="HOST:PORT", help="Whom to ask."),
+    click.option(
+        "--lab", "lab_id", help="Ask the server of this lab (default: the one that is up)."
+    ),
+    click.option("--engines", type=int, default=1, show_default=True, help="The server's engines."),
+    click.option(
+        "--timeout", type=float, default=0.2, show_default=True, help="Seconds for each try."
+    ),
+    json_option,
+)
+
+
+@cli.command()
+@click.argument("key")
+@client_options
+def get(key: str, json_path: str | None, **whom: Any) -> None:
+    """Print a key's value; exit status 1 if there is none."""
+    with _client(**whom) as client:
+        value = client.get(key)
+    found = value is not None
+    text = value.decode(errors="backslashreplace") if found else None
+    _emit_json(json_path, {"key": key, "found": found, "value": text})
+    if json_path != "-" and found:
+        click.echo(value)
+    if not found:
+        raise DpukvError(f"there is no key {key!r}")
+
+
+@cli.command(name="set")
+@click.argument("key")
+@click.argument("value")
+@client_options
+def set_command(key: str, value: str, json_path: str | None, **whom: Any) -> None:
+    """Store a value under a key."""
+    with _client(**whom) as client:
+        stored = client.set(key, value)
+    _emit_json(json_path, {"key": key, "stored": stored})
+    if not stored:
+        raise DpukvError(f"the server did not store {key!r}")
+
+
+@cli.command()
+@json_option
+def doctor(json_path: str | None) -> None:
+    """What this machine has and lacks, and how to get it; exit status 1 if something needed is
+    missing.
+    """
+    from dpukv_xdp.doctor import checks
+
+    found = checks()
+    _emit_json(
+        json_path,
+        [
+            {
+                "name": c.name,
+                "ok": c.ok,
+                "found": c.found,
+                "remedy": c.remedy,
+                "required": c.is_required,
+            }
+            for c in found
+        ],
+    )
+    if json_path != "-":
+        for check in found:
+            mark = "ok  " if check.ok else ("MISSING" if check.is_required else "note")
+            click.echo(
+                f"{mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}"
+            )
+    if any(check.is_required and not check.ok for check in found):
+        sys.exit(1)
+
+
+@cli.command(hidden=True)
+@click.argument("kind")
+def role(kind: str) -> None:
+    """A child process of bench: see roles.py."""
+    from dpukv_xdp.roles import run_role
+
+    run_role(kind)
+
+
+# ---- Helpers
+
+
+def _settings(given: dict[str, Any]) -> tuple[Any, Any]:
+    """The command line's options as ServerConfig and BenchOptions."""
+    from dataclasses import fields
+
+    from dpukv_xdp.bench import BenchOptions
+    from dpukv_xdp.workload import DISTRIBUTIONS
+
+    if given["distribution"] not in DISTRIBUTIONS:
+        raise UsageError(
+            f"there is no distribution {given['distribution']!r}: choose one of "
+            f"{', '.join(DISTRIBUTIONS)}"
+        )
+    names = {field.name for field in fields(BenchOptions)}
+    options = BenchOptions(**{name: value for name, value in given.items() if name in names})
+    options.check()
+    config = _server_config({name: value for name, value in given.items() if name not in names})
+    return config, options
+
+
+def _server_config(given: dict[str, Any]) -> Any:
+    from dpukv_xdp.config import load_config
+
+    path = given.pop("config_path")
+    cpus = given.pop("engine_cpus")
+    if cpus is not None:
+        try:
+            given["engine_cpus"] = [int(cpu) for cpu in cpus.split(",")]
+        except ValueError as error:
+            raise UsageError(f"{cpus!r} is not a list of cores such as 0,1") from error
+    return load_config(path, given)
+
+
+@contextlib.contextmanager
+def _client(
+    server_address: str | None, lab_id: str | None, engines: int, timeout: float
+) -> Iterator[Any]:
+    """A client of the server named, or of a lab's server, from that lab's client namespace."""
+    from dpukv_xdp.client import Client
+    from dpukv_xdp.lab import Lab, in_namespace, list_labs
+    from dpukv_xdp.targets import parse_address
+
+    if server_address is not None:
+        with Client(parse_address(server_address), timeout=timeout, ports=engines) as client:
+            yield client
+        return
+    if lab_id is None:
+        labs = [record.lab_id for record in list_labs() if record.persistent]
+        if len(labs) != 1:
+            raise UsageError(
+                f"{len(labs)} labs are up: name a server with --server HOST:PORT or a lab with "
+                f"--lab"
+            )
+        lab_id = labs[0]
+    _require_root("entering a lab's namespace")
+    place = Lab.load(lab_id)
+    details = place.record.details
+    with in_namespace(place.client.namespace):
+        address = (place.server.address, details["port"])
+        with Client(address, timeout=timeout, ports=details["engines"]) as client:
+            yield client
+
+
+def _start_lab_server(place: Any, config: Any) -> None:
+    """`dpukv serve` inside the lab, in the background; returns when it answers."""
+    import msgspec
+
+    from dpukv_xdp.client import Client
+    from dpukv_xdp.errors import NoResponseError
+    from dpukv_xdp.lab import REGISTER_DIR, in_namespace
+
+    config_path = REGISTER_DIR / f"{place.lab_id}.toml"
+    config_path.write_bytes(msgspec.toml.encode(config))
+    log_path = REGISTER_DIR / f"{place.lab_id}.log"
+    argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", place.server.interface]
+    with log_path.open("wb") as log:
+        process = place.spawn(
+            place.server,
+            [*argv, "--config", str(config_path)],
+            die_with_parent=False,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    place.note(port=config.port, engines=config.engines, log=str(log_path))
+    deadline = time.monotonic() + LAB_READY_SECONDS
+    with in_namespace(place.client.namespace):
+        while True:
+            try:
+                with Client((place.server.address, config.port), timeout=0.1, retries=0) as client:
+                    client.ping()
+                return
+            except NoResponseError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    reason = log_path.read_text(errors="replace").strip().splitlines()
+                    raise DpukvError(
+                        f"the lab's server did not start: "
+                        f"{reason[-1] if reason else 'it said nothing'}"
+                    ) from error
+                time.sleep(0.05)
+
+
+def _lab_facts(record: Any) -> dict[str, Any]:
+    import msgspec
+
+    return dict(msgspec.to_builtins(record))
+
+
+def _print_lab(facts: dict[str, Any]) -> None:
+    server, client = facts["server"], facts["client"]
+    port = facts["details"].get("port")
+    click.echo(f"lab {facts['lab_id']}{'' if facts['persistent'] else ' (of a running command)'}")
+    click.echo(
+        f"  server  {server['namespace']}  {server['interface']}  {server['mac']}  "
+        f"{server['address']}"
+        f"{f'  UDP port {port}' if port is not None else ''}"
+    )
+    click.echo(
+        f"  client  {client['namespace']}  {client['interface']}  {client['mac']}  "
+        f"{client['address']}"
+    )
+    if port is not None:
+        click.echo(
+            f"  try     dpukv set hello world && dpukv get hello   (log: {facts['details']['log']})"
+        )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, refresh_per_second=4
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+def _console() -> Console:
+    """Standard output; wide enough for the tables when it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
+
+
+def _emit_json(path: str | None, result: Any) -> None:
+    if path is None:
+        return
+    text = json.dumps(result, indent=2)
+    if path == "-":
+        click.echo(text)
+        return
+    try:
+        Path(path).write_text(text + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise UsageError(f"cannot write {path}: choose another --output")
+
+
+def _last_port(where: dict[str, Any]) -> str:
+    return "" if where["engines"] == 1 else f" to {where['port'] + where['engines'] - 1}"
+
+
+def _machine_line(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return f"{machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}"
+
+
+def _require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise MissingError(f"`dpukv {what}`", "root: run it with sudo")
+
+
+def _raise_exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(sentence: str, status: int) -> None:
+    click.echo(f"dpukv: {sentence}", err=True)
+    sys.exit(status)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The tour: YCSB A, B and C through XDP in a lab of its own, a table, and a latency-throughput
+plot.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dpukv_xdp.bench import Bench, BenchOptions, Progress
+from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.report import plot_latency_throughput
+from dpukv_xdp.workload import WORKLOADS
+
+CURVE_WINDOWS = (1, 2, 4, 8, 16, 32, 64)
+CURVE_SECONDS = 0.5
+
+
+def run_demo(
+    config: ServerConfig, options: BenchOptions, picture: Path, progress: Progress
+) -> dict[str, Any]:
+    """Everything that the demo measures: `load`, `runs` for A, B and C, `curves`, and the picture's
+    path.
+    """
+    steps = len(WORKLOADS) + 2 * len(CURVE_WINDOWS) + 1
+    done = 0
+
+    def step(what: str) -> Progress:
+        nonlocal done
+        done += 1
+        start = done - 1
+        progress(what, start / steps)
+        return lambda _, fraction: progress(what, (start + fraction) / steps)
+
+    with Bench(config, options) as bench:
+        step(f"storing {options.keys:,} keys through the network")
+        load = bench.load_keys(options)
+        runs = [
+            bench.measure(
+                replace(options, workload=name), step(f"YCSB {name}: {workload.description}")
+            )
+            for name, workload in WORKLOADS.items()
+        ]
+        curves = {}
+        for requests in (options.requests_per_packet_max(), 1):
+            curves[f"{requests} requests a packet"] = [
+                bench.measure(
+                    replace(
+                        options,
+                        requests_per_packet=requests,
+                        window=window,
+                        seconds=CURVE_SECONDS,
+                    ),
+                    step(f"{requests} requests a packet, {window} packets outstanding"),
+                )
+                for window in CURVE_WINDOWS
+            ]
+        attachment = bench.attachment
+    plot_latency_throughput(curves, picture)
+    progress("done", 1.0)
+    return {
+        "load": load,
+        "runs": runs,
+        "curves": curves,
+        "picture": str(picture),
+        "attachment": attachment,
+    }

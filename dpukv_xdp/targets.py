@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Reaching a server that is not in our lab: which interface, which addresses."""
+
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dpukv_xdp import nic
+from dpukv_xdp.client import Client
+from dpukv_xdp.codec import Endpoint
+from dpukv_xdp.errors import DpukvError, UsageError
+
+SOURCE_PORT = 49152
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server elsewhere and the way to it."""
+
+    interface: str
+    source: Endpoint
+    destination: Endpoint
+    engines: int
+
+    def __str__(self) -> str:
+        return f"{self.destination.ip}:{self.destination.port}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
+        raise UsageError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def find_target(text: str, engines: int) -> Target:
+    """Resolve HOST:PORT to frames' addresses: the route's interface and the next hop's MAC.
+
+    Pings the server first, which also makes the kernel learn that MAC. Raises UsageError without a
+    route, NoResponseError if nobody answers, DpukvError if the MAC stays unknown.
+    """
+    host, port = parse_address(text)
+    with Client((host, port)) as client:
+        client.ping()
+    with IPRoute() as netlink:
+        try:
+            (route,) = netlink.route("get", dst=host)
+        except NetlinkError as error:
+            raise UsageError(f"there is no route to {host}: {error}") from error
+        index = route.get_attr("RTA_OIF")
+        next_hop = route.get_attr("RTA_GATEWAY") or host
+        (link,) = netlink.link("get", index=index)
+        neighbours = netlink.get_neighbours(ifindex=index)
+        mac = next(
+            (
+                entry.get_attr("NDA_LLADDR")
+                for entry in neighbours
+                if entry.get_attr("NDA_DST") == next_hop
+            ),
+            None,
+        )
+    interface = nic.find(link.get_attr("IFLA_IFNAME"))
+    if mac is None or interface.address is None:
+        raise DpukvError(f"the kernel does not know the MAC address of {next_hop}: check the link")
+    return Target(
+        interface=interface.name,
+        source=Endpoint(interface.mac, interface.address, SOURCE_PORT),
+        destination=Endpoint(mac, host, port),
+        engines=engines,
+    )
