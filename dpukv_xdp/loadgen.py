@@ -155,7 +155,7 @@ class LoadGenerator:
         ready.wait()
 
     def end(self) -> int:
-        """Stop sending, wait for what is still out, and return how many of its requests were lost."""
+        """Stop sending, wait for what is out, and return how many of its requests were lost."""
         self._control["state"] = abi.KV_LOAD_DRAINING
         deadline_ns = time.monotonic_ns() + 2 * TIMEOUT_NS
         while self._slots["busy"].any() and time.monotonic_ns() < deadline_ns:

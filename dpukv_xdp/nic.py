@@ -130,8 +130,9 @@ def attach_xdp(
 ) -> Attachment:
     """Our program on the interface, in the first of `modes` that it takes, read back to be sure.
 
-    It may take the place of the program with the number `instead_of`. Raises BusyError, with nothing changed, if another program is there; UsageError if there is no
-    such interface; MissingError without the privilege; DpukvError if no mode was taken.
+    It may take the place of the program with the number `instead_of`. Raises BusyError, with
+    nothing changed, if another program is there; UsageError if there is no such interface;
+    MissingError without the privilege; DpukvError if no mode was taken.
     """
     index = find(interface).index
     program_id = program_info(program_fd)[0]
