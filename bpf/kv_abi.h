@@ -19,35 +19,35 @@
 #define KV_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-/* ---- Limits ------------------------------------------------------------------------------------------------- */
+/* ---- Limits ---- */
 
 enum kv_limit {
-	KV_KEY_MAX = 255,	  /* bytes in a key; the wire gives the length one byte */
-	KV_FRAME_MAX = 2047,	  /* bytes in an Ethernet frame that holds a batch */
-	KV_ITEM_MAX = 1960,	  /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
-	KV_VALUE_MAX = 1952,	  /* bytes in a value: an item's budget less the smallest key */
-	KV_BATCH_MAX = 64,	  /* requests in one batch, that is, in one packet */
-	KV_SLOTS = 64,		  /* batches in flight in one queue pair; a power of two */
-	KV_INLINE_MAX = 8,	  /* bytes of key or value that travel inside a record */
-	KV_PAYLOAD_BYTES = 4096,  /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
+	KV_KEY_MAX = 255,	 /* bytes in a key; the wire gives the length one byte */
+	KV_FRAME_MAX = 2047,	 /* bytes in an Ethernet frame that holds a batch */
+	KV_ITEM_MAX = 1960,	 /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
+	KV_VALUE_MAX = 1952,	 /* bytes in a value: an item's budget less the smallest key */
+	KV_BATCH_MAX = 64,	 /* requests in one batch, that is, in one packet */
+	KV_SLOTS = 64,		 /* batches in flight in one queue pair; a power of two */
+	KV_INLINE_MAX = 8,	 /* bytes of key or value that travel inside a record */
+	KV_PAYLOAD_BYTES = 4096, /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
 				     so that any masked offset plus any masked length stays inside */
-	KV_PIPELINE_MAX = 8,	  /* deepest pipeline of parked batches */
-	KV_ENGINES_MAX = 16,	  /* processing engines, each behind a UDP port of its own */
-	KV_CPUS_MAX = 256,	  /* cores that may run the communication engine */
-	KV_CALM_FRAMES = 64,	  /* frames without a flush before the pipeline grows by one */
-	KV_CALM_FLUSH_FRAMES = 64,   /* a flush after so many frames without one says nothing about the depth */
+	KV_PIPELINE_MAX = 8,	 /* deepest pipeline of parked batches */
+	KV_ENGINES_MAX = 16,	 /* processing engines, each behind a UDP port of its own */
+	KV_CPUS_MAX = 256,	 /* cores that may run the communication engine */
+	KV_CALM_FRAMES = 64,	 /* frames without a flush before the pipeline grows by one */
+	KV_CALM_FLUSH_FRAMES = 64,  /* a flush after so many frames without one says nothing about the depth */
 	KV_CALM_FRAMES_MAX = 65536, /* the same after many flushes */
-	KV_WAIT_TURNS = 512,	  /* turns of the wait for a response before it looks at the clock in each */
+	KV_WAIT_TURNS = 512,	    /* turns of the wait for a response before it looks at the clock in each */
 	KV_WAIT_CLOCK_TURNS = 3500, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
-	KV_WAIT_NS = 60000,	  /* longest wait for a response */
-	KV_STALLED_WAITS = 4,	  /* waits that ran out in a row before nobody waits for that engine any more */
-	KV_TEMPLATE_FRAME = 2048, /* bytes for one prepared frame of the load generator */
-	KV_WINDOW_MAX = 4096,	  /* packets the load generator keeps outstanding; a power of two */
-	KV_HISTOGRAM_SUB_BITS = 5, /* 2^5 buckets to each power of two: 3 % resolution */
+	KV_WAIT_NS = 60000,	    /* longest wait for a response */
+	KV_STALLED_WAITS = 4,	    /* waits that ran out in a row before nobody waits for that engine any more */
+	KV_TEMPLATE_FRAME = 2048,   /* bytes for one prepared frame of the load generator */
+	KV_WINDOW_MAX = 4096,	    /* packets the load generator keeps outstanding; a power of two */
+	KV_HISTOGRAM_SUB_BITS = 5,  /* 2^5 buckets to each power of two: 3 % resolution */
 	KV_HISTOGRAM_BUCKETS = 1024
 };
 
-/* ---- The wire: public MICA2 (its datagram protocol), exactly ------------------------------------------------- */
+/* ---- The wire: public MICA2 (its datagram protocol), exactly ---- */
 
 enum kv_magic { KV_MAGIC_REQUEST = 0x78, KV_MAGIC_RESPONSE = 0x79 };
 
@@ -85,28 +85,28 @@ enum kv_frame_constant {
 	KV_IP_PROTOCOL_UDP = 17
 };
 
-/* Everything before the requests: Ethernet, IPv4, UDP and the batch header. Unaligned by nature: 14 bytes of Ethernet. */
+/* Everything before the requests: Ethernet, IPv4, UDP, batch header. Unaligned by nature: Ethernet takes 14 bytes. */
 struct kv_packet_header {
-	__u8 eth_destination[6];   /*  0 */
-	__u8 eth_source[6];	   /*  6 */
-	__u16 eth_type;		   /* 12, network order */
-	__u8 ip_version_ihl;	   /* 14 */
-	__u8 ip_tos;		   /* 15 */
-	__u16 ip_total_length;	   /* 16, network order */
-	__u16 ip_id;		   /* 18 */
-	__u16 ip_fragment;	   /* 20, network order */
-	__u8 ip_ttl;		   /* 22 */
-	__u8 ip_protocol;	   /* 23 */
-	__u16 ip_checksum;	   /* 24 */
-	__u8 ip_source[4];	   /* 26 */
-	__u8 ip_destination[4];	   /* 30 */
-	__u16 udp_source_port;	   /* 34, network order */
+	__u8 eth_destination[6];    /*  0 */
+	__u8 eth_source[6];	    /*  6 */
+	__u16 eth_type;		    /* 12, network order */
+	__u8 ip_version_ihl;	    /* 14 */
+	__u8 ip_tos;		    /* 15 */
+	__u16 ip_total_length;	    /* 16, network order */
+	__u16 ip_id;		    /* 18 */
+	__u16 ip_fragment;	    /* 20, network order */
+	__u8 ip_ttl;		    /* 22 */
+	__u8 ip_protocol;	    /* 23 */
+	__u16 ip_checksum;	    /* 24 */
+	__u8 ip_source[4];	    /* 26 */
+	__u8 ip_destination[4];	    /* 30 */
+	__u16 udp_source_port;	    /* 34, network order */
 	__u16 udp_destination_port; /* 36, network order */
-	__u16 udp_length;	   /* 38, network order */
-	__u16 udp_checksum;	   /* 40 */
-	__u8 magic;		   /* 42, enum kv_magic */
-	__u8 request_count;	   /* 43, informative: readers walk by length */
-	__u8 reserved[4];	   /* 44, zero in responses */
+	__u16 udp_length;	    /* 38, network order */
+	__u16 udp_checksum;	    /* 40 */
+	__u8 magic;		    /* 42, enum kv_magic */
+	__u8 request_count;	    /* 43, informative: readers walk by length */
+	__u8 reserved[4];	    /* 44, zero in responses */
 };
 KV_ASSERT(sizeof(struct kv_packet_header) == 48);
 
@@ -115,17 +115,17 @@ KV_ASSERT(sizeof(struct kv_packet_header) == 48);
  * records begin with the same word.
  */
 struct kv_item_header {
-	__u8 operation;	    /*  0, enum kv_operation */
-	__u8 result;	    /*  1, enum kv_result; 0 in requests */
-	__u16 reserved0;    /*  2, zero */
-	__u32 kv_length;    /*  4, value length in the low 24 bits, key length in the high 8 */
-	__u64 key_hash;	    /*  8, CityHash64 of the key, computed by the client */
-	__u32 opaque;	    /* 16, the client's own, echoed */
-	__u32 reserved1;    /* 20, zero in responses */
+	__u8 operation;	 /*  0, enum kv_operation */
+	__u8 result;	 /*  1, enum kv_result; 0 in requests */
+	__u16 reserved0; /*  2, zero */
+	__u32 kv_length; /*  4, value length in the low 24 bits, key length in the high 8 */
+	__u64 key_hash;	 /*  8, CityHash64 of the key, computed by the client */
+	__u32 opaque;	 /* 16, the client's own, echoed */
+	__u32 reserved1; /* 20, zero in responses */
 };
 KV_ASSERT(sizeof(struct kv_item_header) == 24);
 
-/* ---- The queue pair ------------------------------------------------------------------------------------------- */
+/* ---- The queue pair ---- */
 
 /*
  * A request as the processing engine sees it (the paper's Figure 8a): 32 bytes with key and value inside when both
@@ -166,9 +166,9 @@ KV_ASSERT(sizeof(struct kv_response_control) == 64);
 
 /* A batch of requests. The head shares a cache line with the first record: a batch of one is one line. */
 struct kv_request_slot {
-	__u8 count;	  /*  0, the paper's RC: requests in the batch */
-	__u8 has_payload; /*  1, 1 if the payload holds this batch's packet body */
-	__u8 padding[30]; /*  2 */
+	__u8 count;				 /*  0, the paper's RC: requests in the batch */
+	__u8 has_payload;			 /*  1, 1 if the payload holds this batch's packet body */
+	__u8 padding[30];			 /*  2 */
 	struct kv_request records[KV_BATCH_MAX]; /* 32 */
 	__u8 padding1[32];
 	__u8 payload[KV_PAYLOAD_BYTES]; /* 2112 */
@@ -176,8 +176,8 @@ struct kv_request_slot {
 KV_ASSERT(sizeof(struct kv_request_slot) == 2112 + KV_PAYLOAD_BYTES);
 
 struct kv_response_slot {
-	__u16 wire_bytes; /*  0, that the responses take on the wire, their headers included */
-	__u8 padding[14]; /*  2 */
+	__u16 wire_bytes;			  /*  0, that the responses take on the wire, their headers included */
+	__u8 padding[14];			  /*  2 */
 	struct kv_response records[KV_BATCH_MAX]; /* 16 */
 	__u8 padding1[48];
 	__u8 payload[KV_PAYLOAD_BYTES]; /* 1088 */
@@ -195,80 +195,80 @@ struct kv_queue_pair {
 };
 KV_ASSERT(sizeof(struct kv_queue_pair) == 256 + KV_SLOTS * (2112 + 1088 + 2 * KV_PAYLOAD_BYTES));
 
-/* ---- What the communication engine keeps to itself ------------------------------------------------------------ */
+/* ---- What the communication engine keeps to itself ---- */
 
 enum kv_counter {
-	KV_COUNTER_FRAMES_RECEIVED,	    /* frames that were ours and well formed */
-	KV_COUNTER_REQUESTS_RECEIVED,	    /* requests in them */
-	KV_COUNTER_BYTES_RECEIVED,	    /* bytes of those frames, Ethernet header included */
-	KV_COUNTER_FRAMES_SENT,		    /* response frames */
-	KV_COUNTER_RESPONSES_SENT,	    /* responses in them */
-	KV_COUNTER_BYTES_SENT,		    /* bytes of those frames */
-	KV_COUNTER_QP_REQUEST_BYTES,	    /* bytes handed to the engine: records, count, payload */
-	KV_COUNTER_QP_RESPONSE_BYTES,	    /* bytes handed back */
-	KV_COUNTER_PASSED,		    /* frames that are not ours, given to the kernel's stack */
-	KV_COUNTER_RESPONSES_WAITED,	    /* batches answered in their own frame */
-	KV_COUNTER_RESPONSES_CARRIED,	    /* batches answered in a later frame */
-	KV_COUNTER_RESPONSES_FLUSHED,	    /* batches answered by the sender because no frame followed */
-	KV_COUNTER_WAIT_TIMEOUTS,	    /* waits for the engine that ran out of turns */
-	KV_COUNTER_TAIL_REFUSED,	    /* responses left to the sender because the frame could not grow */
-	KV_COUNTER_DROP_IP_HEADER,	    /* IP options, or lengths that do not match the frame */
-	KV_COUNTER_DROP_FRAGMENT,	    /* first fragment of a larger datagram */
-	KV_COUNTER_DROP_UDP_LENGTH,	    /* UDP length does not match the IP length */
-	KV_COUNTER_DROP_FRAME_LENGTH,	    /* shorter than a packet header with one request, or over KV_FRAME_MAX */
-	KV_COUNTER_DROP_MAGIC,		    /* not a request */
-	KV_COUNTER_DROP_TRUNCATED,	    /* a request's key or value runs past the end */
-	KV_COUNTER_DROP_BATCH_LENGTH,	    /* more than KV_BATCH_MAX requests */
-	KV_COUNTER_DROP_NO_ENGINE,	    /* no processing engine serves the port */
-	KV_COUNTER_DROP_QUEUE_FULL,	    /* KV_SLOTS batches are waiting for the engine */
-	KV_COUNTER_DROP_BAD_RESPONSE,	    /* the engine's response breaks its own lengths */
-	KV_COUNTER_DROP_NO_QUEUE_PAIR,	    /* a core without a queue pair received the frame */
+	KV_COUNTER_FRAMES_RECEIVED,    /* frames that were ours and well formed */
+	KV_COUNTER_REQUESTS_RECEIVED,  /* requests in them */
+	KV_COUNTER_BYTES_RECEIVED,     /* bytes of those frames, Ethernet header included */
+	KV_COUNTER_FRAMES_SENT,	       /* response frames */
+	KV_COUNTER_RESPONSES_SENT,     /* responses in them */
+	KV_COUNTER_BYTES_SENT,	       /* bytes of those frames */
+	KV_COUNTER_QP_REQUEST_BYTES,   /* bytes handed to the engine: records, count, payload */
+	KV_COUNTER_QP_RESPONSE_BYTES,  /* bytes handed back */
+	KV_COUNTER_PASSED,	       /* frames that are not ours, given to the kernel's stack */
+	KV_COUNTER_RESPONSES_WAITED,   /* batches answered in their own frame */
+	KV_COUNTER_RESPONSES_CARRIED,  /* batches answered in a later frame */
+	KV_COUNTER_RESPONSES_FLUSHED,  /* batches answered by the sender because no frame followed */
+	KV_COUNTER_WAIT_TIMEOUTS,      /* waits for the engine that ran out of turns */
+	KV_COUNTER_TAIL_REFUSED,       /* responses left to the sender because the frame could not grow */
+	KV_COUNTER_DROP_IP_HEADER,     /* IP options, or lengths that do not match the frame */
+	KV_COUNTER_DROP_FRAGMENT,      /* first fragment of a larger datagram */
+	KV_COUNTER_DROP_UDP_LENGTH,    /* UDP length does not match the IP length */
+	KV_COUNTER_DROP_FRAME_LENGTH,  /* shorter than a packet header with one request, or over KV_FRAME_MAX */
+	KV_COUNTER_DROP_MAGIC,	       /* not a request */
+	KV_COUNTER_DROP_TRUNCATED,     /* a request's key or value runs past the end */
+	KV_COUNTER_DROP_BATCH_LENGTH,  /* more than KV_BATCH_MAX requests */
+	KV_COUNTER_DROP_NO_ENGINE,     /* no processing engine serves the port */
+	KV_COUNTER_DROP_QUEUE_FULL,    /* KV_SLOTS batches are waiting for the engine */
+	KV_COUNTER_DROP_BAD_RESPONSE,  /* the engine's response breaks its own lengths */
+	KV_COUNTER_DROP_NO_QUEUE_PAIR, /* a core without a queue pair received the frame */
 	KV_COUNTERS
 };
 
 /* What of a batch stays on the DPU (section 4.2.1 of the paper): addresses, and an opaque for each request. */
 struct kv_parked_batch {
-	__u8 eth_destination[6]; /*  0, already swapped: "prepare response" */
-	__u8 eth_source[6];	 /*  6 */
-	__u16 vlan_type;	 /* 12, KV_ETHERTYPE_VLAN in network order, or 0 */
-	__u16 vlan_tag;		 /* 14, network order */
-	__u32 ip_source;	 /* 16, already swapped, network order */
-	__u32 ip_destination;	 /* 20 */
-	__u16 udp_source_port;	 /* 24, already swapped, network order */
+	__u8 eth_destination[6];    /*  0, already swapped: "prepare response" */
+	__u8 eth_source[6];	    /*  6 */
+	__u16 vlan_type;	    /* 12, KV_ETHERTYPE_VLAN in network order, or 0 */
+	__u16 vlan_tag;		    /* 14, network order */
+	__u32 ip_source;	    /* 16, already swapped, network order */
+	__u32 ip_destination;	    /* 20 */
+	__u16 udp_source_port;	    /* 24, already swapped, network order */
 	__u16 udp_destination_port; /* 26 */
-	__u32 ip_checksum_base;	 /* 28, sum of the IP header's words but the length */
-	__u32 request_count;	 /* 32 */
-	__u8 padding[28];	 /* 36 */
+	__u32 ip_checksum_base;	    /* 28, sum of the IP header's words but the length */
+	__u32 request_count;	    /* 32 */
+	__u8 padding[28];	    /* 36 */
 	__u32 opaque[KV_BATCH_MAX]; /* 64 */
 };
 KV_ASSERT(sizeof(struct kv_parked_batch) == 64 + 4 * KV_BATCH_MAX);
 
 /* The private side of one queue pair. Only the core that owns it touches it, with bottom halves off. */
 struct kv_dpu_queue {
-	__u32 published;     /*  0, our own copy: the shared one is for the engine to read */
-	__u32 answered;	     /*  4 */
-	__u32 depth;	     /*  8, batches that may stay parked now */
-	__u32 ceiling;	     /* 12, deepest pipeline that needed no flush */
-	__u32 calm;	     /* 16, frames since the depth last changed, or since the last flush */
-	__u32 calm_wanted;   /* 20, frames that must pass before the depth may grow over the ceiling */
-	__u32 stalled;	     /* 24, waits in a row that ran out */
-	__u32 stalled_at;    /* 28, the engine's counter then */
-	__u32 flushing;	     /* 32, 1 while the sender program works on this queue on the same core */
-	__u32 zero;	     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
+	__u32 published;	     /*  0, our own copy: the shared one is for the engine to read */
+	__u32 answered;		     /*  4 */
+	__u32 depth;		     /*  8, batches that may stay parked now */
+	__u32 ceiling;		     /* 12, deepest pipeline that needed no flush */
+	__u32 calm;		     /* 16, frames since the depth last changed, or since the last flush */
+	__u32 calm_wanted;	     /* 20, frames that must pass before the depth may grow over the ceiling */
+	__u32 stalled;		     /* 24, waits in a row that ran out */
+	__u32 stalled_at;	     /* 28, the engine's counter then */
+	__u32 flushing;		     /* 32, 1 while the sender program works on this queue on the same core */
+	__u32 zero;		     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
 	__u64 counters[KV_COUNTERS]; /* 40 */
 	struct kv_parked_batch parked[KV_SLOTS];
 };
 
-/* ---- The load generator ---------------------------------------------------------------------------------------- */
+/* ---- The load generator ---- */
 
 /* A frame ready to be sent, with what its answer must look like. */
 struct kv_template {
-	__u32 frame_bytes;   /*  0 */
-	__u32 request_count; /*  4 */
-	__u32 gap_ns;	     /*  8, open loop: intended time after the previous packet */
-	__u32 get_count;     /* 12 */
-	__u64 hash_sum;	     /* 16, sum of the requests' key hashes: every answer must echo its own */
-	__u64 reserved;	     /* 24 */
+	__u32 frame_bytes;	       /*  0 */
+	__u32 request_count;	       /*  4 */
+	__u32 gap_ns;		       /*  8, open loop: intended time after the previous packet */
+	__u32 get_count;	       /* 12 */
+	__u64 hash_sum;		       /* 16, sum of the requests' key hashes: every answer must echo its own */
+	__u64 reserved;		       /* 24 */
 	__u8 frame[KV_TEMPLATE_FRAME]; /* 32 */
 };
 KV_ASSERT(sizeof(struct kv_template) == 32 + KV_TEMPLATE_FRAME);
@@ -292,10 +292,10 @@ KV_ASSERT(sizeof(struct kv_load_control) == 64);
 
 /* One outstanding packet. */
 struct kv_load_slot {
-	__u64 start_ns;	/*  0, when it was sent, or should have been */
+	__u64 start_ns;	      /*  0, when it was sent, or should have been */
 	__u32 template_index; /* 8 */
-	__u16 epoch;	/* 12, tells a late answer from the slot's next packet */
-	__u16 busy;	/* 14 */
+	__u16 epoch;	      /* 12, tells a late answer from the slot's next packet */
+	__u16 busy;	      /* 14 */
 };
 KV_ASSERT(sizeof(struct kv_load_slot) == 16);
 
@@ -316,21 +316,21 @@ KV_ASSERT(sizeof(struct kv_load_cursor) == 64);
 
 /* What came back; one per core. */
 struct kv_load_results {
-	__u64 packets;	   /* answered packets */
-	__u64 responses;   /* answered requests */
-	__u64 bytes;	   /* of answered packets */
-	__u64 hits;	   /* GETs with a value */
-	__u64 misses;	   /* GETs without */
-	__u64 stored;	   /* SETs that succeeded */
-	__u64 corrupt;	   /* answers with a wrong value, key, length or count */
-	__u64 refused;	   /* any other result code */
-	__u64 late;	   /* answers to packets already given up */
+	__u64 packets;	      /* answered packets */
+	__u64 responses;      /* answered requests */
+	__u64 bytes;	      /* of answered packets */
+	__u64 hits;	      /* GETs with a value */
+	__u64 misses;	      /* GETs without */
+	__u64 stored;	      /* SETs that succeeded */
+	__u64 corrupt;	      /* answers with a wrong value, key, length or count */
+	__u64 refused;	      /* any other result code */
+	__u64 late;	      /* answers to packets already given up */
 	__u64 latency_sum_ns; /* over requests */
 	__u64 latency_max_ns;
 	__u64 latency[KV_HISTOGRAM_BUCKETS]; /* requests by round trip, see kv_histogram_bucket() */
 };
 
-/* ---- C only ------------------------------------------------------------------------------------------------------ */
+/* ---- C only ---- */
 #ifndef KV_ABI_CDEF
 
 #define KV_ITEM_HEADER_BYTES ((__u32)sizeof(struct kv_item_header))
@@ -340,12 +340,12 @@ struct kv_load_results {
 #define KV_IP_BYTES 20
 #define KV_UDP_BYTES 8
 
-/* What a reply's header word may contain: operation, result and value length; reserved bytes and key length are zero. */
+/* What a reply's header word may hold: operation, result and value length; reserved bytes and key length are 0. */
 #define KV_RESPONSE_HEADER_MASK 0x00ffffff0000ffffULL
 
-#define KV_HEADER(operation, result, key_bytes, value_bytes)                                                           \
+#define KV_HEADER(operation, result, key_bytes, value_bytes) \
 	((__u64)(operation) | (__u64)(result) << 8 | (__u64)(value_bytes) << 32 | (__u64)(key_bytes) << 56)
-#define KV_HEADER_OPERATION(header) ((__u32)((header) & 0xff))
+#define KV_HEADER_OPERATION(header) ((__u32)((header)&0xff))
 #define KV_HEADER_RESULT(header) ((__u32)((header) >> 8 & 0xff))
 #define KV_HEADER_VALUE_BYTES(header) ((__u32)((header) >> 32 & 0xffffff))
 #define KV_HEADER_KEY_BYTES(header) ((__u32)((header) >> 56))
@@ -391,7 +391,8 @@ static inline __u64 kv_histogram_floor_ns(__u32 bucket)
 
 	if (exponent == 0)
 		return bucket;
-	return (__u64)((1u << KV_HISTOGRAM_SUB_BITS) + (bucket & ((1u << KV_HISTOGRAM_SUB_BITS) - 1))) << (exponent - 1);
+	return (__u64)((1u << KV_HISTOGRAM_SUB_BITS) + (bucket & ((1u << KV_HISTOGRAM_SUB_BITS) - 1)))
+	       << (exponent - 1);
 }
 
 #endif /* KV_ABI_CDEF */

@@ -289,8 +289,9 @@ static __always_inline void kv_check_long(struct xdp_md *ctx, const struct kv_lo
 			__u32 value_left = value_end - offset;
 
 			expected += KV_LOAD_VALUE_SALT;
-			answer->corrupt += words[0] != (value_left >= 8 ? key_hash ^ expected :
-									  KV_LOW_BYTES(key_hash ^ expected, value_left));
+			answer->corrupt +=
+				words[0] !=
+				(value_left >= 8 ? key_hash ^ expected : KV_LOW_BYTES(key_hash ^ expected, value_left));
 			offset += 8;
 			continue;
 		}

@@ -14,6 +14,7 @@ static __always_inline int kv_receive_batch(struct xdp_md *ctx, const struct kv_
 					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue);
 static __always_inline int kv_answer_something(struct xdp_md *ctx, struct kv_queue_pair *pair,
 					       struct kv_dpu_queue *queue);
+static __always_inline int kv_drop_without_queue_pair(void);
 
 /* XDP entry point: serve a frame, or leave it to the kernel's stack. */
 int kv_receive(struct xdp_md *ctx)
@@ -27,7 +28,7 @@ int kv_receive(struct xdp_md *ctx)
 
 	verdict = kv_parse_headers(ctx, &packet);
 	if (cpu >= KV_CPUS) /* possible only after a core was added at run time */
-		return verdict == KV_PARSE_PASS ? XDP_PASS : XDP_DROP;
+		return verdict == KV_PARSE_PASS ? XDP_PASS : kv_drop_without_queue_pair();
 	if (verdict == KV_PARSE_OURS)
 		index += packet.engine * KV_CPUS;
 	queue = kv_dpu_queues.lookup(&index);
@@ -42,6 +43,19 @@ int kv_receive(struct xdp_md *ctx)
 	}
 	if (verdict >= 0 && verdict < KV_COUNTERS)
 		queue->counters[verdict]++;
+	return XDP_DROP;
+}
+
+/* Such a core has no counters of its own either: it counts among the first core's, where nobody else counts this. */
+static __always_inline int kv_drop_without_queue_pair(void)
+{
+	struct kv_dpu_queue *queue;
+	__u32 index = 0;
+
+	queue = kv_dpu_queues.lookup(&index);
+	if (!queue)
+		return XDP_ABORTED;
+	__sync_fetch_and_add(&queue->counters[KV_COUNTER_DROP_NO_QUEUE_PAIR], 1);
 	return XDP_DROP;
 }
 

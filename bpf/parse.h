@@ -15,7 +15,7 @@ _Static_assert(KV_FRAME_MAX == KV_OFFSET_MASK, "offsets are masked to a frame");
 
 /* What parsing learnt about the frame at hand. */
 struct kv_packet {
-	__u32 header_offset; /* of struct kv_packet_header: 0, or 4 behind a VLAN tag (its last two bytes are the type) */
+	__u32 header_offset; /* of struct kv_packet_header: 0, or 4 behind a VLAN tag */
 	__u32 frame_bytes;
 	__u32 body_bytes; /* after struct kv_packet_header */
 	__u32 engine;	  /* from the UDP port */
@@ -113,7 +113,7 @@ static __always_inline void kv_parse_item(struct kv_item_header *item, __u32 off
 		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
 		parsed->payload = 1;
 	} else if (value_bytes && key_bytes > KV_INLINE_MAX) {
-		/* A short value behind a long key: its place varies, and the engine reads it from the payload anyway. */
+		/* A short value behind a long key: its place varies, and the engine finds it in the payload. */
 		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
 	} else if (value_bytes && key_room == 0 && (void *)(words + 1) <= data_end) {
 		parsed->value = KV_LOW_BYTES(words[0], value_bytes);

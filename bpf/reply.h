@@ -9,8 +9,8 @@
 #include "queue.h"
 
 /* "Prepare response": all that can be said of it before the engine has answered. */
-static __always_inline void kv_prepare_reply(const void *data, const struct kv_packet_header *header, __u32 request_count,
-					     struct kv_parked_batch *parked)
+static __always_inline void kv_prepare_reply(const void *data, const struct kv_packet_header *header,
+					     __u32 request_count, struct kv_parked_batch *parked)
 {
 	const __u16 *source = (const __u16 *)header->ip_source;
 	const __u16 *destination = (const __u16 *)header->ip_destination;
@@ -114,13 +114,15 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 		room = KV_ROUNDUP8(value_bytes);
 		if (room > KV_FRAME_MAX)
 			return 0;
-		KV_OPAQUE(room); /* else "R4 invalid zero-sized read": clang knows it cannot be 0, the verifier does not */
+		/* else "R4 invalid zero-sized read": clang knows it cannot be 0, the verifier does not */
+		KV_OPAQUE(room);
 		if (room == 0)
 			return 0;
 		payload_offset = KV_READ_ONCE(response->value) & KV_OFFSET_MASK;
 		if (bpf_xdp_store_bytes(ctx, body_offset + offset,
 					(void *)&pair->responses[slot].payload[payload_offset], room))
 			return 0;
+		queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += room;
 		offset += room;
 	}
 	return offset;
@@ -130,13 +132,14 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
  * Turn the frame into the oldest finished response and release its slot. Returns the XDP verdict: XDP_TX, or XDP_DROP
  * with the reason counted. When the frame cannot grow to the response's length the response stays parked.
  */
-static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair,
+						struct kv_dpu_queue *queue)
 {
 	__u32 slot = queue->answered & KV_SLOT_MASK;
 	const struct kv_parked_batch *parked = &queue->parked[slot];
 	__u32 wire_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
 	__u32 shift = parked->vlan_type ? KV_VLAN_BYTES : 0;
-	__u32 frame_bytes, frame_bytes_now, request_count;
+	__u32 frame_bytes, frame_bytes_now, request_count, written_bytes;
 	void *data, *data_end;
 	int growth;
 
@@ -160,7 +163,8 @@ static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_qu
 	if (data + KV_VLAN_BYTES + KV_PACKET_HEADER_BYTES > data_end)
 		goto bad_response;
 	kv_write_packet_header(data, data + shift, parked, wire_bytes);
-	if (kv_write_responses(ctx, shift + KV_PACKET_HEADER_BYTES, queue, pair, slot) != wire_bytes)
+	written_bytes = kv_write_responses(ctx, shift + KV_PACKET_HEADER_BYTES, queue, pair, slot);
+	if (written_bytes == 0 || written_bytes != wire_bytes)
 		goto bad_response;
 
 	request_count = parked->request_count;

@@ -475,36 +475,48 @@ def _start_lab_server(place: Any, config: Any) -> None:
     from dpukv_xdp.errors import NoResponseError
     from dpukv_xdp.lab import REGISTER_DIR, in_namespace
 
-    config_path = REGISTER_DIR / f"{place.lab_id}.toml"
-    config_path.write_bytes(msgspec.toml.encode(config))
-    log_path = REGISTER_DIR / f"{place.lab_id}.log"
-    argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", place.server.interface]
-    with log_path.open("wb") as log:
+    with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
         process = place.spawn(
             place.server,
-            [*argv, "--config", str(config_path)],
+            [sys.executable, "-P", "-m", "dpukv_xdp", *_serve_arguments(place, config)],
             die_with_parent=False,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    place.note(port=config.port, engines=config.engines, log=str(log_path))
-    deadline = time.monotonic() + LAB_READY_SECONDS
-    with in_namespace(place.client.namespace):
+        place.note(port=config.port, engines=config.engines, log=f"/proc/{process.pid}/fd/2")
+        deadline = time.monotonic() + LAB_READY_SECONDS
+        address = (place.server.address, config.port)
         while True:
             try:
-                with Client((place.server.address, config.port), timeout=0.1, retries=0) as client:
+                with in_namespace(place.client.namespace), Client(
+                    address, timeout=0.1, retries=0
+                ) as client:
                     client.ping()
                 return
             except NoResponseError as error:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    reason = log_path.read_text(errors="replace").strip().splitlines()
-                    raise DpukvError(
-                        f"the lab's server did not start: "
-                        f"{reason[-1] if reason else 'it said nothing'}"
-                    ) from error
+                    said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace").strip()
+                    reason = said.splitlines()[-1].removeprefix("dpukv: ") if said else "it said nothing"
+                    raise DpukvError(f"the lab's server did not start: {reason}") from error
                 time.sleep(0.05)
+
+
+def _serve_arguments(place: Any, config: Any) -> list[str]:
+    """The command line of `dpukv serve` with these settings."""
+    import msgspec
+
+    arguments = ["serve", "--iface", place.server.interface]
+    for name, value in msgspec.structs.asdict(config).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            arguments += [f"--{option}", ",".join(map(str, value))] if value else []
+        else:
+            arguments += [f"--{option}", str(value)]
+    return arguments
 
 
 def _lab_facts(record: Any) -> dict[str, Any]:

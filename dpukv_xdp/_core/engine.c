@@ -62,7 +62,8 @@ uint64_t kv_ticks_per_second(void)
 	nanosleep(&pause, NULL);
 	clock_gettime(CLOCK_MONOTONIC_RAW, &end);
 	ticks = kv_ticks() - start_ticks;
-	elapsed_ns = (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
+	elapsed_ns =
+		(uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
 	return elapsed_ns ? ticks * 1000000000 / elapsed_ns : 0;
 }
 
@@ -118,7 +119,7 @@ static uint32_t kv_engine_prefetch(struct kv_engine *engine, const struct kv_que
 		uint32_t count = kv_batch_requests(pair, KV_SLOT(first + i));
 
 		for (uint32_t r = 0; r < count; r++)
-			kv_store_touch_item(store, slot->records[r].key_hash);
+			kv_store_prefetch_item(store, slot->records[r].key_hash);
 	}
 	return taken;
 }
@@ -196,6 +197,11 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slo
 	int result;
 
 	response->value = 0;
+	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
+	if (engine->engines > 1 && (request->key_hash >> 48) % engine->engines != engine->id) {
+		engine->stats.rejected++;
+		return KV_HEADER(operation, KV_REJECTED, 0, 0);
+	}
 	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
 		engine->stats.noops++;
 		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
@@ -203,10 +209,6 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slo
 	if (operation != KV_OP_GET && operation != KV_OP_SET) {
 		engine->stats.not_supported++;
 		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
-	}
-	if (engine->engines > 1 && (request->key_hash >> 48) % engine->engines != engine->id) {
-		engine->stats.rejected++;
-		return KV_HEADER(operation, KV_REJECTED, 0, 0);
 	}
 	if (key_bytes > KV_INLINE_MAX)
 		key = kv_request_payload(requests, request->key, key_bytes);
@@ -258,7 +260,8 @@ static int kv_execute_set(struct kv_engine *engine, const struct kv_request_slot
 
 	engine->stats.sets++;
 	if (key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return kv_store_set8(engine->store, request->key_hash, request->key, key_bytes, request->value, value_bytes);
+		return kv_store_set8(engine->store, request->key_hash, request->key, key_bytes, request->value,
+				     value_bytes);
 	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
 	if (value_bytes > KV_INLINE_MAX || (value_bytes && key_bytes > KV_INLINE_MAX))
 		value = kv_request_payload(requests, request->value, value_bytes);

@@ -44,7 +44,7 @@ void kv_hash_many(const uint8_t *keys, size_t stride, size_t key_bytes, size_t c
 		hashes[i] = kv_hash(keys + i * stride, key_bytes);
 }
 
-/* ---- Mixing ------------------------------------------------------------------------------------------------------ */
+/* ---- Mixing ---- */
 
 struct pair {
 	uint64_t first, second;
@@ -96,7 +96,7 @@ static inline struct pair weak_mix_32(const uint8_t *from, uint64_t a, uint64_t 
 	return (struct pair){ a + last, b + start };
 }
 
-/* ---- The four length classes ------------------------------------------------------------------------------------- */
+/* ---- The four length classes ---- */
 
 static inline uint64_t hash_1_to_16(const uint8_t *key, size_t key_bytes)
 {

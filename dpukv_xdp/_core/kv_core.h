@@ -14,13 +14,13 @@
 #include <stdint.h>
 #endif
 
-/* ---- hash.c: CityHash64 v1.1 ------------------------------------------------------------------------------------ */
+/* ---- hash.c: CityHash64 v1.1 ---- */
 
 uint64_t kv_hash(const uint8_t *key, size_t key_bytes);
 /* Hash `count` keys of the same length that lie `stride` bytes apart. */
 void kv_hash_many(const uint8_t *keys, size_t stride, size_t key_bytes, size_t count, uint64_t *hashes);
 
-/* ---- memory.c: where long-lived memory comes from --------------------------------------------------------------- */
+/* ---- memory.c: where long-lived memory comes from ---- */
 
 enum kv_pages { KV_PAGES_SMALL = 0, KV_PAGES_TRANSPARENT = 1, KV_PAGES_HUGE = 2 };
 
@@ -29,18 +29,18 @@ enum kv_pages { KV_PAGES_SMALL = 0, KV_PAGES_TRANSPARENT = 1, KV_PAGES_HUGE = 2 
 void *kv_memory_map(size_t bytes, int want_huge, int *pages);
 void kv_memory_unmap(void *memory, size_t bytes);
 
-/* ---- store.c: one partition: MICA's lossy index and circular log ------------------------------------------------- */
+/* ---- store.c: one partition: MICA's lossy index and circular log ---- */
 
 struct kv_store_stats {
 	uint64_t items_estimate; /* index entries; the cleanup has yet to drop those of overwritten items */
 	uint64_t get_found;
 	uint64_t get_not_found;
-	uint64_t set_new;	 /* a new key, in a free place of its bucket */
+	uint64_t set_new; /* a new key, in a free place of its bucket */
 	uint64_t set_in_place;
 	uint64_t set_moved;   /* overwritten by a larger value elsewhere in the log */
 	uint64_t set_evicted; /* a new key, put where the full bucket's oldest item was */
 	uint64_t set_refused; /* a length outside the limits, or an item larger than the log */
-	uint64_t cleanup;	/* index entries dropped because the log had overwritten their item */
+	uint64_t cleanup;     /* index entries dropped because the log had overwritten their item */
 	uint64_t index_bytes;
 	uint64_t log_bytes;
 	uint64_t pages; /* enum kv_pages of the log */
@@ -66,7 +66,7 @@ int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
 int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
 		 const uint8_t *value, uint32_t value_bytes);
 
-/* ---- engine.c: the processing engine ------------------------------------------------------------------------------ */
+/* ---- engine.c: the processing engine ---- */
 
 /* Per engine; written by its thread only, read by anybody at any time. */
 struct kv_engine_stats {
@@ -75,30 +75,30 @@ struct kv_engine_stats {
 	uint64_t gets;
 	uint64_t sets;
 	uint64_t noops;
-	uint64_t errors;	/* requests that break a limit */
+	uint64_t errors; /* requests that break a limit */
 	uint64_t not_supported;
-	uint64_t rejected;	/* requests for a partition of another engine */
-	uint64_t bad_batches;	/* counters or counts out of range in the request queue */
-	uint64_t wakeups;	/* times a sender was woken for an overdue response */
-	uint64_t busy_ticks;	/* time stamp counter's ticks spent on batches */
-	uint64_t total_ticks;	/* and in all */
-	uint64_t rounds;	/* of the polling loop */
+	uint64_t rejected;    /* requests for a partition of another engine */
+	uint64_t bad_batches; /* counters or counts out of range in the request queue */
+	uint64_t wakeups;     /* times a sender was woken for an overdue response */
+	uint64_t busy_ticks;  /* time stamp counter's ticks spent on batches */
+	uint64_t total_ticks; /* and in all */
+	uint64_t rounds;      /* of the polling loop */
 };
 
 /* The sender of one communication core: wakes up to let overdue responses out. */
 struct kv_sender {
-	uint32_t wake;			    /* futex: engines count it up */
+	uint32_t wake; /* futex: engines count it up */
 	uint32_t stop;
-	uint32_t overdue[KV_ENGINES_MAX];   /* set by engine e: its oldest response waits too long */
+	uint32_t overdue[KV_ENGINES_MAX]; /* set by engine e: its oldest response waits too long */
 	uint32_t cpu;
-	uint32_t cpus;			    /* KV_CPUS of the loaded programs */
+	uint32_t cpus; /* KV_CPUS of the loaded programs */
 	uint32_t engines;
-	int32_t program_fd;		    /* kv_flush */
-	int32_t socket_fd;		    /* a packet socket bound to the interface */
+	int32_t program_fd; /* kv_flush */
+	int32_t socket_fd;  /* a packet socket bound to the interface */
 	uint32_t padding;
 	uint64_t frames_sent;
-	uint64_t send_failures;		    /* frames that the packet socket refused */
-	uint64_t run_failures;		    /* BPF_PROG_RUN calls that failed */
+	uint64_t send_failures; /* frames that the packet socket refused */
+	uint64_t run_failures;	/* BPF_PROG_RUN calls that failed */
 };
 
 struct kv_engine_pair {
@@ -113,7 +113,7 @@ struct kv_engine {
 	struct kv_store *store;
 	uint32_t id;
 	uint32_t engines;
-	uint32_t cpu;		     /* where this engine runs */
+	uint32_t cpu; /* where this engine runs */
 	uint32_t cpus;
 	uint32_t response_bytes_max; /* of one packet, behind the packet header */
 	uint32_t stop;		     /* set by anybody to make kv_engine_run() return */
@@ -127,14 +127,14 @@ int kv_engine_run(struct kv_engine *engine);
 /* Ticks of the engine's clock in a second. */
 uint64_t kv_ticks_per_second(void);
 
-/* ---- sender.c ------------------------------------------------------------------------------------------------------- */
+/* ---- sender.c ---- */
 
 /* Wait for engines to report overdue responses and let them out, until `stop`. On a thread pinned to `cpu`. */
 int kv_sender_run(struct kv_sender *sender);
 /* Wake a sender, for example after setting `stop`. */
 void kv_sender_wake(struct kv_sender *sender);
 
-/* ---- bpf_run.c: bpf(2) where no library has it --------------------------------------------------------------------- */
+/* ---- bpf_run.c: bpf(2) where no library has it ---- */
 
 /* Run an XDP program once over a copy of `frame`; *verdict and up to `room` bytes of the frame come back. */
 int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
@@ -150,7 +150,7 @@ int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_co
 /* Map a BPF_F_MMAPABLE array; NULL and errno on failure. */
 void *kv_bpf_map_memory(int map_fd, size_t bytes);
 
-/* ---- abi.c: what kv_abi.h has as inline functions, for Python ------------------------------------------------------- */
+/* ---- abi.c: what kv_abi.h has as inline functions, for Python ---- */
 
 uint64_t kv_latency_floor_ns(uint32_t bucket);
 uint32_t kv_latency_bucket(uint64_t value_ns);

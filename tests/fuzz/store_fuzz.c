@@ -39,7 +39,7 @@ struct model {
 	struct model_item items[KEYS];
 	uint64_t tail;
 	uint64_t log_bytes;
-	uint64_t bucket_mask;
+	uint64_t buckets;
 };
 
 struct input {
@@ -107,7 +107,7 @@ static uint8_t next_byte(struct input *input)
  * look like and where the tail starts. */
 static struct kv_store *create(struct input *input, struct model *model)
 {
-	static const uint64_t hash_masks[] = { ~0ULL, ~0xfffcULL, 0x30003, 0xffffULL << 48, 0 };
+	static const uint64_t hash_masks[] = { ~0ULL, ~0xfffcULL, 3ULL << 46 | 3, 0xffffULL << 48, 0 };
 	uint8_t sizes = next_byte(input), mask = next_byte(input), lengths = next_byte(input);
 	uint8_t start = next_byte(input);
 	struct kv_store *store = kv_store_create(1 + sizes % 16 * 4, 64ULL << sizes / 16 % 10, 0);
@@ -118,7 +118,7 @@ static struct kv_store *create(struct input *input, struct model *model)
 	store->cleaned = store->tail >> store->cleanup_shift;
 	model->tail = store->tail;
 	model->log_bytes = store->log_bytes;
-	model->bucket_mask = store->bucket_mask;
+	model->buckets = store->buckets;
 	for (uint32_t k = 0; k < KEYS; k++) {
 		struct model_item *item = &model->items[k];
 
@@ -139,7 +139,7 @@ static int model_is_live(const struct model *model, const struct model_item *ite
 
 static uint64_t model_bucket(const struct model *model, const struct model_item *item)
 {
-	return item->key_hash >> 16 & model->bucket_mask;
+	return (item->key_hash >> 16 & 0xffffffff) * model->buckets >> 32;
 }
 
 static void model_evict_from(struct model *model, uint64_t bucket)
@@ -229,7 +229,7 @@ static void check_get(struct kv_store *store, const struct model *model, const s
 	uint32_t value_bytes = ~0u;
 
 	kv_store_prefetch_bucket(store, item->key_hash);
-	kv_store_touch_item(store, item->key_hash);
+	kv_store_prefetch_item(store, item->key_hash);
 	fill(wanted, item->value_bytes, item->seed);
 	if (item->key_bytes <= 8)
 		check_get8(store, item, expected, wanted);

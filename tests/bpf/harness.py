@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The server's BPF programs in a test's hands, without a network.
+
+A `Dpu` is a communication engine: frames go in by BPF_PROG_RUN, its queue pairs are mapped, its
+private state can be read and set. `PlayedEngine` is a processing engine that answers what the test
+tells it to, when the test tells it to; `serving` starts the real one.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dpukv_xdp._core._native import ffi, lib
+
+from dpukv_xdp import abi, codec, loader
+from dpukv_xdp.codec import Endpoint, Reply, Request
+from dpukv_xdp.engine import ProcessingEngine
+
+CPU = min(os.sched_getaffinity(0))
+"""The communication core: tests/bpf/conftest.py pins the tests to it, because BPF_PROG_RUN runs
+where its caller does.
+"""
+OTHER_CPU = min(os.sched_getaffinity(0) - {CPU}, default=CPU)
+"""Where processing engines run."""
+
+PORT = 9800
+CLIENT = Endpoint("02:00:00:00:00:02", "10.0.0.2", 49152)
+SERVER = Endpoint("02:00:00:00:00:01", "10.0.0.1", PORT)
+
+HEADER_BYTES = abi.SIZE("kv_packet_header")
+ITEM_BYTES = abi.SIZE("kv_item_header")
+FLUSH_FRAME_BYTES = 64
+"""What the sender starts kv_flush with: its first word is the queue pair's index."""
+RESPONSE_BYTES_MAX = abi.KV_FRAME_MAX - abi.KV_VLAN_BYTES - HEADER_BYTES
+"""Behind the packet header, on a link whose MTU is no narrower than KV_FRAME_MAX."""
+ANSWER_SECONDS = 5.0
+"""How long a real engine may take before the test fails; it needs microseconds."""
+
+
+class Verdict(IntEnum):
+    """enum xdp_action of <linux/bpf.h>."""
+
+    ABORTED = 0
+    DROP = 1
+    PASS = 2
+    TX = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A frame and all that must come of it."""
+
+    id: str
+    packet: bytes
+    verdict: Verdict
+    reply: bytes | None = None
+    """The frame that comes back; None if none does."""
+    counters: Mapping[str, int] | None = None
+    """Every counter that moves, and how far."""
+
+
+def run_once(program_fd: int, frame: bytes) -> tuple[Verdict, bytes]:
+    """Run an XDP program on a frame: its verdict, and the frame as it left it. OSError if the
+    kernel refuses to, for example for fewer than 14 bytes.
+    """
+    out = ffi.new("uint8_t[]", 2 * abi.KV_FRAME_MAX)
+    results = ffi.new("uint32_t[2]")
+    status = lib.kv_bpf_run_once(
+        program_fd, frame, len(frame), out, len(out), results, results + 1
+    )
+    if status < 0:
+        raise OSError(-status, f"BPF_PROG_RUN: {os.strerror(-status)}")
+    return Verdict(results[1]), bytes(ffi.buffer(out, results[0]))
+
+
+# ---- The communication engine --------------------------------------------------------------------
+
+
+class Dpu:
+    """kv_receive and kv_flush with their maps."""
+
+    def __init__(
+        self,
+        *,
+        engines: int = 1,
+        cpus: int = CPU + 2,
+        port: int = PORT,
+        address: str = "0.0.0.0",
+        depth: tuple[int, int] = (abi.KV_PIPELINE_MAX, abi.KV_PIPELINE_MAX),
+        source: str = "kv_receive.c",
+    ) -> None:
+        """`depth` is (KV_DEPTH_MIN, KV_DEPTH_MAX); `source` a file in bpf/ or an absolute path."""
+        settings = {
+            "KV_ENGINES": engines,
+            "KV_CPUS": cpus,
+            "KV_PORT": port,
+            "KV_ADDRESS": int.from_bytes(codec.ip_to_bytes(address), "little"),
+            "KV_DEPTH_MIN": depth[0],
+            "KV_DEPTH_MAX": depth[1],
+        }
+        self.engines, self.cpus = engines, cpus
+        self._loaded = loader.load(source, ["kv_receive", "kv_flush"], settings)
+        self.receive_fd = self._loaded.programs["kv_receive"]
+        self.flush_fd = self._loaded.programs["kv_flush"]
+        count = engines * cpus
+        element = "struct kv_queue_pair"
+        self.memory = loader.map_memory(self._loaded.map_fd("kv_queue_pairs"), element, count)
+        self.pairs = queue_pairs_view(self.memory, count)
+        self._queues = self._loaded._bpf[b"kv_dpu_queues"]
+
+    def close(self) -> None:
+        """Unload it."""
+        self._loaded.close()
+
+    def reset(self, start: int = 0, engine_cpu: int = CPU + 1, alive: bool = True) -> None:
+        """As just loaded, with an engine on `engine_cpu` and all batch counters at `start`."""
+        self.pairs.view(np.uint8)[:] = 0
+        blank = np.zeros(1, abi.dtype("kv_dpu_queue"))[0]
+        for field in ("published", "answered"):
+            blank[field] = start % 2**32
+            self.pairs["request_control"][field] = start % 2**32
+        self.pairs["response_control"]["published"] = start % 2**32
+        self.pairs["response_control"]["alive"] = alive
+        self.pairs["response_control"]["engine_cpu"] = engine_cpu
+        for index in range(self.engines * self.cpus):
+            self._write(index, blank)
+
+    def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
+        """One frame from the wire."""
+        return run_once(self.receive_fd, frame)
+
+    def flush(self, engine: int = 0) -> tuple[Verdict, bytes]:
+        """What the sender does for the queue pair of this core and an engine."""
+        return self.flush_index(self.index(engine))
+
+    def flush_index(self, index: int) -> tuple[Verdict, bytes]:
+        """What the sender does for any queue pair, or none."""
+        return run_once(self.flush_fd, index.to_bytes(4, "little").ljust(FLUSH_FRAME_BYTES, b"\0"))
+
+    def index(self, engine: int = 0) -> int:
+        """This core's queue pair with an engine."""
+        return engine * self.cpus + CPU
+
+    def pair(self, engine: int = 0) -> Any:
+        """The mapped queue pair, read and written in place."""
+        return self.pairs[self.index(engine)]
+
+    def queue(self, engine: int = 0) -> Any:
+        """A copy of the queue pair's private side."""
+        raw = bytes(self._queues[ctypes.c_uint32(self.index(engine))])
+        return np.frombuffer(raw, abi.dtype("kv_dpu_queue"))[0]
+
+    def set_queue(self, engine: int = 0, **fields: Any) -> None:
+        """Change the queue pair's private side."""
+        queue = self.queue(engine).copy()
+        for name, value in fields.items():
+            queue[name] = value
+        self._write(self.index(engine), queue)
+
+    def in_flight(self, engine: int = 0) -> int:
+        """Batches published and not yet answered."""
+        queue = self.queue(engine)
+        return int(queue["published"] - queue["answered"])
+
+    def counters(self) -> dict[str, int]:
+        """The counters that are not 0, over all queue pairs, by the names of abi.Counter."""
+        raw = b"".join(bytes(self._queues[ctypes.c_uint32(i)]) for i in range(len(self.pairs)))
+        totals = np.frombuffer(raw, abi.dtype("kv_dpu_queue"))["counters"].sum(axis=0)
+        return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
+
+    def exchange(self, frame: bytes, engine: int = 0) -> tuple[Verdict, bytes]:
+        """A frame and what comes back for it from a real engine, in its own frame or flushed."""
+        verdict, out = self.receive(frame)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while verdict == Verdict.DROP and self.in_flight(engine):
+            assert time.monotonic() < deadline, "the engine does not answer"
+            verdict, out = self.flush(engine)
+        return verdict, out
+
+    def _write(self, index: int, queue: Any) -> None:
+        leaf = self._queues.Leaf.from_buffer_copy(queue.tobytes())
+        self._queues[ctypes.c_uint32(index)] = leaf
+
+
+def queue_pairs_view(memory: Any, count: int) -> npt.NDArray[Any]:
+    """A C array of struct kv_queue_pair as a numpy array over the same bytes."""
+    buffer = ffi.buffer(memory, count * abi.SIZE("kv_queue_pair"))
+    return np.frombuffer(buffer, abi.dtype("kv_queue_pair"))
+
+
+# ---- Processing engines --------------------------------------------------------------------------
+
+
+class PlayedEngine:
+    """The host's end of a queue pair, one step at a time."""
+
+    def __init__(self, pair: Any) -> None:
+        self.pair = pair
+        self._processed = int(pair["response_control"]["published"])
+
+    def answer(self, replies: Sequence[Reply], wire_bytes: int | None = None) -> None:
+        """Hand back the next batch."""
+        self.write(replies, wire_bytes)
+        self.publish()
+
+    def write(self, replies: Sequence[Reply], wire_bytes: int | None = None) -> Any:
+        """The next batch's responses, not yet handed back; `wire_bytes` None for the right number.
+        Returns the slot.
+        """
+        slot = self.pair["responses"][self._processed % abi.KV_SLOTS]
+        payload_bytes = 0
+        for record, reply in zip(slot["records"], replies, strict=False):
+            record["header"] = header_word(reply.operation, reply.result, 0, len(reply.value))
+            padded = reply.value.ljust(codec.roundup8(len(reply.value)), b"\0")
+            if len(reply.value) <= abi.KV_INLINE_MAX:
+                record["value"] = int.from_bytes(padded, "little")
+                continue
+            record["value"] = payload_bytes
+            slot["payload"][payload_bytes : payload_bytes + len(padded)] = list(padded)
+            payload_bytes += len(padded)
+        right = sum(codec.item_bytes(0, len(reply.value)) for reply in replies)
+        slot["wire_bytes"] = right if wire_bytes is None else wire_bytes
+        return slot
+
+    def publish(self, batches: int = 1) -> None:
+        """Hand back what was written."""
+        self._processed = (self._processed + batches) % 2**32
+        self.pair["response_control"]["published"] = self._processed
+
+
+def header_word(operation: int, result: int, key_bytes: int, value_bytes: int) -> int:
+    """KV_HEADER of kv_abi.h."""
+    item = np.zeros(1, abi.dtype("kv_item_header"))
+    item["operation"], item["result"] = operation, result
+    item["kv_length"] = key_bytes << codec.KEY_LENGTH_SHIFT | value_bytes
+    return int(item.view(np.uint64)[0])
+
+
+class NoSenders:
+    """Instead of `Senders` for an engine that wakes nobody."""
+
+    array = ffi.NULL
+
+
+@contextmanager
+def serving(
+    dpu: Dpu,
+    senders: Any = NoSenders,
+    response_bytes_max: int = RESPONSE_BYTES_MAX,
+    flush_after_us: float = 30.0,
+) -> Iterator[list[ProcessingEngine]]:
+    """Real, small processing engines on all of the communication engine's queue pairs."""
+    with ExitStack() as cleanup:
+        engines = []
+        for engine_id in range(dpu.engines):
+            engine = ProcessingEngine(
+                engine_id=engine_id,
+                engines=dpu.engines,
+                cpu=OTHER_CPU,
+                cpus=dpu.cpus,
+                pairs=dpu.memory + engine_id * dpu.cpus,
+                items=1 << 12,
+                log_bytes=1 << 20,
+                huge_pages=False,
+                response_bytes_max=response_bytes_max,
+                flush_after_us=flush_after_us,
+            )
+            cleanup.callback(engine.close)
+            engine.start(senders)
+            cleanup.callback(engine.stop)
+            engines.append(engine)
+        wait_until(lambda: dpu.pairs["response_control"]["alive"].all(), "the engines start")
+        yield engines
+
+
+def wait_until(condition: Any, what: str) -> None:
+    """Poll; fails after ANSWER_SECONDS."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+
+
+def expected_replies(store: dict[bytes, bytes], requests: Sequence[Request]) -> list[Reply]:
+    """What a server with all keys of one engine must say; `store` moves along."""
+    replies = []
+    for request in requests:
+        result, value = abi.Result.SUCCESS, b""
+        if request.operation in (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE):
+            pass
+        elif request.operation not in (abi.Operation.GET, abi.Operation.SET):
+            result = abi.Result.NOT_SUPPORTED
+        elif not request.key:
+            result = abi.Result.ERROR
+        elif request.operation == abi.Operation.SET:
+            if len(request.value) > abi.KV_VALUE_MAX:
+                result = abi.Result.INSUFFICIENT_SPACE
+            else:
+                store[request.key] = request.value
+        elif request.key in store:
+            value = store[request.key]
+        else:
+            result = abi.Result.NOT_FOUND
+        replies.append(Reply(request.operation, result, value, request.opaque, request.key_hash))
+    return replies
+
+
+# ---- Frames --------------------------------------------------------------------------------------
+
+
+def request_frame(
+    requests: Sequence[Request],
+    client: Endpoint = CLIENT,
+    server: Endpoint = SERVER,
+    vlan_tag: int | None = None,
+    stray: bytes = b"",
+) -> bytes:
+    """A client's frame; `stray` bytes follow the last request."""
+    payload = codec.encode_batch(requests, strict=False) + stray
+    return codec.encode_frame(client, server, payload, vlan_tag)
+
+
+def reply_frame(
+    replies: Sequence[Reply],
+    client: Endpoint = CLIENT,
+    server: Endpoint = SERVER,
+    vlan_tag: int | None = None,
+) -> bytes:
+    """The server's frame, byte for byte."""
+    return codec.encode_frame(
+        server, client, codec.encode_batch(replies, strict=False), vlan_tag
+    )
+
+
+def patched(frame: bytes, vlan: bool = False, **fields: int | bytes) -> bytes:
+    """The frame with fields of struct kv_packet_header overwritten; numbers in network order."""
+    changed = bytearray(frame)
+    for name, value in fields.items():
+        size = abi.dtype("kv_packet_header")[name].itemsize
+        start = abi.offset("kv_packet_header", name)
+        if vlan and start >= abi.offset("kv_packet_header", "eth_type"):
+            start += abi.KV_VLAN_BYTES
+        content = value if isinstance(value, bytes) else value.to_bytes(size, "big")
+        assert len(content) == size
+        changed[start : start + size] = content
+    return bytes(changed)
+
+
+def with_lengths_of(frame: bytes, vlan: bool = False) -> bytes:
+    """The frame, cut or extended, with IP and UDP lengths that match it, as far as they are in
+    it.
+    """
+    ip_bytes = max(len(frame) - abi.KV_ETH_BYTES - vlan * abi.KV_VLAN_BYTES, 0)
+    whole = frame.ljust(HEADER_BYTES + abi.KV_VLAN_BYTES, b"\0")
+    lengths = {"ip_total_length": ip_bytes, "udp_length": max(ip_bytes - abi.KV_IP_BYTES, 0)}
+    return patched(whole, vlan, **lengths)[: len(frame)]
+
+
+def traffic_counters(frame: bytes, reply: bytes) -> dict[str, int]:
+    """What every served frame moves, whichever way its response takes."""
+    requests = codec.decode_requests(codec.decode_frame(frame).payload)
+    replies = codec.decode_replies(codec.decode_frame(reply).payload)
+    record, response = abi.SIZE("kv_request"), abi.SIZE("kv_response")
+    body_bytes = len(codec.decode_frame(frame).payload) - codec.BATCH_HEADER_BYTES
+    has_payload = any(max(len(r.key), len(r.value)) > abi.KV_INLINE_MAX for r in requests)
+    long_values = [len(r.value) for r in replies if len(r.value) > abi.KV_INLINE_MAX]
+    return {
+        "FRAMES_RECEIVED": 1,
+        "REQUESTS_RECEIVED": len(requests),
+        "BYTES_RECEIVED": len(frame),
+        "FRAMES_SENT": 1,
+        "RESPONSES_SENT": len(replies),
+        "BYTES_SENT": len(reply),
+        "QP_REQUEST_BYTES": len(requests) * record + 1 + has_payload * body_bytes,
+        "QP_RESPONSE_BYTES": len(replies) * response + 1 + sum(map(codec.roundup8, long_values)),
+    }
+
+
+WAYS_OUT = ("RESPONSES_WAITED", "RESPONSES_CARRIED", "RESPONSES_FLUSHED")
+
+
+def without_ways_out(counters: Mapping[str, int]) -> dict[str, int]:
+    """Counters but for those that depend on how quick a real engine was; each frame sent must have
+    taken exactly one way.
+    """
+    assert sum(counters.get(way, 0) for way in WAYS_OUT) == counters.get("FRAMES_SENT", 0)
+    timing = {*WAYS_OUT, "WAIT_TIMEOUTS"}
+    return {name: value for name, value in counters.items() if name not in timing}

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What the end-to-end tests share: a server in a lab, clients of it, raw frames, and what is left."""
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dpukv_xdp import abi, codec, nic
+from dpukv_xdp import lab as labs
+from dpukv_xdp.client import Client
+from dpukv_xdp.codec import Endpoint
+from dpukv_xdp.config import ServerConfig, load_config
+from dpukv_xdp.lab import End, Lab
+from dpukv_xdp.server import Server
+
+CPUS = sorted(os.sched_getaffinity(0))
+ENGINE_CPU, OTHER_CPU = CPUS[0], CPUS[-1]
+PORT = ServerConfig().port
+CLIENT_PORT = 40000
+TIMEOUT_SECONDS = 5.0
+"""Long after any answer is due: whoever waits for so long has found a bug."""
+
+UDP_AND_IP = (abi.KV_ETHERTYPE_IPV4, abi.KV_IP_PROTOCOL_UDP)
+DROPS = {counter.name.lower() for counter in abi.Counter if counter.name.startswith("DROP_")}
+
+
+@contextmanager
+def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
+    """A server on the lab's server end, small unless `settings` say otherwise.
+
+    The calling thread stays off the engine's core: it would starve there.
+    """
+    defaults = {"engine_cpus": (ENGINE_CPU,), "items": 1 << 16}
+    if settings.get("engines", 1) > 1:
+        del defaults["engine_cpus"]
+    config = load_config(None, defaults | settings)
+    with labs.in_namespace(lab.server.namespace):
+        server = Server(config, lab.server.interface)
+        server.start()
+    try:
+        with pinned(OTHER_CPU):
+            yield server
+    finally:
+        with labs.in_namespace(lab.server.namespace):
+            server.stop()
+
+
+def client_of(lab: Lab, port: int = PORT, **options: Any) -> Client:
+    """A Python client in the client's namespace that does not repeat requests in silence."""
+    with labs.in_namespace(lab.client.namespace):
+        return Client(
+            (lab.server.address, port), **({"timeout": TIMEOUT_SECONDS, "retries": 0} | options)
+        )
+
+
+@contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    """The calling thread runs on one core, where the communication engine then runs as well."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def gained(server: Server, before: dict[str, int]) -> dict[str, int]:
+    """The counters that have moved since `before`, and by how much."""
+    return {
+        name: count - before[name]
+        for name, count in server.counters().items()
+        if count != before[name]
+    }
+
+
+def ends(lab: Lab, port: int = PORT) -> tuple[Endpoint, Endpoint]:
+    """A client's endpoint in the lab, and the server's."""
+    return (
+        Endpoint(lab.client.mac, lab.client.address, CLIENT_PORT),
+        Endpoint(lab.server.mac, lab.server.address, port),
+    )
+
+
+class Wire:
+    """The client's end of the link, for whole frames. A context manager."""
+
+    def __init__(self, end: End, ports: range = range(PORT, PORT + 1)) -> None:
+        """`ports` are the server's: what comes from elsewhere is not looked at."""
+        self._ports = ports
+        with labs.in_namespace(end.namespace):
+            self._socket = socket.socket(
+                socket.AF_PACKET, socket.SOCK_RAW, socket.htons(UDP_AND_IP[0])
+            )
+            self._socket.bind((end.interface, UDP_AND_IP[0]))
+        self._socket.settimeout(TIMEOUT_SECONDS)
+
+    def send(self, frame: bytes) -> None:
+        """Put a frame on the wire."""
+        assert self._socket.send(frame) == len(frame)
+
+    def receive(self) -> bytes:
+        """The next frame from the server's ports. Raises TimeoutError."""
+        while True:
+            frame, address = self._socket.recvfrom(abi.KV_FRAME_MAX + 1)
+            is_ours = address[2] != socket.PACKET_OUTGOING and self._is_from_server(frame)
+            if is_ours:
+                return frame
+
+    def exchange(self, frame: bytes) -> bytes:
+        """Send a request; the next answer, whatever it answers."""
+        self.send(frame)
+        return self.receive()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _is_from_server(self, frame: bytes) -> bool:
+        protocol_at = abi.offset("kv_packet_header", "ip_protocol")
+        port_at = abi.offset("kv_packet_header", "udp_source_port")
+        if len(frame) < port_at + 2 or frame[protocol_at] != UDP_AND_IP[1]:
+            return False
+        return struct.unpack_from("!H", frame, port_at)[0] in self._ports
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def answer_of(frame: bytes) -> list[codec.Reply]:
+    """The replies in a response frame that is correct in every header."""
+    decoded = codec.decode_frame(frame)
+    assert decoded.ip_checksum_valid
+    assert (decoded.ip_id, decoded.ip_fragment, decoded.udp_checksum) == (0, 0, 0)
+    return codec.decode_replies(decoded.payload)
+
+
+# ---- What is left
+
+
+def native_threads() -> list[str]:
+    """Engines and senders that run in this process."""
+    names = (thread.name for thread in threading.enumerate())
+    return sorted(name for name in names if name.startswith(("engine", "sender", "generator")))
+
+
+def bpf_descriptors() -> int:
+    """Programs and maps that this process holds open."""
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(str(path.readlink()))
+        except FileNotFoundError:  # the directory's own descriptor
+            continue
+    return sum(link.startswith(("anon_inode:bpf-prog", "anon_inode:bpf-map")) for link in links)
+
+
+def mapped_queue_pairs() -> int:
+    """Queue pairs' maps that this process has mapped: each keeps its map alive."""
+    size = abi.SIZE("kv_queue_pair")
+    count = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "bpf-map" in line:
+            first, _, last = line.split()[0].partition("-")
+            count += (int(last, 16) - int(first, 16)) % size < 4096
+    return count
+
+
+def programs_on(end: End) -> list[str]:
+    """Names of the XDP programs on an end of the lab."""
+    with labs.in_namespace(end.namespace):
+        return [program.name for program in nic.find(end.interface).programs]
+
+
+def registered_on(end: End) -> list[int]:
+    """Numbers of the programs that the register has for an end of the lab."""
+    inode = (labs.NAMESPACE_DIR / end.namespace).stat().st_ino
+    return [r.program_id for r in labs.list_attachments() if r.namespace_inode == inode]

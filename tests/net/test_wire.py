@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Frames made by hand, malformed ones, and the captures of the real MICA2 against a server in the
+lab.
+"""
+
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from net.serving import DROPS, Wire, answer_of, client_of, ends, gained, serving
+from pyroute2 import IPRoute
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+from scapy.utils import RawPcapReader
+
+from dpukv_xdp import abi, codec, nic
+from dpukv_xdp import lab as labs
+from dpukv_xdp.codec import Endpoint
+from dpukv_xdp.lab import Lab
+from dpukv_xdp.layers import KVBatch, KVItem
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+# ---- scapy
+
+README_EXAMPLE = """
+from scapy.layers.inet import IP, UDP
+from scapy.sendrecv import sr1
+from dpukv_xdp.layers import KVBatch, KVItem
+
+items = [KVItem.set(b"hello", b"world", opaque=1), KVItem.get(b"hello", opaque=2)]
+answer = sr1(IP(dst="10.77.0.1") / UDP(dport=9800) / KVBatch(items=items), timeout=2)
+answer[KVBatch].show()
+"""
+
+
+def test_a_request_made_by_hand_and_its_answer(lab: Lab) -> None:
+    with serving(lab):
+        child = labs.spawn(
+            lab.client.namespace,
+            [sys.executable, "-c", README_EXAMPLE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        shown, _ = child.communicate(timeout=20)
+    assert child.returncode == 0, shown
+    assert "magic     = response" in shown
+    assert "request_count= 2" in shown
+    first, second = shown.split("###[ KV item ]###")[1:]
+    assert "operation = SET" in first
+    assert "operation = GET" in second
+    assert "result    = SUCCESS" in second
+    assert "value     = b'world'" in second
+
+
+def request_packet(lab: Lab, items: list[KVItem], **batch: object) -> Packet:
+    """A request from the client's end to the server's."""
+    client, server = ends(lab)
+    return (
+        Ether(src=client.mac, dst=server.mac)
+        / IP(src=client.ip, dst=server.ip)
+        / UDP(sport=client.port, dport=server.port)
+        / KVBatch(items=items, **batch)
+    )
+
+
+def malformed_packets(lab: Lab) -> dict[str, tuple[Packet, str]]:
+    """What is wrong with each, and the counter that names it."""
+
+    def one(**batch: object) -> Packet:
+        return request_packet(lab, [KVItem.get(b"malformed", opaque=1)], **batch)
+
+    def many(count: int) -> Packet:
+        return request_packet(lab, [KVItem(operation="NOOP_READ") for _ in range(count)])
+
+    options, ip_long, fragment, udp_short = one(), one(), one(), one()
+    options[IP].options = [b"\x01\x01\x01\x00"]
+    ip_long[IP].len = len(ip_long[IP]) + 1
+    fragment[IP].flags = "MF"
+    udp_short[UDP].len = len(udp_short[UDP]) - 1
+    bare = request_packet(lab, [])
+    past_end = request_packet(lab, [KVItem.get(b"malformed", value_length=9)])
+    long_frame = one() / Raw(bytes(abi.KV_FRAME_MAX + 1 - len(one())))
+    return {
+        "IP options": (options, "drop_ip_header"),
+        "IP length": (ip_long, "drop_ip_header"),
+        "a first fragment": (fragment, "drop_fragment"),
+        "UDP length": (udp_short, "drop_udp_length"),
+        "no request": (bare, "drop_frame_length"),
+        "a frame too long": (long_frame, "drop_frame_length"),
+        "magic of a response": (one(magic="response"), "drop_magic"),
+        "a value past the end": (past_end, "drop_truncated"),
+        "a request too many": (many(abi.KV_BATCH_MAX + 1), "drop_batch_length"),
+    }
+
+
+@pytest.mark.parametrize("lab", [{"mtu": 2100}], indirect=True)
+def test_malformed_packets_are_counted_by_cause_and_disturb_nobody(lab: Lab) -> None:
+    good = request_packet(lab, [KVItem.set(b"well formed", b"value", opaque=7)])
+    with serving(lab) as server, Wire(lab.client) as wire:
+        for what, (packet, counter) in malformed_packets(lab).items():
+            before = server.counters()
+            wire.send(bytes(packet))
+            (reply,) = answer_of(wire.exchange(bytes(good)))
+            assert (reply.opaque, reply.result) == (7, abi.Result.SUCCESS), what
+            moved = gained(server, before)
+            assert {name: moved[name] for name in DROPS & set(moved)} == {counter: 1}, what
+            assert (moved["frames_received"], moved["frames_sent"]) == (1, 1), what
+
+
+@pytest.mark.parametrize("lab", [{"mtu": 2100}], indirect=True)
+def test_a_request_that_breaks_a_limit_gets_its_own_error(lab: Lab) -> None:
+    items = [
+        KVItem.set(b"before", b"1", opaque=1),
+        KVItem(operation="GET", opaque=2),
+        KVItem(operation=99, key=b"unknown", opaque=3),
+        KVItem.get(b"before", opaque=4),
+    ]
+    with serving(lab) as server, Wire(lab.client) as wire:
+        replies = answer_of(wire.exchange(bytes(request_packet(lab, items))))
+        assert DROPS & {name for name, count in server.counters().items() if count} == set()
+    results = [(reply.opaque & 0xFF, reply.result) for reply in replies]
+    assert results == [
+        (1, abi.Result.SUCCESS),
+        (2, abi.Result.ERROR),
+        (3, abi.Result.NOT_SUPPORTED),
+        (4, abi.Result.SUCCESS),
+    ]
+    assert replies[3].value == b"1"
+
+
+# ---- The captures of the real MICA2
+
+Exchange = tuple[bytes, bytes]
+
+
+@pytest.mark.parametrize(
+    ("capture", "engines"),
+    [("mica2_eight_requests_per_packet.pcap", 1), ("mica2_one_request_per_packet.pcap", 2)],
+)
+def test_the_captures_are_answered_byte_for_byte(lab: Lab, capture: str, engines: int) -> None:
+    exchanges = read_exchanges(DATA / capture)
+    assert len(exchanges) > 15
+    readdress(lab, codec.decode_frame(exchanges[0][0]).destination)
+    changed: set[bytes] = set()
+    with (
+        serving(lab, port=0, engines=engines, items=1 << 10) as server,
+        Wire(lab.client, range(engines)) as wire,
+    ):
+        for request, wanted in exchanges:
+            answer = wire.exchange(request)
+            expected = as_this_server_says_it(request, wanted, changed)
+            if expected is not None:
+                assert defined_bytes(answer) == defined_bytes(expected)
+            answer_of(answer)
+        assert server.counters()["passed"] == 0
+
+
+def read_exchanges(path: Path) -> list[Exchange]:
+    """Each request of a capture with the answer that MICA2 gave, in the order of the requests."""
+    waiting: list[bytes] = []
+    answers: dict[int, bytes] = {}
+    requests: list[bytes] = []
+    for frame, _ in RawPcapReader(str(path)):
+        batch = codec.decode_frame(frame).payload
+        if batch[0] == abi.KV_MAGIC_REQUEST:
+            waiting.append(frame)
+            requests.append(frame)
+            continue
+        opaques = [reply.opaque for reply in codec.decode_replies(batch)]
+        asked = next(
+            request
+            for request in waiting
+            if [r.opaque for r in codec.decode_requests(codec.decode_frame(request).payload)]
+            == opaques
+        )
+        waiting.remove(asked)
+        answers[id(asked)] = frame
+    return [(request, answers[id(request)]) for request in requests if id(request) in answers]
+
+
+def readdress(lab: Lab, server: Endpoint) -> None:
+    """Give the lab's server end the address that the capture's requests go to."""
+    with labs.in_namespace(lab.server.namespace), IPRoute() as netlink:
+        index = nic.find(lab.server.interface).index
+        netlink.flush_addr(index=index)
+        netlink.addr("add", index=index, address=server.ip, prefixlen=8)
+
+
+OPERATIONS_TO_COME = {
+    abi.Operation.ADD,
+    abi.Operation.TEST,
+    abi.Operation.DELETE,
+    abi.Operation.INCREMENT,
+}
+
+
+def as_this_server_says_it(request: bytes, answer: bytes, changed: set[bytes]) -> bytes | None:
+    """MICA2's answer with what docs/PROTOCOL.md says differently; None if it hangs on an operation
+    that this server has not got. `changed` are the keys whose values do so.
+    """
+    ours = []
+    frame = codec.decode_frame(answer)
+    requests = codec.decode_requests(codec.decode_frame(request).payload)
+    for asked, reply in zip(requests, codec.decode_replies(frame.payload), strict=True):
+        result, value = reply.result, reply.value
+        if asked.operation in OPERATIONS_TO_COME:
+            result, value = abi.Result.NOT_SUPPORTED, b""
+            changed.add(asked.key)
+        elif asked.operation == abi.Operation.SET:
+            changed.discard(asked.key)
+        elif asked.key in changed:
+            return None
+        ours.append(codec.Reply(reply.operation, result, value, reply.opaque, reply.key_hash))
+    return codec.encode_frame(frame.source, frame.destination, codec.encode_batch(ours))
+
+
+def defined_bytes(frame: bytes) -> bytes:
+    """A response frame with zeros where MICA2 leaves old bytes, and for its missing checksum."""
+    masked = bytearray(frame)
+    masked[24:26] = bytes(2)
+    masked[44:48] = bytes(4)
+    offset = abi.SIZE("kv_packet_header")
+    for reply in codec.decode_replies(codec.decode_frame(frame).payload):
+        masked[offset + 20 : offset + 24] = bytes(4)
+        offset += codec.item_bytes(0, len(reply.value))
+    return bytes(masked)
+
+
+@pytest.mark.parametrize("lab", [{"mtu": 2000}], indirect=True)
+def test_a_longer_mtu_carries_the_longest_key_beside_a_long_value(lab: Lab) -> None:
+    items = {b"k" * 255: secrets.token_bytes(1400), b"k": secrets.token_bytes(1900)}
+    with serving(lab), client_of(lab, mtu=2000) as client:
+        assert client.set_many(items) == []
+        assert client.get_many(items) == items
