@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 
 STATUS_INTERRUPTED = 130
 LAB_READY_SECONDS = 20.0
+LOG_BYTES_MAX = 1 << 20
 PLAIN_COLUMNS = 110
 
 
@@ -469,11 +471,9 @@ def _client(
 
 def _start_lab_server(place: Any, config: Any) -> None:
     """`dpukv serve` inside the lab, in the background; returns when it answers."""
-    import msgspec
-
     from dpukv_xdp.client import Client
     from dpukv_xdp.errors import NoResponseError
-    from dpukv_xdp.lab import REGISTER_DIR, in_namespace
+    from dpukv_xdp.lab import in_namespace
 
     with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
         process = place.spawn(
@@ -497,8 +497,8 @@ def _start_lab_server(place: Any, config: Any) -> None:
                 return
             except NoResponseError as error:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace").strip()
-                    reason = said.splitlines()[-1].removeprefix("dpukv: ") if said else "it said nothing"
+                    said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace")
+                    reason = (said.split("dpukv: ")[-1].strip()) or "it said nothing"
                     raise DpukvError(f"the lab's server did not start: {reason}") from error
                 time.sleep(0.05)
 

@@ -25,7 +25,7 @@ def load() -> Iterator[Callable[..., Dpu]]:
     loaded: dict[tuple[Any, ...], Dpu] = {}
 
     def load(**settings: Any) -> Dpu:
-        key = tuple(sorted(settings.items()))
+        key = tuple({**Dpu.__init__.__kwdefaults__, **settings}.items())
         if key not in loaded:
             loaded[key] = Dpu(**settings)
         loaded[key].reset()

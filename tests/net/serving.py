@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What the end-to-end tests share: a server in a lab, clients of it, raw frames, and what is left."""
+"""What the end-to-end tests share: a server in a lab, clients of it, raw frames, what is left."""
 
 import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
-from dpukv_xdp import abi, codec, nic
+from dpukv_xdp import abi, codec, loadgen, nic
 from dpukv_xdp import lab as labs
 from dpukv_xdp.client import Client
 from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.config import ServerConfig, load_config
 from dpukv_xdp.lab import End, Lab
+from dpukv_xdp.loadgen import LoadGenerator, Loop, latency_summary
 from dpukv_xdp.server import Server
+from dpukv_xdp.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
 
 CPUS = sorted(os.sched_getaffinity(0))
 ENGINE_CPU, OTHER_CPU = CPUS[0], CPUS[-1]
@@ -25,6 +30,8 @@ PORT = ServerConfig().port
 CLIENT_PORT = 40000
 TIMEOUT_SECONDS = 5.0
 """Long after any answer is due: whoever waits for so long has found a bug."""
+
+PATIENCE_NS = 400_000_000
 
 UDP_AND_IP = (abi.KV_ETHERTYPE_IPV4, abi.KV_IP_PROTOCOL_UDP)
 DROPS = {counter.name.lower() for counter in abi.Counter if counter.name.startswith("DROP_")}
@@ -39,8 +46,8 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
     defaults = {"engine_cpus": (ENGINE_CPU,), "items": 1 << 16}
     if settings.get("engines", 1) > 1:
         del defaults["engine_cpus"]
-    config = load_config(None, defaults | settings)
-    with labs.in_namespace(lab.server.namespace):
+    with pinned(*CPUS), labs.in_namespace(lab.server.namespace):
+        config = load_config(None, defaults | settings)
         server = Server(config, lab.server.interface)
         server.start()
     try:
@@ -60,10 +67,10 @@ def client_of(lab: Lab, port: int = PORT, **options: Any) -> Client:
 
 
 @contextmanager
-def pinned(cpu: int) -> Iterator[None]:
-    """The calling thread runs on one core, where the communication engine then runs as well."""
+def pinned(*cpus: int) -> Iterator[None]:
+    """The calling thread runs on these cores only, and the communication engine with it."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
+    os.sched_setaffinity(0, cpus)
     try:
         yield
     finally:
@@ -146,6 +153,64 @@ def answer_of(frame: bytes) -> list[codec.Reply]:
     assert decoded.ip_checksum_valid
     assert (decoded.ip_id, decoded.ip_fragment, decoded.udp_checksum) == (0, 0, 0)
     return codec.decode_replies(decoded.payload)
+
+
+# ---- Load
+
+
+@contextmanager
+def generating(lab: Lab, engines: int = 1) -> Iterator[LoadGenerator]:
+    """A load generator on the client's end; within the block the calling thread is there.
+
+    It is patient: a machine that is busy with something else must not make packets count as lost.
+    """
+    with (
+        mock.patch.object(loadgen, "TIMEOUT_NS", PATIENCE_NS),
+        labs.in_namespace(lab.client.namespace),
+        LoadGenerator(lab.client.interface, port=PORT, engines=engines, cpu=OTHER_CPU) as generator,
+    ):
+        yield generator
+
+
+def plan_for(lab: Lab, **settings: Any) -> Plan:
+    """64 Ki keys, read only, 45 requests per packet unless `settings` say otherwise.
+
+    Fewer go into a packet when so many do not fit.
+    """
+    source, destination = ends(lab)
+    defaults = {"workload": WORKLOADS["C"], "keys": 1 << 16, "requests_per_packet": 45}
+    plan = Plan(source=source, destination=destination, **(defaults | settings))
+    fit = requests_per_packet_max(plan.key_size, plan.value_size, plan.workload)
+    return replace(plan, requests_per_packet=min(fit, plan.requests_per_packet))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of the generator counted."""
+
+    seconds: float
+    sent: dict[str, int]
+    received: dict[str, int]
+    latency_us: dict[str, float]
+
+
+def run_load(
+    generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float, templates: int = 8192
+) -> Measured:
+    """Send the plan's stream for a while, over and over, and wait for the last answers."""
+    prepared = build_templates(plan, generator.templates[:templates])
+    start = generator.snapshot()
+    generator.begin(plan, loop, prepared.templates)
+    time.sleep(seconds)
+    stop = generator.snapshot()
+    generator.end()
+    end = generator.snapshot()
+    return Measured(
+        seconds=(stop.at_ns - start.at_ns) / 1e9,
+        sent={name: end.sent[name] - start.sent[name] for name in end.sent},
+        received={name: end.received[name] - start.received[name] for name in end.received},
+        latency_us=latency_summary(end.latency - start.latency),
+    )
 
 
 # ---- What is left

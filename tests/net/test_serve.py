@@ -70,7 +70,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 
 def items_of_all_sizes() -> dict[bytes, bytes]:
-    """Keys and values of every pair of sizes that one packet of MTU 1500 can carry, all different."""
+    """Keys and values of each pair of sizes that a packet of MTU 1500 carries, all different."""
     pairs = itertools.product(KEY_SIZES, VALUE_SIZES)
     return {
         bytes([number]) * key_bytes: secrets.token_bytes(value_bytes)

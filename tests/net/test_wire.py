@@ -6,6 +6,7 @@ lab.
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,19 @@ from dpukv_xdp import lab as labs
 from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.layers import KVBatch, KVItem
+from dpukv_xdp.server import Server
 
 DATA = Path(__file__).parent.parent / "data"
+LONG_MTU = 2100
+"""Room for frames longer than KV_FRAME_MAX."""
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Lab, Server]]:
+    """One server for the tests that only send to it."""
+    labs.remove_stale()
+    with Lab.up(mtu=LONG_MTU) as lab, serving(lab) as server:
+        yield lab, server
 
 
 # ---- scapy
@@ -38,16 +50,15 @@ answer[KVBatch].show()
 """
 
 
-def test_a_request_made_by_hand_and_its_answer(lab: Lab) -> None:
-    with serving(lab):
-        child = labs.spawn(
-            lab.client.namespace,
-            [sys.executable, "-c", README_EXAMPLE],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        shown, _ = child.communicate(timeout=20)
+def test_a_request_made_by_hand_and_its_answer(served: tuple[Lab, Server]) -> None:
+    child = labs.spawn(
+        served[0].client.namespace,
+        [sys.executable, "-c", README_EXAMPLE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    shown, _ = child.communicate(timeout=20)
     assert child.returncode == 0, shown
     assert "magic     = response" in shown
     assert "request_count= 2" in shown
@@ -99,10 +110,12 @@ def malformed_packets(lab: Lab) -> dict[str, tuple[Packet, str]]:
     }
 
 
-@pytest.mark.parametrize("lab", [{"mtu": 2100}], indirect=True)
-def test_malformed_packets_are_counted_by_cause_and_disturb_nobody(lab: Lab) -> None:
+def test_malformed_packets_are_counted_by_cause_and_disturb_nobody(
+    served: tuple[Lab, Server],
+) -> None:
+    lab, server = served
     good = request_packet(lab, [KVItem.set(b"well formed", b"value", opaque=7)])
-    with serving(lab) as server, Wire(lab.client) as wire:
+    with Wire(lab.client) as wire:
         for what, (packet, counter) in malformed_packets(lab).items():
             before = server.counters()
             wire.send(bytes(packet))
@@ -113,17 +126,18 @@ def test_malformed_packets_are_counted_by_cause_and_disturb_nobody(lab: Lab) -> 
             assert (moved["frames_received"], moved["frames_sent"]) == (1, 1), what
 
 
-@pytest.mark.parametrize("lab", [{"mtu": 2100}], indirect=True)
-def test_a_request_that_breaks_a_limit_gets_its_own_error(lab: Lab) -> None:
+def test_a_request_that_breaks_a_limit_gets_its_own_error(served: tuple[Lab, Server]) -> None:
+    lab, server = served
+    before = server.counters()
     items = [
         KVItem.set(b"before", b"1", opaque=1),
         KVItem(operation="GET", opaque=2),
         KVItem(operation=99, key=b"unknown", opaque=3),
         KVItem.get(b"before", opaque=4),
     ]
-    with serving(lab) as server, Wire(lab.client) as wire:
+    with Wire(lab.client) as wire:
         replies = answer_of(wire.exchange(bytes(request_packet(lab, items))))
-        assert DROPS & {name for name, count in server.counters().items() if count} == set()
+    assert DROPS & set(gained(server, before)) == set()
     results = [(reply.opaque & 0xFF, reply.result) for reply in replies]
     assert results == [
         (1, abi.Result.SUCCESS),
@@ -232,9 +246,11 @@ def defined_bytes(frame: bytes) -> bytes:
     return bytes(masked)
 
 
-@pytest.mark.parametrize("lab", [{"mtu": 2000}], indirect=True)
-def test_a_longer_mtu_carries_the_longest_key_beside_a_long_value(lab: Lab) -> None:
+def test_a_longer_mtu_carries_the_longest_key_beside_a_long_value(
+    served: tuple[Lab, Server],
+) -> None:
+    lab, _ = served
     items = {b"k" * 255: secrets.token_bytes(1400), b"k": secrets.token_bytes(1900)}
-    with serving(lab), client_of(lab, mtu=2000) as client:
+    with client_of(lab, mtu=LONG_MTU) as client:
         assert client.set_many(items) == []
         assert client.get_many(items) == items

@@ -328,6 +328,7 @@ def swapped(first: str, second: str) -> Callable[[str], str]:
     """Exchange two declarations inside struct kv_item_header or kv_packet_header."""
 
     def change(text: str) -> str:
+        text = re.sub(r"[ \t]+", " ", text)  # declarations are aligned by their neighbours
         assert text.count(first) == text.count(second) == 1
         return text.replace(first, "\0").replace(second, first).replace("\0", second)
 
@@ -336,6 +337,7 @@ def swapped(first: str, second: str) -> Callable[[str], str]:
 
 def replaced(old: str, new: str) -> Callable[[str], str]:
     def change(text: str) -> str:
+        text = re.sub(r"[ \t]+", " ", text)
         assert text.count(old) == 1
         return text.replace(old, new)
 
@@ -350,16 +352,16 @@ EVERYONE = {"numpy", "scapy", "codec", "protocol"}
     [
         (swapped("__u32 opaque;", "__u32 reserved1;"), EVERYONE),
         (swapped("__u8 operation;", "__u8 result;"), EVERYONE),
-        (swapped("__u64 key_hash;	    /*", "__u32 kv_length;    /*"), {"compiler"}),
+        (swapped("__u64 key_hash; /* 8, City", "__u32 kv_length; /* 4, value"), {"compiler"}),
         (swapped("__u8 magic;", "__u8 request_count;"), EVERYONE),
         (replaced("__u8 ip_source[4];", "__u8 ip_source[5];"), {"compiler"}),
-        (replaced("__u32 answered;		/*", "__u16 answered;		/*"), {"numpy"}),
+        (replaced("__u32 answered; /* 4, batches whose response", "__u16 answered; /* 4,"), {"numpy"}),
         (replaced("__u64 latency_sum_ns;", "__u32 latency_sum_ns;"), {"numpy"}),
         (replaced("KV_KEY_MAX = 255", "KV_KEY_MAX = 254"), {"constants", "protocol"}),
         (replaced("KV_OP_SET = 4", "KV_OP_SET = 14"), {"constants", "protocol"}),
         (replaced("KV_MAGIC_RESPONSE = 0x79", "KV_MAGIC_RESPONSE = 0x7a"),
          {"constants", "codec", "protocol"}),
-        (replaced("	KV_COUNTER_DROP_MAGIC,", "	KV_COUNTER_NEW,	KV_COUNTER_DROP_MAGIC,"),
+        (replaced(" KV_COUNTER_DROP_MAGIC,", " KV_COUNTER_NEW, KV_COUNTER_DROP_MAGIC,"),
          {"constants", "numpy"}),
     ],
 )  # fmt: skip

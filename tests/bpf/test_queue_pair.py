@@ -1,0 +1,515 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The queue pair, from both ends: what lies in it byte for byte, its counters around the wrap, and
+an other end that breaks every rule.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from dpukv_xdp._core._native import ffi, lib
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bpf.harness import (
+    HEADER_BYTES,
+    OTHER_CPU,
+    RESPONSE_BYTES_MAX,
+    Dpu,
+    NoSenders,
+    PlayedEngine,
+    Verdict,
+    expected_replies,
+    header_word,
+    queue_pairs_view,
+    reply_frame,
+    request_frame,
+    serving,
+    wait_until,
+)
+from dpukv_xdp import abi, codec
+from dpukv_xdp.codec import Reply, Request
+from dpukv_xdp.engine import ProcessingEngine
+
+WAIT = (0, 0)
+LAPS = 3
+BATCHES = LAPS * abi.KV_SLOTS + 5
+NEAR_WRAP = 2**32 - abi.KV_SLOTS - 7
+HALF = 2**31
+KEY, LONG_KEY = b"8 bytes!", b"a key of twenty byte"
+
+
+# ---- What lies in it -----------------------------------------------------------------------------
+
+MIXED = [
+    Request.get(KEY, 1),
+    Request.set(KEY, b"12345678", 2),
+    Request.get(b"short", 3),
+    Request.set(b"short", b"val", 4),
+    Request.set(LONG_KEY, b"val", 5),
+    Request.set(b"short", b"a value of 21 bytes..", 6),
+    Request.set(LONG_KEY, b"another long value", 7),
+    Request.get(LONG_KEY, 8),
+    Request(abi.KV_OP_SET, b"", b"keyless", 9),
+    Request(200, b"k" * 255, b"", 10, key_hash=2**64 - 1),
+    Request.probe(11),
+]
+INLINE = [r for r in MIXED if max(len(r.key), len(r.value)) <= abi.KV_INLINE_MAX]
+
+
+def expected_records(requests: list[Request]) -> Any:
+    """The batch's records as docs/PROTOCOL.md describes them."""
+    records = np.zeros(len(requests), abi.dtype("kv_request"))
+    offset = 0
+    for record, request in zip(records, requests, strict=True):
+        key, value = request.key, request.value
+        record["header"] = header_word(request.operation, 0, len(key), len(value))
+        record["key_hash"] = request.key_hash
+        key_at = offset + codec.ITEM_HEADER_BYTES
+        value_at = key_at + codec.roundup8(len(key))
+        key_is_inline = len(key) <= abi.KV_INLINE_MAX
+        record["key"] = int.from_bytes(key, "little") if key_is_inline else key_at
+        value_is_inline = key_is_inline and len(value) <= abi.KV_INLINE_MAX
+        record["value"] = int.from_bytes(value, "little") if value_is_inline else value_at
+        if not value:
+            record["value"] = 0
+        offset += codec.item_bytes(len(key), len(value))
+    return records
+
+
+@pytest.mark.parametrize("vlan_tag", [None, 3])
+@pytest.mark.parametrize(("requests", "payload"), [(INLINE, False), (MIXED, True)])
+def test_request_records(
+    load: Callable[..., Dpu], requests: list[Request], payload: bool, vlan_tag: int | None
+) -> None:
+    """32 bytes a request; the body beside them only if something is long; the rest of the slot,
+    and every other slot, as they were.
+    """
+    dpu = load()
+    pair = dpu.pair()
+    pair["requests"].view(np.uint8)[:] = 0xA5
+    before = pair.copy()
+    frame = request_frame(requests, vlan_tag=vlan_tag, stray=b"\7" * 5)
+    assert dpu.receive(frame)[0] == Verdict.DROP
+    body = frame[HEADER_BYTES + (vlan_tag is not None) * abi.KV_VLAN_BYTES :]
+
+    expected = before.copy()
+    slot = expected["requests"][0]
+    slot["count"], slot["has_payload"] = len(requests), payload
+    slot["records"][: len(requests)] = expected_records(requests)
+    if payload:
+        slot["payload"][: len(body)] = list(body)
+    expected["request_control"]["published"] = 1
+    assert np.array_equal(pair["requests"][0]["records"], slot["records"])
+    assert pair.tobytes() == expected.tobytes()
+
+
+def test_response_records_of_the_engine(load: Callable[..., Dpu]) -> None:
+    """16 bytes a response, values of up to 8 bytes inside, longer ones padded in the payload."""
+    dpu = load()
+    values = [b"", b"v", b"12345678", b"nine byte", b"x" * 100]
+    keys = [b"key %d" % index for index in range(len(values))]
+    with serving(dpu):
+        sets = [Request.set(key, value) for key, value in zip(keys, values, strict=True)]
+        assert dpu.exchange(request_frame(sets))[0] == Verdict.TX
+        gets = [Request.get(key) for key in [*keys, b"none"]]
+        dpu.pair()["responses"][1]["payload"] = 0xFF
+        assert dpu.exchange(request_frame(gets))[0] == Verdict.TX
+        slot = dpu.pair()["responses"][1].copy()
+    wanted = [header_word(abi.KV_OP_GET, abi.KV_SUCCESS, 0, len(value)) for value in values]
+    wanted.append(header_word(abi.KV_OP_GET, abi.KV_NOT_FOUND, 0, 0))
+    assert slot["records"]["header"][: len(gets)].tolist() == wanted
+    inline = [int.from_bytes(value, "little") for value in values[:3]]
+    assert slot["records"]["value"][:6].tolist() == [*inline, 0, 16, 0]
+    payload = b"nine byte".ljust(16, b"\0") + (b"x" * 100).ljust(104, b"\0")
+    assert bytes(slot["payload"][: len(payload) + 1]) == payload + b"\xff"
+    assert slot["wire_bytes"] == sum(codec.item_bytes(0, len(v)) for v in [*values, b""])
+
+
+# ---- Around and around ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0, NEAR_WRAP, 2**32 - 1, HALF - 3])
+@pytest.mark.parametrize("parked", [0, 1, abi.KV_PIPELINE_MAX])
+def test_wrap_with_a_played_engine(load: Callable[..., Dpu], start: int, parked: int) -> None:
+    """One publish a batch, and every batch's own answer, `parked` batches later."""
+    dpu = load()
+    dpu.reset(start)
+    engine = PlayedEngine(dpu.pair())
+    pending: list[list[Reply]] = []
+    for number in range(BATCHES):
+        requests = batch(number)
+        pending.append(expected_replies({}, requests))
+        if len(pending) > parked:  # answered before it arrives: an engine that needs no time
+            engine.answer(pending[0])
+        verdict, out = dpu.receive(request_frame(requests))
+        assert dpu.pair()["request_control"]["published"] == (start + number + 1) % 2**32
+        slot = dpu.pair()["requests"][(start + number) % abi.KV_SLOTS]
+        assert np.array_equal(slot["records"][: len(requests)], expected_records(requests))
+        if len(pending) > parked:
+            assert (verdict, out) == (Verdict.TX, reply_frame(pending.pop(0)))
+        else:
+            assert verdict == Verdict.DROP
+        assert dpu.pair()["request_control"]["answered"] == (
+            start + number + 1 - len(pending)
+        ) % 2**32
+
+
+@pytest.mark.parametrize("start", [0, NEAR_WRAP, 2**32 - 1])
+def test_wrap_with_the_real_engine(load: Callable[..., Dpu], start: int) -> None:
+    dpu = load(depth=WAIT)
+    dpu.reset(start)
+    store: dict[bytes, bytes] = {}
+    with serving(dpu) as engines:
+        for number in range(BATCHES):
+            requests = batch(number)
+            expected = reply_frame(expected_replies(store, requests))
+            assert dpu.exchange(request_frame(requests)) == (Verdict.TX, expected)
+        end = (start + BATCHES) % 2**32
+        assert dpu.pair()["request_control"]["published"] == end
+        assert dpu.pair()["request_control"]["answered"] == end
+        assert dpu.pair()["response_control"]["published"] == end
+        stats = engines[0].stats()
+    assert (stats["batches"], stats["bad_batches"]) == (BATCHES, 0)
+    assert stats["requests"] == sum(len(batch(number)) for number in range(BATCHES))
+
+
+def batch(number: int) -> list[Request]:
+    """One to five requests, each third batch with long ones; GETs find what is set before them."""
+    requests = []
+    for index in range(number % 5 + 1):
+        key = b"key %d" % (index % 2) + b"-" * 20 * (number % 3 == 0)
+        opaque = number << 8 | index
+        if index % 2:
+            requests.append(Request(abi.KV_OP_NOOP_WRITE, key, b"", opaque))
+        else:
+            requests.append(Request(abi.KV_OP_NOOP_READ, key, b"", opaque))
+    return requests
+
+
+def test_an_engine_that_restarts_takes_up_where_it_stopped(load: Callable[..., Dpu]) -> None:
+    dpu = load()
+    dpu.reset(NEAR_WRAP)
+    with serving(dpu):
+        assert dpu.exchange(request_frame([Request.probe(1)]))[0] == Verdict.TX
+    assert dpu.receive(request_frame([Request.probe(2)]))[0] == Verdict.DROP
+    assert dpu.counters()["DROP_NO_ENGINE"] == 1
+    dpu.pair()["response_control"]["alive"] = 1  # it dies without a word: one batch is left behind
+    assert dpu.receive(request_frame([Request.probe(3)]))[0] == Verdict.DROP
+    with serving(dpu):
+        wait_until(lambda: dpu.flush()[0] == Verdict.TX, "the batch left behind is answered")
+        reply = reply_frame(expected_replies({}, [Request.probe(4)]))
+        assert dpu.exchange(request_frame([Request.probe(4)])) == (Verdict.TX, reply)
+
+
+# ---- A hostile processing engine -----------------------------------------------------------------
+
+REQUESTS = [Request.get(KEY, 1), Request.get(b"k", 2), Request.get(LONG_KEY, 3)]
+REPLIES = [
+    Reply(abi.KV_OP_GET, abi.KV_SUCCESS, b"12345678", 1, REQUESTS[0].key_hash),
+    Reply(abi.KV_OP_GET, abi.KV_SUCCESS, b"a value of 21 bytes..", 2, REQUESTS[1].key_hash),
+    Reply(abi.KV_OP_GET, abi.KV_NOT_FOUND, b"", 3, REQUESTS[2].key_hash),
+]
+RIGHT_BYTES = sum(codec.item_bytes(0, len(reply.value)) for reply in REPLIES)
+
+
+@pytest.mark.parametrize("vlan_tag", [None, 3])
+@pytest.mark.parametrize(
+    "wire_bytes",
+    [0, 1, 8, 24, RIGHT_BYTES - 24, RIGHT_BYTES - 8, RIGHT_BYTES - 1, RIGHT_BYTES + 1,
+     RIGHT_BYTES + 8, RIGHT_BYTES + 24, 1995, 1996, 1999, 2000, 2047, 0x7FFF, 0xFFFF],
+)  # fmt: skip
+def test_wire_bytes_that_do_not_match(
+    load: Callable[..., Dpu], wire_bytes: int, vlan_tag: int | None
+) -> None:
+    dpu = load()
+    dpu.receive(request_frame(REQUESTS, vlan_tag=vlan_tag))
+    engine = PlayedEngine(dpu.pair())
+    engine.answer(REPLIES, wire_bytes)
+    assert dpu.flush()[0] == Verdict.DROP
+    assert dpu.counters()["DROP_BAD_RESPONSE"] == 1
+    assert "FRAMES_SENT" not in dpu.counters()
+    assert dpu.in_flight() == 0, "the bad batch is gone"
+    dpu.receive(request_frame(REQUESTS, vlan_tag=vlan_tag))
+    engine.answer(REPLIES)
+    assert dpu.flush() == (Verdict.TX, reply_frame(REPLIES, vlan_tag=vlan_tag))
+
+
+def test_a_bad_response_is_not_sent_by_the_frame_that_carries_it(load: Callable[..., Dpu]) -> None:
+    """The frame at hand is dropped; its own requests are answered all the same."""
+    dpu = load()
+    engine = PlayedEngine(dpu.pair())
+    dpu.receive(request_frame([Request.probe(1)]))
+    engine.answer(REPLIES[:1], wire_bytes=RIGHT_BYTES)
+    assert dpu.receive(request_frame([Request.probe(2)]))[0] == Verdict.DROP
+    assert dpu.counters()["DROP_BAD_RESPONSE"] == 1
+    replies = expected_replies({}, [Request.probe(2)])
+    engine.answer(replies)
+    assert dpu.flush() == (Verdict.TX, reply_frame(replies))
+
+
+@pytest.mark.parametrize("parked", [1, abi.KV_PIPELINE_MAX])
+@pytest.mark.parametrize("ahead", [1, 2, abi.KV_SLOTS, HALF, 2**32 - 1])
+@pytest.mark.parametrize("start", [0, NEAR_WRAP, 2**32 - 1])
+def test_response_counter_out_of_range(
+    load: Callable[..., Dpu], start: int, ahead: int, parked: int
+) -> None:
+    """More batches answered than asked, or fewer than none: not believed, nothing is sent until
+    the counter is right again.
+    """
+    dpu = load()
+    dpu.reset(start)
+    engine = PlayedEngine(dpu.pair())
+    pending = [expected_replies({}, batch(number)) for number in range(parked)]
+    for number in range(parked):
+        dpu.receive(request_frame(batch(number)))
+    control = dpu.pair()["response_control"]
+    control["published"] = (start + (parked + ahead if ahead < HALF else ahead)) % 2**32
+    assert dpu.flush()[0] == Verdict.DROP
+    pending.append(expected_replies({}, batch(parked)))
+    if ahead > 1:  # or else the batch that comes now makes the counter right
+        assert dpu.receive(request_frame(batch(parked)))[0] == Verdict.DROP
+    else:
+        pending.pop()
+    assert "FRAMES_SENT" not in dpu.counters()
+    assert "DROP_BAD_RESPONSE" not in dpu.counters()
+    for replies in pending:
+        engine.answer(replies)
+        assert dpu.flush() == (Verdict.TX, reply_frame(replies))
+
+
+WORDS = st.one_of(
+    st.integers(0, 2**64 - 1),
+    st.builds(
+        header_word,
+        st.integers(0, 255),
+        st.integers(0, 255),
+        st.sampled_from([0, 0, 8, 255]),
+        st.sampled_from([0, 1, 7, 8, 9, 16, 21, 100, 1952, 2040, 2047, 2048, 0xFFFFFF]),
+    ),
+)
+OFFSETS = st.sampled_from([0, 8, 2039, 2047, 2048, 4088, 4095, 4096, 2**16, 2**32, 2**64 - 1])
+
+
+def test_garbage_responses_never_make_a_wrong_frame(load: Callable[..., Dpu]) -> None:
+    """Whatever an engine hands back: a frame whose lengths agree, exactly, or none."""
+    dpu = load()
+    seen = {Verdict.TX: 0, Verdict.DROP: 0}
+
+    @settings(max_examples=400, deadline=None, database=None)
+    @given(
+        st.lists(st.tuples(WORDS, OFFSETS), min_size=3, max_size=3),
+        st.one_of(st.none(), st.integers(0, 2**16 - 1)),
+        st.sampled_from([None, 3]),
+    )
+    @example([(header_word(5, 0, 0, 9), 2**64 - 1), (0, 0), (0, 0)], None, None)
+    def check(records: list[tuple[int, int]], wire: int | None, vlan_tag: int | None) -> None:
+        dpu.reset()
+        dpu.receive(request_frame(REQUESTS, vlan_tag=vlan_tag))
+        engine = PlayedEngine(dpu.pair())
+        value_bytes = [word >> 32 & 0xFFFFFF for word, _ in records]
+        right = sum(codec.item_bytes(0, length) for length in value_bytes)
+        slot = engine.write([], (right if wire is None else wire) & 0xFFFF)
+        slot["records"]["header"][:3] = [word for word, _ in records]
+        slot["records"]["value"][:3] = [value for _, value in records]
+        engine.publish()
+        verdict, out = dpu.flush()
+        counters = dpu.counters()
+        seen[verdict] += 1
+        assert dpu.in_flight() == 0
+        assert (verdict == Verdict.DROP) == (counters.get("DROP_BAD_RESPONSE") == 1)
+        if verdict == Verdict.DROP:
+            return
+        frame = codec.decode_frame(out)
+        assert frame.vlan_tag == vlan_tag
+        replies = codec.decode_replies(frame.payload)
+        assert [(r.opaque, r.key_hash) for r in replies] == [
+            (r.opaque, r.key_hash) for r in REQUESTS
+        ]
+        assert [len(r.value) for r in replies] == value_bytes
+        assert len(out) == HEADER_BYTES + (vlan_tag is not None) * abi.KV_VLAN_BYTES + right
+        assert [r.operation for r in replies] == [word & 0xFF for word, _ in records]
+        for at in (2, 3, 7):  # reserved0 and the key's length
+            assert frame.payload[codec.BATCH_HEADER_BYTES + at] == 0
+
+    check()
+    assert min(seen.values()) > 20, seen
+
+
+# ---- A hostile communication engine --------------------------------------------------------------
+
+
+class PlayedDpu:
+    """The DPU's end of a queue pair in plain memory, with a real engine at the other end."""
+
+    def __init__(self) -> None:
+        self.memory = ffi.new("struct kv_queue_pair[1]")
+        self.pair = queue_pairs_view(self.memory, 1)[0]
+        self.published = 0
+        self.engine: ProcessingEngine
+
+    @contextmanager
+    def served(self) -> Iterator["PlayedDpu"]:
+        """The engine runs."""
+        self.engine = ProcessingEngine(
+            engine_id=0,
+            engines=1,
+            cpu=OTHER_CPU,
+            cpus=1,
+            pairs=self.memory,
+            items=1 << 10,
+            log_bytes=1 << 16,
+            huge_pages=False,
+            response_bytes_max=RESPONSE_BYTES_MAX,
+            flush_after_us=30.0,
+        )
+        self.engine.start(NoSenders)  # type: ignore[arg-type]
+        try:
+            wait_until(lambda: self.pair["response_control"]["alive"], "the engine starts")
+            yield self
+        finally:
+            self.engine.stop()
+            self.engine.close()
+
+    def next_slot(self) -> Any:
+        return self.pair["requests"][self.published % abi.KV_SLOTS]
+
+    def hand_over(self) -> Any:
+        """Publish the next slot; the responses when they are there."""
+        index = self.published % abi.KV_SLOTS
+        self.published = (self.published + 1) % 2**32
+        self.pair["request_control"]["published"] = self.published
+        control = self.pair["response_control"]
+        wait_until(lambda: control["published"] == self.published, "the batch is processed")
+        return self.pair["responses"][index].copy()
+
+    def request(self, count: int, header: int, key: int = 0, value: int = 0) -> Any:
+        """One kind of record `count` times in a batch that says so."""
+        slot = self.next_slot()
+        slot["count"] = count
+        for name, content in (("header", header), ("key", key), ("value", value)):
+            slot["records"][name] = content
+        slot["records"]["key_hash"] = abi.hash_key(KEY)
+        return self.hand_over()
+
+    def assert_serves(self) -> None:
+        """A SET and a GET of an 8-byte key work."""
+        word = int.from_bytes(KEY, "little")
+        self.request(1, header_word(abi.KV_OP_SET, 0, 8, 8), word, 42)
+        slot = self.request(1, header_word(abi.KV_OP_GET, 0, 8, 0), word)
+        assert slot["records"]["header"][0] == header_word(abi.KV_OP_GET, abi.KV_SUCCESS, 0, 8)
+        assert slot["records"]["value"][0] == 42
+        assert slot["wire_bytes"] == codec.item_bytes(0, 8)
+
+    def bad_batches(self) -> int:
+        return int(self.engine.stats()["bad_batches"])
+
+
+@pytest.fixture
+def played() -> Iterator[PlayedDpu]:
+    with PlayedDpu().served() as dpu:
+        dpu.assert_serves()
+        yield dpu
+
+
+@pytest.mark.parametrize("ahead", [abi.KV_SLOTS + 1, 1000, HALF, 2**32 - 1])
+def test_request_counter_out_of_range(played: PlayedDpu, ahead: int) -> None:
+    """More batches than there are slots, or a counter that goes back: nothing is processed, and
+    the engine goes on from there.
+    """
+    responses = played.pair["responses"].tobytes()
+    before = played.engine.stats()["batches"]
+    played.published = (played.published + ahead) % 2**32
+    played.pair["request_control"]["published"] = played.published
+    wait_until(lambda: played.bad_batches() == 1, "the jump is noticed")
+    assert played.engine.stats()["batches"] == before
+    assert played.pair["responses"].tobytes() == responses
+    played.assert_serves()
+    assert played.bad_batches() == 1
+
+
+@pytest.mark.parametrize("count", [0, abi.KV_BATCH_MAX + 1, 128, 255])
+def test_request_count_out_of_range(played: PlayedDpu, count: int) -> None:
+    requests = played.engine.stats()["requests"]
+    slot = played.request(count, header_word(abi.KV_OP_GET, 0, 8, 0))
+    assert slot["wire_bytes"] == 0, "no frame: the DPU drops the batch"
+    assert (played.bad_batches(), played.engine.stats()["requests"]) == (1, requests)
+    played.assert_serves()
+
+
+@pytest.mark.parametrize("count", [1, abi.KV_BATCH_MAX - 1, abi.KV_BATCH_MAX])
+def test_request_count_in_range(played: PlayedDpu, count: int) -> None:
+    slot = played.request(count, header_word(abi.KV_OP_NOOP_READ, 0, 0, 0))
+    assert slot["wire_bytes"] == count * codec.ITEM_HEADER_BYTES
+    assert played.bad_batches() == 0
+
+
+PAYLOAD = abi.KV_PAYLOAD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("key_bytes", "offset", "result"),
+    [
+        (9, PAYLOAD - 9, abi.KV_NOT_FOUND),
+        (9, PAYLOAD - 8, abi.KV_ERROR),
+        (255, PAYLOAD - 255, abi.KV_NOT_FOUND),
+        (255, PAYLOAD - 254, abi.KV_ERROR),
+        (9, PAYLOAD, abi.KV_ERROR),
+        (9, PAYLOAD + 1, abi.KV_ERROR),
+        (9, 2**32, abi.KV_ERROR),
+        (9, 2**63, abi.KV_ERROR),
+        (255, 2**64 - 1, abi.KV_ERROR),
+        (255, 2**64 - 255, abi.KV_ERROR),
+    ],
+)
+def test_key_offset(played: PlayedDpu, key_bytes: int, offset: int, result: int) -> None:
+    slot = played.request(1, header_word(abi.KV_OP_GET, 0, key_bytes, 0), key=offset)
+    assert slot["records"]["header"][0] == header_word(abi.KV_OP_GET, result, 0, 0)
+    played.assert_serves()
+
+
+@pytest.mark.parametrize(
+    ("value_bytes", "offset", "result"),
+    [
+        (9, PAYLOAD - 9, abi.KV_SUCCESS),
+        (9, PAYLOAD - 8, abi.KV_INSUFFICIENT_SPACE),
+        (abi.KV_VALUE_MAX, PAYLOAD - abi.KV_VALUE_MAX, abi.KV_SUCCESS),
+        (abi.KV_VALUE_MAX, PAYLOAD - abi.KV_VALUE_MAX + 1, abi.KV_INSUFFICIENT_SPACE),
+        (abi.KV_VALUE_MAX + 1, 0, abi.KV_INSUFFICIENT_SPACE),
+        (PAYLOAD + 1, 0, abi.KV_INSUFFICIENT_SPACE),
+        (0xFFFFFF, 0, abi.KV_INSUFFICIENT_SPACE),
+        (9, 2**64 - 1, abi.KV_INSUFFICIENT_SPACE),
+        (0xFFFFFF, 2**64 - 0xFFFFFF, abi.KV_INSUFFICIENT_SPACE),
+    ],
+)
+def test_value_offset(played: PlayedDpu, value_bytes: int, offset: int, result: int) -> None:
+    slot = played.request(1, header_word(abi.KV_OP_SET, 0, 8, value_bytes), 7, offset)
+    assert slot["records"]["header"][0] == header_word(abi.KV_OP_SET, result, 0, 0)
+    played.assert_serves()
+
+
+def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
+    """Records of random bytes: a result for each, lengths that add up, the engine lives."""
+    random = np.random.default_rng(20260101)
+    for _ in range(200):
+        slot = played.next_slot()
+        count = int(random.integers(1, abi.KV_BATCH_MAX + 1))
+        raw = random.bytes(abi.KV_BATCH_MAX * abi.SIZE("kv_request"))
+        slot["records"] = np.frombuffer(raw, abi.dtype("kv_request"))
+        words = slot["records"]["header"]
+        words[::2] = words[::2] & ~np.uint64(0xFF) | np.uint64(abi.KV_OP_GET)
+        words[1::4] = words[1::4] & ~np.uint64(0xFF) | np.uint64(abi.KV_OP_SET)
+        slot["count"] = count
+        responses = played.hand_over()
+        headers = responses["records"]["header"][:count]
+        lengths = [int(word) >> 32 & 0xFFFFFF for word in headers]
+        assert not np.any(headers & np.uint64(~abi_response_mask() & (2**64 - 1)))
+        assert (headers & np.uint64(0xFF)).tolist() == (words[:count] & np.uint64(0xFF)).tolist()
+        assert responses["wire_bytes"] == sum(codec.item_bytes(0, length) for length in lengths)
+    played.assert_serves()
+
+
+def abi_response_mask() -> int:
+    return int(lib.KV_RESPONSE_HEADER_MASK)
