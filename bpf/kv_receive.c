@@ -31,8 +31,8 @@ int kv_receive(struct xdp_md *ctx)
 		return verdict == KV_PARSE_PASS ? XDP_PASS : kv_drop_without_queue_pair();
 	if (verdict == KV_PARSE_OURS)
 		index += packet.engine * KV_CPUS;
-	queue = kv_dpu_queues.lookup(&index);
-	pair = kv_queue_pairs.lookup(&index);
+	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
 	if (!queue || !pair)
 		return XDP_ABORTED;
 	if (verdict == KV_PARSE_OURS)
@@ -52,7 +52,7 @@ static __always_inline int kv_drop_without_queue_pair(void)
 	struct kv_dpu_queue *queue;
 	__u32 index = 0;
 
-	queue = kv_dpu_queues.lookup(&index);
+	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
 	if (!queue)
 		return XDP_ABORTED;
 	__sync_fetch_and_add(&queue->counters[KV_COUNTER_DROP_NO_QUEUE_PAIR], 1);
@@ -75,8 +75,8 @@ int kv_flush(struct xdp_md *ctx)
 	if (data + sizeof(index) > data_end)
 		return XDP_ABORTED;
 	index = *(__u32 *)data;
-	queue = kv_dpu_queues.lookup(&index);
-	pair = kv_queue_pairs.lookup(&index);
+	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
 	if (!queue || !pair)
 		return XDP_ABORTED;
 	/* Kernels before 6.3 run us with bottom halves on: kv_receive, which may interrupt here, then only parks. */

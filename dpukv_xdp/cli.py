@@ -34,6 +34,8 @@ PLAIN_COLUMNS = 110
 def main() -> None:
     """Run the command line; an expected failure is one sentence on stderr."""
     signal.signal(signal.SIGTERM, _raise_exit)
+    # A shell starts background jobs with SIGINT ignored: `kill -INT` must end them all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cli.main(standalone_mode=False, prog_name="dpukv")
     except DpukvError as error:

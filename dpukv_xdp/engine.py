@@ -5,6 +5,7 @@ Python makes, pins, watches and stops them; the loops are C and run without the 
 """
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -35,10 +36,18 @@ class NativeThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self, prepare: Callable[[], None]) -> None:
-        """Start it, pinned; `prepare` runs on the thread first and may set its priority."""
+        """Start it, pinned; `prepare` runs on the thread first and may set its priority.
+
+        Raises DpukvError if the kernel does not let it run there.
+        """
         self._prepare = prepare
         self._thread.start()
         self._ready.wait()
+        if self._status < 0:
+            self._thread.join()
+            raise DpukvError(
+                f"{self._thread.name} cannot run on core {self.cpu}: {os.strerror(-self._status)}"
+            )
 
     def stop(self) -> None:
         """Tell the loop to end and wait for it. Raises DpukvError if it does not or has failed."""
@@ -56,10 +65,15 @@ class NativeThread:
         return time.clock_gettime_ns(self._clock)
 
     def _run(self) -> None:
-        os.sched_setaffinity(0, {self.cpu})
-        self._prepare()
-        self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._ready.set()
+        try:
+            os.sched_setaffinity(0, {self.cpu})
+            self._prepare()
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        except OSError as error:
+            self._status = -(error.errno or errno.EINVAL)
+            return
+        finally:
+            self._ready.set()
         self._status = self._loop()
 
 

@@ -176,6 +176,34 @@ def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD
     return True
 
 
+def deaf_veth_peer(interface: str) -> str | None:
+    """One sentence if what native XDP sends back on the interface would not arrive; else None.
+
+    The kernel wakes a veth peer for such frames only if it runs a native XDP program itself
+    (veth_xdp_flush(); GRO, which is enough for redirected frames, is not). A peer in a namespace
+    that we may not look into counts as awake.
+    """
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", ifname=interface)
+        kind = link.get_attr("IFLA_LINKINFO")
+        if kind is None or kind.get_attr("IFLA_INFO_KIND") != "veth":
+            return None
+        namespace = link.get_attr("IFLA_LINK_NETNSID")
+        where = {} if namespace is None else {"if_netnsid": namespace}
+        try:
+            (peer,) = netlink.link("get", index=link.get_attr("IFLA_LINK"), **where)
+        except NetlinkError as error:
+            if error.code in (errno.EPERM, errno.EACCES):
+                return None
+            raise
+    if any(program.mode == "native" for program in _programs_of(peer)):
+        return None
+    return (
+        f"{interface} is one end of a veth pair whose other end runs no XDP program, and the "
+        "kernel would leave native answers lying there: attach one to it for native mode"
+    )
+
+
 def _try_attach(
     interface: str, index: int, program_fd: int, mode: str, instead_of: int | None
 ) -> str | None:

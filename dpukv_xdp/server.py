@@ -4,7 +4,9 @@ started and stopped.
 """
 
 import contextlib
+import mmap
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpukv_xdp import abi, lab, loader, nic
-from dpukv_xdp._core._native import lib
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import find_design
 from dpukv_xdp.engine import ProcessingEngine, Senders
@@ -102,11 +104,20 @@ class Server:
         }
         self._programs = loader.load("kv_receive.c", ["kv_receive", "kv_flush"], settings)
         cleanup.callback(self._programs.close)
-        pair_count = self.config.engines * self._cpus
-        self._pairs = loader.map_memory(
-            self._programs.map_fd("kv_queue_pairs"), "struct kv_queue_pair", pair_count
-        )
+        self._map_queue_pairs(cleanup)
         self._ticks_per_second = int(lib.kv_ticks_per_second())
+
+    def _map_queue_pairs(self, cleanup: contextlib.ExitStack) -> None:
+        """Shared with XDP until stop(): a mapping that stayed would keep the map alive."""
+        pair_count = self.config.engines * self._cpus
+        memory = mmap.mmap(
+            self._programs.map_fd("kv_queue_pairs"),
+            pair_count * abi.SIZE("kv_queue_pair"),
+            flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+        )
+        cleanup.callback(memory.close)
+        self._pairs = ffi.from_buffer("struct kv_queue_pair[]", memory, require_writable=True)
+        cleanup.callback(ffi.release, self._pairs)
 
     def _start_senders(self, cleanup: contextlib.ExitStack) -> None:
         packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -148,10 +159,14 @@ class Server:
                 f"{self.interface.name} is down: bring it up with 'ip link set "
                 f"{self.interface.name} up'"
             )
-        self.attachment = lab.register_attachment(
-            self.interface.name, self._programs.programs["kv_receive"]
+        deaf_peer = nic.deaf_veth_peer(self.interface.name)
+        attachment = lab.register_attachment(
+            self.interface.name,
+            self._programs.programs["kv_receive"],
+            modes=("generic",) if deaf_peer else nic.DEFAULT_MODES,
         )
-        cleanup.callback(lab.release_attachment, self.attachment)
+        cleanup.callback(lab.release_attachment, attachment)
+        self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
 
 
 def _possible_cpus() -> int:

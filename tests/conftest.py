@@ -15,7 +15,7 @@ import pytest
 from dpukv_xdp.doctor import kernel_version
 from dpukv_xdp.lab import Lab, remove_stale
 
-PRIVILEGED_SUITES = {"bpf", "net"}
+PRIVILEGED_SUITES = {"bpf", "net", "perf"}
 TESTS_DIR = Path(__file__).parent
 
 

@@ -90,7 +90,7 @@ class Dpu:
         self,
         *,
         engines: int = 1,
-        cpus: int = CPU + 2,
+        cpus: int = CPU + 1,
         port: int = PORT,
         address: str = "0.0.0.0",
         depth: tuple[int, int] = (abi.KV_PIPELINE_MAX, abi.KV_PIPELINE_MAX),
@@ -167,7 +167,7 @@ class Dpu:
     def in_flight(self, engine: int = 0) -> int:
         """Batches published and not yet answered."""
         queue = self.queue(engine)
-        return int(queue["published"] - queue["answered"])
+        return (int(queue["published"]) - int(queue["answered"])) % 2**32
 
     def counters(self) -> dict[str, int]:
         """The counters that are not 0, over all queue pairs, by the names of abi.Counter."""

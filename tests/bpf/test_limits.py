@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from bpf.harness import (
+    CPU,
     HEADER_BYTES,
     PORT,
     RESPONSE_BYTES_MAX,
@@ -287,7 +288,7 @@ def test_slots(load: Callable[..., Dpu]) -> None:
 @pytest.mark.parametrize("engines", [1, abi.KV_ENGINES_MAX])
 def test_ports_of_engines(load: Callable[..., Dpu], engines: int) -> None:
     """Every port goes to its own engine's queue pair; the ones around are not ours."""
-    dpu = load(engines=engines)
+    dpu = load(engines=engines, cpus=CPU + 2 if engines > 1 else CPU + 1)
     for port in (PORT - 1, PORT + engines):
         server = Endpoint(SERVER.mac, SERVER.ip, port)
         assert dpu.receive(request_frame([Request.probe()], server=server))[0] == Verdict.PASS

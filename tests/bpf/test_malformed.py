@@ -187,7 +187,7 @@ def test_our_address_only(load: Callable[..., Dpu]) -> None:
 def test_a_core_without_a_queue_pair(load: Callable[..., Dpu]) -> None:
     if OTHER_CPU == CPU:
         pytest.skip("a packet on another core needs two cores")
-    dpu = load(cpus=CPU + 1)
+    dpu = load()
     try:
         os.sched_setaffinity(0, {OTHER_CPU})
         ours = dpu.receive(GET)

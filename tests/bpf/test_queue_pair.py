@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._native import ffi
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -138,10 +138,11 @@ def test_wrap_with_a_played_engine(load: Callable[..., Dpu], start: int, parked:
     dpu = load()
     dpu.reset(start)
     engine = PlayedEngine(dpu.pair())
+    store: dict[bytes, bytes] = {}
     pending: list[list[Reply]] = []
     for number in range(BATCHES):
         requests = batch(number)
-        pending.append(expected_replies({}, requests))
+        pending.append(expected_replies(store, requests))
         if len(pending) > parked:  # answered before it arrives: an engine that needs no time
             engine.answer(pending[0])
         verdict, out = dpu.receive(request_frame(requests))
@@ -177,15 +178,16 @@ def test_wrap_with_the_real_engine(load: Callable[..., Dpu], start: int) -> None
 
 
 def batch(number: int) -> list[Request]:
-    """One to five requests, each third batch with long ones; GETs find what is set before them."""
+    """One to five requests: in turn SETs and GETs of short keys, and of long ones; values of both
+    kinds.
+    """
     requests = []
     for index in range(number % 5 + 1):
-        key = b"key %d" % (index % 2) + b"-" * 20 * (number % 3 == 0)
-        opaque = number << 8 | index
-        if index % 2:
-            requests.append(Request(abi.KV_OP_NOOP_WRITE, key, b"", opaque))
-        else:
-            requests.append(Request(abi.KV_OP_NOOP_READ, key, b"", opaque))
+        key = b"key %d" % (index % 3) + b"-" * 20 * (number % 4 >= 2)
+        value = b"%d/%d" % (number, index) + b"." * 30 * (number % 3 == 0)
+        is_set = number % 2 == 0
+        operation = abi.Operation.SET if is_set else abi.Operation.GET
+        requests.append(Request(operation, key, value if is_set else b"", number << 8 | index))
     return requests
 
 
@@ -505,11 +507,8 @@ def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
         responses = played.hand_over()
         headers = responses["records"]["header"][:count]
         lengths = [int(word) >> 32 & 0xFFFFFF for word in headers]
-        assert not np.any(headers & np.uint64(~abi_response_mask() & (2**64 - 1)))
+        assert not np.any(headers & ~np.uint64(abi.KV_RESPONSE_HEADER_MASK))
         assert (headers & np.uint64(0xFF)).tolist() == (words[:count] & np.uint64(0xFF)).tolist()
         assert responses["wire_bytes"] == sum(codec.item_bytes(0, length) for length in lengths)
     played.assert_serves()
 
-
-def abi_response_mask() -> int:
-    return int(lib.KV_RESPONSE_HEADER_MASK)

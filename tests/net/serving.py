@@ -4,6 +4,8 @@
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +34,8 @@ TIMEOUT_SECONDS = 5.0
 """Long after any answer is due: whoever waits for so long has found a bug."""
 
 PATIENCE_NS = 400_000_000
+TEMPLATES = 8192
+"""Prepared frames of a run: few, so that preparing them takes no time."""
 
 UDP_AND_IP = (abi.KV_ETHERTYPE_IPV4, abi.KV_IP_PROTOCOL_UDP)
 DROPS = {counter.name.lower() for counter in abi.Counter if counter.name.startswith("DROP_")}
@@ -56,6 +60,28 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
     finally:
         with labs.in_namespace(lab.server.namespace):
             server.stop()
+
+
+@contextmanager
+def serving_child(lab: Lab, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`dpukv serve` on the lab's server end, in a process of its own that may be killed."""
+    argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", lab.server.interface]
+    with (
+        pinned(*CPUS),
+        lab.spawn(
+            lab.server, [*argv, "--items", "65536", *options], stderr=subprocess.PIPE, text=True
+        ) as child,
+    ):
+        try:
+            assert child.stderr is not None
+            said = []
+            while not any("serving" in line for line in said):
+                said.append(child.stderr.readline())
+                assert said[-1], said
+            with pinned(OTHER_CPU):
+                yield child
+        finally:
+            child.kill()
 
 
 def client_of(lab: Lab, port: int = PORT, **options: Any) -> Client:
@@ -188,25 +214,26 @@ def plan_for(lab: Lab, **settings: Any) -> Plan:
 class Measured:
     """What a run of the generator counted."""
 
-    seconds: float
+    packets_per_second: float
     sent: dict[str, int]
     received: dict[str, int]
     latency_us: dict[str, float]
 
 
-def run_load(
-    generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float, templates: int = 8192
-) -> Measured:
+def run_load(generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float) -> Measured:
     """Send the plan's stream for a while, over and over, and wait for the last answers."""
-    prepared = build_templates(plan, generator.templates[:templates])
+    prepared = build_templates(plan, generator.templates[:TEMPLATES])
     start = generator.snapshot()
     generator.begin(plan, loop, prepared.templates)
+    time.sleep(seconds / 10)
+    first = generator.snapshot()
     time.sleep(seconds)
-    stop = generator.snapshot()
+    last = generator.snapshot()
     generator.end()
     end = generator.snapshot()
+    packets = last.sent["packets_sent"] - first.sent["packets_sent"]
     return Measured(
-        seconds=(stop.at_ns - start.at_ns) / 1e9,
+        packets_per_second=packets / (last.at_ns - first.at_ns) * 1e9,
         sent={name: end.sent[name] - start.sent[name] for name in end.sent},
         received={name: end.received[name] - start.received[name] for name in end.received},
         latency_us=latency_summary(end.latency - start.latency),

@@ -328,6 +328,38 @@ time.sleep(600)
         assert nic.find(lab.server.interface).programs == ()
 
 
+def test_the_program_on_the_client_s_end_makes_room_and_comes_back(
+    lab: Lab, programs: tuple[int, int]
+) -> None:
+    """Without one, what the server's XDP sends would lie in the client's ring."""
+    interface = lab.client.interface
+    with labs.in_namespace(lab.client.namespace):
+        assert [p.name for p in nic.find(interface).programs] == [labs.NAPI_PROGRAM]
+        attachment = labs.register_attachment(interface, programs[0])
+        assert attachment.mode == "native"
+        assert [p.name for p in nic.find(interface).programs] == ["kv_ours"]
+        with pytest.raises(BusyError, match="kv_ours"):
+            labs.register_attachment(interface, programs[1])
+        assert labs.release_attachment(attachment)
+        assert [p.name for p in nic.find(interface).programs] == [labs.NAPI_PROGRAM]
+
+
+def test_the_program_on_the_client_s_end_comes_back_after_a_kill(lab: Lab) -> None:
+    program = """
+lab.enter(sys.argv[1])
+lab.register_attachment(sys.argv[2], nic.load_pass_program())
+print("attached", flush=True)
+time.sleep(600)
+"""
+    with labs.in_namespace(lab.client.namespace):
+        with owner(program, lab.client.namespace, lab.client.interface) as process:
+            read_line(process)
+        assert [p.name for p in nic.find(lab.client.interface).programs] == ["kv_pass"]
+        assert len(labs.remove_stale_attachments()) == 1
+        names = [p.name for p in nic.find(lab.client.interface).programs]
+        assert names == [labs.NAPI_PROGRAM]
+
+
 def test_a_lab_s_attachments_leave_the_register_with_it(programs: tuple[int, int]) -> None:
     with Lab.up() as lab, labs.in_namespace(lab.server.namespace):
         attachment = labs.register_attachment(lab.server.interface, programs[0])

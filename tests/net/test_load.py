@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from net.serving import (
+    TEMPLATES,
     TIMEOUT_SECONDS,
     Measured,
     Wire,
@@ -21,7 +23,7 @@ from net.serving import (
     serving,
 )
 
-from dpukv_xdp import codec
+from dpukv_xdp import abi, codec
 from dpukv_xdp import lab as labs
 from dpukv_xdp.codec import Request
 from dpukv_xdp.errors import ResultError
@@ -140,22 +142,21 @@ def test_mixed_workloads(loaded: Loaded, workload: str) -> None:
 
 
 def test_an_open_loop_keeps_its_rate_and_a_low_latency(loaded: Loaded) -> None:
-    """The best of a few runs: somebody else may need the cores for a while."""
+    """One good run of a few is enough: somebody else may need the cores for a while."""
     packets_per_second = 10_000
     plan = plan_for(
         loaded.lab, requests_per_packet=1, gap_mean_ns=1e9 / packets_per_second, spacing="constant"
     )
     loaded.generator.load(plan, window=16)
-    p50s_us, rates = [], []
-    for _ in range(4):
-        measured = run_load(loaded.generator, plan, Loop(256, open_loop=True), 0.4)
-        assert (measured.received["corrupt"], measured.sent["lost_requests"]) == (0, 0)
-        rates.append(measured.sent["packets_sent"] / measured.seconds)
-        p50s_us.append(measured.latency_us["p50"])
-        if p50s_us[-1] < 100 and rates[-1] == pytest.approx(packets_per_second, rel=0.05):
-            break
-    assert min(p50s_us) < 100
-    assert rates[-1] == pytest.approx(packets_per_second, rel=0.05)
+    runs = []
+    for _ in range(8):
+        measured = run_load(loaded.generator, plan, Loop(abi.KV_SLOTS, open_loop=True), 0.4)
+        assert_all_right(measured)
+        rate = measured.packets_per_second
+        runs.append((measured.latency_us["p50"], rate))
+        if runs[-1][0] < 100 and rate == pytest.approx(packets_per_second, rel=0.05):
+            return
+    pytest.fail(f"p50 in us and packets per second of every run: {runs}")
 
 
 def test_misses_are_counted_and_not_taken_for_wrong(loaded: Loaded) -> None:
@@ -166,22 +167,29 @@ def test_misses_are_counted_and_not_taken_for_wrong(loaded: Loaded) -> None:
     assert (measured.received["corrupt"], measured.received["hits"]) == (0, 0)
 
 
-def test_wrong_values_are_seen(loaded: Loaded) -> None:
-    """One key of 64 has another value, another one a value of another length."""
-    keys = 64
+@pytest.mark.parametrize(("wrong", "at_most"), [(b"tampered", 1), (b"short", 2)])
+def test_wrong_values_are_seen(loaded: Loaded, wrong: bytes, at_most: int) -> None:
+    """Every time that the one wrong key is read; a wrong length may count beside a wrong value."""
+    keys, key = 64, key_bytes(3, 8)
     plan = plan_for(loaded.lab, keys=keys, requests_per_packet=1)
     loaded.generator.load(plan, window=1)
-    tampered = [Request.set(key_bytes(3, 8), b"tampered"), Request.set(key_bytes(7, 8), b"short")]
+    set_silently(loaded, key, wrong)
+    measured = run_load(loaded.generator, plan, Loop(16), RUN_SECONDS)
+    sent, received = measured.sent["packets_sent"], measured.received
+    assert received["responses"] == received["hits"] == sent > TEMPLATES
+    assert received["misses"] == 0
+    is_wrong = loaded.generator.templates["hash_sum"][:TEMPLATES] == np.uint64(abi.hash_key(key))
+    reads = int(is_wrong[np.arange(sent) % TEMPLATES].sum())
+    assert reads <= received["corrupt"] <= reads * at_most
+
+
+def set_silently(loaded: Loaded, key: bytes, value: bytes) -> None:
+    """Store something behind the generator's back, which takes every answer for its own."""
     before = loaded.server.stats()["engines"][0]["sets"]
+    batch = codec.encode_batch([Request.set(key, value)])
     with Wire(loaded.lab.client) as wire:
-        wire.send(codec.encode_frame(*ends(loaded.lab), codec.encode_batch(tampered)))
+        wire.send(codec.encode_frame(*ends(loaded.lab), batch))
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while loaded.server.stats()["engines"][0]["sets"] < before + len(tampered):
+    while loaded.server.stats()["engines"][0]["sets"] == before:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    measured = run_load(loaded.generator, plan, Loop(16), RUN_SECONDS)
-    received = measured.received
-    assert received["responses"] == received["hits"] == measured.sent["requests_sent"] > keys
-    assert received["misses"] == 0
-    wanted = len(tampered) / keys
-    assert received["corrupt"] / received["responses"] == pytest.approx(wanted, rel=0.2)

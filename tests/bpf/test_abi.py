@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The BPF compiler's view of bpf/kv_abi.h: one more witness for tests/unit/test_abi.py.
+
+A program that bcc compiles stores every size, offset and constant of the header in a map.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpf.harness import Verdict, run_once
+from dpukv_xdp import abi, loader
+from dpukv_xdp.errors import LoadError
+from unit.test_abi import (
+    NativeView,
+    constants_against,
+    declared_structs,
+    enumerators,
+    native_view,
+    numpy_against,
+    parse_layout,
+    quoted,
+    replaced,
+    swapped,
+)
+
+PROGRAM = """
+#include {header}
+
+struct layout {{ __u64 numbers[{count}]; }};
+BPF_ARRAY(layouts, struct layout, 1);
+
+int kv_layout(struct xdp_md *ctx)
+{{
+	__u32 zero = 0;
+	struct layout *layout = layouts.lookup(&zero);
+
+	if (!layout)
+		return XDP_ABORTED;
+	{stores}
+	return XDP_DROP;
+}}
+"""
+
+
+def bpf_view(header: Path, tmp_path: Path) -> NativeView:
+    """What bcc's compiler makes of a header; LoadError if it refuses it."""
+    text = header.read_text()
+    questions = [(f"constant {name} {{}}", [name]) for name in enumerators(text)]
+    for struct, fields in declared_structs(text).items():
+        questions.append((f"size {struct} {{}}", [f"sizeof(struct {struct})"]))
+        questions += [
+            (
+                f"field {struct}.{field} {{}} {{}}",
+                [f"offsetof(struct {struct}, {field})", f"sizeof(((struct {struct} *)0)->{field})"],
+            )
+            for field in fields
+        ]
+    terms = [term for _, asked in questions for term in asked]
+    stores = [f"layout->numbers[{i}] = (__u64)({term});" for i, term in enumerate(terms)]
+    source = tmp_path / "layout.c"
+    program = PROGRAM.format(header=quoted(header), count=len(terms), stores="\n\t".join(stores))
+    source.write_text(program)
+    numbers = iter(run_layout_program(source, len(terms)))
+    lines = [line.format(*(next(numbers) for _ in asked)) for line, asked in questions]
+    return parse_layout("\n".join(lines))
+
+
+def run_layout_program(source: Path, count: int) -> list[int]:
+    """The numbers that it stored, signed."""
+    loaded = loader.load(str(source), ["kv_layout"], {})
+    try:
+        assert run_once(loaded.programs["kv_layout"], bytes(64))[0] == Verdict.DROP
+        stored = loaded.read_array("layouts", np.dtype((np.int64, (count,))))
+    finally:
+        loaded.close()
+    return [int(number) for number in stored.ravel()]
+
+
+def disagreements(view: NativeView) -> set[str]:
+    """Who sees something else than this view: the constants of `abi`, or its dtypes."""
+    found = {"constants": constants_against(view), "numpy": numpy_against(view)}
+    return {witness for witness, wrong in found.items() if wrong}
+
+
+def test_the_bpf_compiler_agrees(tmp_path: Path) -> None:
+    view = bpf_view(abi.HEADER_PATH, tmp_path)
+    assert constants_against(view) == []
+    assert numpy_against(view) == []
+    assert view == native_view(abi.HEADER_PATH, tmp_path)
+    assert {f"KV_COUNTER_{counter.name}" for counter in abi.Counter} <= set(view.constants)
+    assert set(view.sizes) == set(declared_structs(abi.HEADER_PATH.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed_by"),
+    [
+        (swapped("__u32 opaque;", "__u32 reserved1;"), {"numpy"}),
+        (replaced("KV_OP_SET = 4", "KV_OP_SET = 14"), {"constants"}),
+        (replaced("KV_COUNTER_DROP_MAGIC,", "KV_COUNTER_NEW, KV_COUNTER_DROP_MAGIC,"),
+         {"constants", "numpy"}),
+    ],
+)  # fmt: skip
+def test_a_broken_copy_is_noticed(
+    change: Callable[[str], str], noticed_by: set[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "kv_abi.h"
+    broken.write_text(change(abi.HEADER_PATH.read_text()))
+    assert disagreements(bpf_view(broken, tmp_path)) == noticed_by
+
+
+def test_a_copy_that_breaks_its_own_assertions_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "kv_abi.h"
+    change = replaced("__u8 ip_source[4];", "__u8 ip_source[5];")
+    broken.write_text(change(abi.HEADER_PATH.read_text()))
+    with pytest.raises(LoadError, match="static_?assert"):
+        bpf_view(broken, tmp_path)

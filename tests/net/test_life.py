@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""A server's life: whatever ends it and whenever, nothing of it stays, and nobody is harmed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from net.serving import (
+    OTHER_CPU,
+    Wire,
+    bpf_descriptors,
+    client_of,
+    ends,
+    gained,
+    generating,
+    mapped_queue_pairs,
+    native_threads,
+    pinned,
+    plan_for,
+    programs_on,
+    registered_on,
+    run_load,
+    serving,
+    serving_child,
+)
+from pyroute2 import IPRoute
+
+from dpukv_xdp import abi, codec, nic
+from dpukv_xdp import lab as labs
+from dpukv_xdp import server as server_module
+from dpukv_xdp.codec import Request
+from dpukv_xdp.engine import NativeThread, ProcessingEngine
+from dpukv_xdp.errors import BusyError, DpukvError, MissingError, UsageError
+from dpukv_xdp.lab import Lab
+from dpukv_xdp.loadgen import Loop
+from dpukv_xdp.workload import WORKLOADS, build_templates
+
+EXIT_SECONDS = 20.0
+PACKETS = 1000
+EXTRA_SECONDS = 0.005
+"""What so many packets may take longer than packets that are dropped at first sight."""
+
+
+def traces(lab: Lab) -> dict[str, object]:
+    """What a server of this process leaves, if it leaves anything."""
+    return {
+        "threads": native_threads(),
+        "descriptors": bpf_descriptors(),
+        "maps": mapped_queue_pairs(),
+        "programs": programs_on(lab.server),
+        "register": registered_on(lab.server),
+    }
+
+
+# ---- Start
+
+
+def test_a_busy_interface_is_named_and_left_alone(lab: Lab) -> None:
+    theirs_fd = nic.load_pass_program("kv_theirs")
+    try:
+        with labs.in_namespace(lab.server.namespace):
+            theirs = nic.attach_xdp(lab.server.interface, theirs_fd)
+        before = traces(lab)
+        with (
+            pytest.raises(BusyError, match=rf"{theirs.program_id} \(kv_theirs\)") as busy,
+            serving(lab),
+        ):
+            pass
+        assert busy.value.program_id == theirs.program_id
+        assert traces(lab) == before
+        assert before["programs"] == ["kv_theirs"]
+    finally:
+        os.close(theirs_fd)
+
+
+def take_the_link_down(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noticed last, when everything else runs already."""
+    with labs.in_namespace(lab.server.namespace), IPRoute() as netlink:
+        netlink.link("set", index=nic.find(lab.server.interface).index, state="down")
+
+
+def refuse_the_second_engine(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory runs out after the first."""
+
+    def make(**settings: Any) -> ProcessingEngine:
+        if settings["engine_id"] == 1:
+            raise MissingError("a second engine", "what this test does not give")
+        return ProcessingEngine(**settings)
+
+    monkeypatch.setattr(server_module, "ProcessingEngine", make)
+
+
+@pytest.mark.parametrize(
+    ("break_something", "wanted"),
+    [(take_the_link_down, UsageError), (refuse_the_second_engine, MissingError)],
+)
+def test_a_start_that_fails_leaves_nothing(
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    break_something: Callable[[Lab, pytest.MonkeyPatch], None],
+    wanted: type[Exception],
+) -> None:
+    before = traces(lab)
+    break_something(lab, monkeypatch)
+    with pytest.raises(wanted), serving(lab, engines=2):
+        pass
+    assert traces(lab) == before
+
+
+def test_a_veth_peer_without_xdp_gets_its_answers_in_generic_mode(lab: Lab) -> None:
+    """As on a pair that somebody made by hand: native answers would not be seen there."""
+    with labs.in_namespace(lab.client.namespace):
+        interface = nic.find(lab.client.interface)
+        assert nic.detach_xdp(interface.index, interface.programs[0].program_id)
+    with serving(lab) as server, client_of(lab) as client:
+        assert server.attachment is not None
+        assert server.attachment.mode == "generic"
+        assert "veth pair" in (server.attachment.native_refused or "")
+        items = {bytes([size % 251]) * 5: bytes(size) for size in (0, 1, 8, 9, 1400)}
+        assert client.set_many(items) == []
+        assert client.get_many(items) == items
+
+
+def test_a_thread_that_may_not_run_on_its_core_says_so() -> None:
+    thread = NativeThread("engine 0", abi.KV_CPUS_MAX * 64, lambda: 0, lambda: None)
+    with pytest.raises(DpukvError, match="engine 0 cannot run on core"):
+        thread.start(lambda: None)
+    assert native_threads() == []
+
+
+# ---- Stop
+
+
+def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> None:
+    before = traces(lab)
+    with serving(lab) as server, generating(lab) as generator:
+        plan = plan_for(lab)
+        generator.load(plan, window=16)
+        start = generator.snapshot()
+        prepared = build_templates(plan, generator.templates[:1024])
+        generator.begin(plan, Loop(64), prepared.templates)
+        time.sleep(0.1)
+        with labs.in_namespace(lab.server.namespace):
+            server.stop()
+        assert native_threads() == ["generator"]
+        assert programs_on(lab.server) == registered_on(lab.server) == []
+        assert generator.end() > 0
+        end = generator.snapshot()
+    lost, answered, sent = (
+        end.sent["lost_packets"] - start.sent["lost_packets"],
+        end.received["packets"] - start.received["packets"],
+        end.sent["packets_sent"] - start.sent["packets_sent"],
+    )
+    assert sent == answered + lost
+    assert answered > 0
+    assert end.received["corrupt"] == 0
+    assert {**traces(lab), "maps": 0} == {**before, "maps": 0}
+    assert mapped_queue_pairs() == before["maps"]
+
+
+def test_a_server_can_be_started_again(lab: Lab) -> None:
+    """A new one on the same interface: the store is new as well."""
+    for _ in range(2):
+        with serving(lab), client_of(lab) as client:
+            assert client.get(b"key") is None
+            client.set(b"key", b"value")
+            assert client.get(b"key") == b"value"
+    assert programs_on(lab.server) == []
+
+
+# ---- An engine that does not answer
+
+
+def seconds_for(wire: Wire, frame: bytes) -> float:
+    """How long so many packets take to be sent, the softirq that receives them included."""
+    start = time.perf_counter()
+    for _ in range(PACKETS):
+        wire.send(frame)
+    return time.perf_counter() - start
+
+
+def request_frame(lab: Lab, magic: int = abi.KV_MAGIC_REQUEST) -> bytes:
+    """A GET, or with another magic something to be dropped."""
+    batch = codec.encode_batch([Request.get(b"key")])
+    return codec.encode_frame(*ends(lab), bytes([magic]) + batch[1:])
+
+
+def test_packets_for_a_stopped_engine_are_dropped_at_once(lab: Lab) -> None:
+    with serving(lab) as server, Wire(lab.client) as wire:
+        server._engines[0].stop()
+        at_once = min(seconds_for(wire, request_frame(lab, magic=0)) for _ in range(3))
+        before = server.counters()
+        seconds = min(seconds_for(wire, request_frame(lab)) for _ in range(3))
+        assert gained(server, before) == {"drop_no_engine": 3 * PACKETS}
+    assert seconds < at_once + EXTRA_SECONDS
+
+
+def test_a_hung_engine_does_not_make_the_softirq_spin(lab: Lab) -> None:
+    with serving_child(lab) as child, Wire(lab.client) as wire, client_of(lab) as client:
+        client.set(b"key", b"value")
+        at_once = min(seconds_for(wire, request_frame(lab, magic=0)) for _ in range(3))
+        os.kill(child.pid, signal.SIGSTOP)
+        seconds = seconds_for(wire, request_frame(lab))
+        os.kill(child.pid, signal.SIGCONT)
+        assert client.get(b"key") == b"value", "it goes on where it stood"
+    assert seconds < at_once + EXTRA_SECONDS
+
+
+# ---- Kills
+
+
+def test_what_a_killed_server_left_is_taken_over(lab: Lab) -> None:
+    with serving_child(lab) as child:
+        with client_of(lab) as client:
+            client.set(b"key", b"old")
+        child.kill()
+        child.wait()
+    assert programs_on(lab.server) == ["kv_receive"]
+    (stale,) = registered_on(lab.server)
+    with serving(lab) as server, client_of(lab) as client:
+        assert server.attachment is not None
+        assert server.attachment.program_id != stale
+        assert client.get(b"key") is None
+        client.set(b"key", b"new")
+        assert client.get(b"key") == b"new"
+    assert programs_on(lab.server) == registered_on(lab.server) == []
+
+
+def end_by_signal(number: signal.Signals, delay_seconds: float | None) -> tuple[int, str]:
+    """Exit status and last words of a server that gets the signal while it serves, or so long after
+    it was started. Nothing of it may be left.
+    """
+    with Lab.up() as lab:
+        if delay_seconds is None:
+            with serving_child(lab) as child:
+                child.send_signal(number)
+                _, said = child.communicate(timeout=EXIT_SECONDS)
+        else:
+            argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", lab.server.interface]
+            with lab.spawn(lab.server, argv, stderr=subprocess.PIPE, text=True) as child:
+                time.sleep(delay_seconds)
+                child.send_signal(number)
+                _, said = child.communicate(timeout=EXIT_SECONDS)
+        assert programs_on(lab.server) == registered_on(lab.server) == []
+        return child.returncode, said
+
+
+def test_signals_end_a_server_at_any_moment_and_nothing_is_left() -> None:
+    cases = [
+        (signal.SIGTERM, None),
+        (signal.SIGINT, None),
+        (signal.SIGTERM, 1.0),
+        (signal.SIGINT, 2.0),
+    ]
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        outcomes = list(threads.map(lambda case: end_by_signal(*case), cases))
+    for (number, moment), (status, said) in zip(cases, outcomes, strict=True):
+        assert "Traceback" not in said, (number, moment, said)
+        assert moment is not None or status == 0, (number, said)
+
+
+# ---- Memory
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+def test_memory_does_not_grow_under_load(lab: Lab) -> None:
+    with serving_child(lab) as child, generating(lab) as generator, pinned(OTHER_CPU):
+        plan = plan_for(lab, workload=WORKLOADS["B"])
+        generator.load(plan, window=16)
+        run_load(generator, plan, Loop(64), 1.0)
+        after_a_second = resident_bytes(child.pid)
+        measured = run_load(generator, plan, Loop(64), 4.0)
+        assert resident_bytes(child.pid) - after_a_second < 1 << 20
+    assert (measured.received["corrupt"], measured.sent["lost_requests"]) == (0, 0)
+    assert measured.received["responses"] > 0
