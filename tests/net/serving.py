@@ -249,13 +249,13 @@ def native_threads() -> list[str]:
     return sorted(name for name in names if name.startswith(("engine", "sender", "generator")))
 
 
-def bpf_descriptors() -> int:
-    """Programs and maps that this process holds open."""
+def bpf_descriptors(pid: int | str = "self") -> int:
+    """Programs and maps that a process holds open."""
     links = []
-    for path in Path("/proc/self/fd").iterdir():
+    for path in Path(f"/proc/{pid}/fd").iterdir():
         try:
             links.append(str(path.readlink()))
-        except FileNotFoundError:  # the directory's own descriptor
+        except FileNotFoundError:  # closed meanwhile
             continue
     return sum(link.startswith(("anon_inode:bpf-prog", "anon_inode:bpf-map")) for link in links)
 
