@@ -31,7 +31,7 @@ enum kv_limit {
 	KV_INLINE_MAX = 8,	 /* bytes of key or value that travel inside a record */
 	KV_PAYLOAD_BYTES = 4096, /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
 				     so that any masked offset plus any masked length stays inside */
-	KV_PIPELINE_MAX = 8,	 /* deepest pipeline of parked batches */
+	KV_PIPELINE_MAX = 32,	 /* deepest pipeline of parked batches */
 	KV_ENGINES_MAX = 16,	 /* processing engines, each behind a UDP port of its own */
 	KV_CPUS_MAX = 256,	 /* cores that may run the communication engine */
 	KV_CALM_FRAMES = 64,	 /* frames without a flush before the pipeline grows by one */

@@ -18,13 +18,15 @@
 
 /*
  * What the tables hold. bcc has clang write out a zeroed value of each table, word by word unless it is made of bytes:
- * with the structures themselves every compilation takes 1.5 s longer.
+ * with the structures themselves every compilation takes 1.5 s longer. And it cannot describe an array whose length
+ * names a structure: hence the enumerators.
  */
+enum { KV_QUEUE_PAIR_BYTES = sizeof(struct kv_queue_pair), KV_DPU_QUEUE_BYTES = sizeof(struct kv_dpu_queue) };
 struct kv_queue_pair_bytes {
-	__u8 bytes[sizeof(struct kv_queue_pair)] __attribute__((aligned(8)));
+	__u8 bytes[KV_QUEUE_PAIR_BYTES];
 };
 struct kv_dpu_queue_bytes {
-	__u8 bytes[sizeof(struct kv_dpu_queue)] __attribute__((aligned(8)));
+	__u8 bytes[KV_DPU_QUEUE_BYTES];
 };
 
 /* struct kv_queue_pair: shared with the processing engines, which map it once. */

@@ -25,25 +25,81 @@ from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 # What takes long to import is imported by the command that needs it: `dpukv --help` and `get`
 # answer at once.
 
-STATUS_INTERRUPTED = 130
 LAB_READY_SECONDS = 20.0
 LOG_BYTES_MAX = 1 << 20
-PLAIN_COLUMNS = 110
+PLAIN_COLUMNS = 80
+COMMAND = os.environ.get("DPUKV_COMMAND", "dpukv")  # what the person typed: see tools/dpukv
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+TIMEOUT_MAX_SECONDS = 3600.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CLEAN_UP_SECONDS = 15.0
+MTU_MIN = 68  # IPv4's
+
+
+class Interrupted(BaseException):
+    """Somebody wants this process to end: one of SIGNALS. Not an Exception, so that no library
+    takes it for a failure of its own.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number
+
+
+class Signals:
+    """SIGNALS as Interrupted in the main thread, from the moment that there is something to take
+    down.
+
+    Whoever presses Ctrl-C again while that is being done does not stop it half way.
+    """
+
+    def __init__(self) -> None:
+        self._raised_at = -CLEAN_UP_SECONDS
+        self._is_held = False
+        self._pending: int | None = None
+
+    def catch(self) -> None:
+        """Begin."""
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._handle)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """None interrupts the block; one that came is raised behind it."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._pending is not None:
+            raise Interrupted(self._pending)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_held:
+            self._pending = number
+        elif time.monotonic() - self._raised_at >= CLEAN_UP_SECONDS:
+            self._raised_at = time.monotonic()
+            raise Interrupted(number)
+
+
+signals = Signals()
 
 
 def main() -> None:
     """Run the command line; an expected failure is one sentence on stderr."""
-    signal.signal(signal.SIGTERM, _raise_exit)
+    # As long as nothing is built there is nothing to take down: see Signals.
     # A shell starts background jobs with SIGINT ignored: `kill -INT` must end them all the same.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         cli.main(standalone_mode=False, prog_name="dpukv")
+        sys.stdout.flush()
     except DpukvError as error:
         _fail(str(error), error.exit_status)
     except click.ClickException as error:
         _fail(error.format_message(), UsageError.exit_status)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; everything has been taken down", STATUS_INTERRUPTED)
+    except Interrupted as interrupted:
+        _fail("interrupted; everything has been taken down", interrupted.exit_status)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
@@ -98,7 +154,7 @@ server_options = _together(
         type=click.Choice(RESPOND_WAYS),
         help="Wait for each response, keep some parked, or as the load suggests (adaptive).",
     ),
-    click.option("--depth", type=int, help="Most batches that stay parked (4)."),
+    click.option("--depth", type=int, help="Most batches that stay parked (8)."),
     click.option(
         "--flush-after-us", type=float, help="When a parked response is sent anyway (30)."
     ),
@@ -141,17 +197,18 @@ load_options = _together(
 @click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
 @json_option
 def bench(json_path: str | None, target: str | None, skip_load: bool, **given: Any) -> None:
-    """Measure a workload, and check every value that comes back."""
+    """Measure a workload; every value is checked."""
     _require_root("bench")
     from dpukv_xdp.bench import Bench
     from dpukv_xdp.report import counters_table, results_table
+    from dpukv_xdp.targets import find_target
 
-    config, options = _settings(given)
-    destination = None
-    if target is not None:
-        from dpukv_xdp.targets import find_target
-
-        destination = find_target(target, config.engines)
+    config, options = _settings(given, own_server=target is None)
+    if skip_load and target is None:
+        raise UsageError("--skip-load needs --target: the store of a lab of our own is empty")
+    _check_json(json_path)
+    destination = None if target is None else find_target(target, config.engines)
+    signals.catch()
     with _progress() as progress:
         progress("building the lab, compiling the XDP programs", 0.0)
         with Bench(config, options, destination) as session:
@@ -163,9 +220,7 @@ def bench(json_path: str | None, target: str | None, skip_load: bool, **given: A
     _emit_json(json_path, result)
     if json_path != "-":
         console = _console()
-        console.print(
-            results_table([result], f"design {result['design']}, {_machine_line(result)}")
-        )
+        console.print(results_table([result]), f"\n{_machine_line(result)}")
         if load:
             console.print(
                 f"stored {load['stored']:,} keys in {load['seconds']:.2f} s; "
@@ -188,26 +243,29 @@ def bench(json_path: str | None, target: str | None, skip_load: bool, **given: A
 )
 @json_option
 def demo(json_path: str | None, output: Path, **given: Any) -> None:
-    """Watch the idea run: YCSB A, B and C in a lab of its own, a table and a plot."""
+    """The tour: YCSB A, B and C, a table and a plot."""
     _require_root("demo")
-    from dpukv_xdp.demo import run_demo
-    from dpukv_xdp.report import results_table
+    from dpukv_xdp.demo import run_demo, story
+    from dpukv_xdp.report import RESULTS_KEY, results_table
 
-    config, options = _settings(given)
-    _check_writable(output)
+    config, options = _settings(given, own_server=True)
+    _check_picture(output)
+    _check_json(json_path)
+    console = _console()
+    if json_path != "-":
+        console.print(story(config, options))
+    signals.catch()
     with _progress() as progress:
         result = run_demo(config, options, output, progress)
     _emit_json(json_path, result)
     if json_path != "-":
-        console = _console()
-        machine = _machine_line(result["runs"][0])
-        console.print(results_table(result["runs"], f"design {config.design}, {machine}"))
         load = result["load"]
         console.print(
-            f"stored {load['stored']:,} keys in {load['seconds']:.2f} s through "
-            f"{result['attachment']['mode']} XDP; every value that came back was checked"
+            f"Stored {load['stored']:,} keys in {load['seconds']:.2f} s through "
+            f"{result['attachment']['mode']} XDP. Then, on {_machine_line(result['runs'][0])}:\n"
         )
-        console.print(f"latency against throughput: {result['picture']}")
+        console.print(results_table(result["runs"]), RESULTS_KEY)
+        console.print(f"Latency against throughput, as a picture: {result['picture']}")
 
 
 # ---- Serving
@@ -219,38 +277,46 @@ def demo(json_path: str | None, output: Path, **given: Any) -> None:
 @server_options
 @json_option
 def serve(iface: str, json_path: str | None, **given: Any) -> None:
-    """Serve on an interface until Ctrl-C or SIGTERM; other traffic goes to the kernel as before."""
+    """Serve on an interface until Ctrl-C.
+
+    Traffic that is not for the store goes to the kernel's stack as before. SIGTERM ends it too.
+    """
     _require_root("serve")
     from dpukv_xdp.report import counters_table
     from dpukv_xdp.server import Server
 
     config = _server_config(given)
-    console = Console(stderr=True)
-    with Server(config, iface) as server:
+    _check_json(json_path)
+    config.check_memory()
+    server = Server(config, iface)
+    signals.catch()
+    with server:
         attachment = server.attachment
         assert attachment is not None
         if attachment.native_refused:
-            console.print(f"generic XDP, which is slower: {attachment.native_refused}")
+            click.echo(f"generic XDP, which is slower: {attachment.native_refused}", err=True)
         where = server.endpoint()
-        console.print(
+        click.echo(
             f"serving on {where['address'] or 'any address'}, UDP port {where['port']}"
-            f"{_last_port(where)}, interface {iface} ({attachment.mode} XDP); Ctrl-C ends it"
+            f"{_last_port(where)}, interface {iface} ({attachment.mode} XDP); Ctrl-C ends it",
+            err=True,
         )
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        with contextlib.suppress(Interrupted):
             while True:
                 signal.pause()
         stats = server.stats()
     _emit_json(json_path, {"endpoint": where, **stats})
-    if json_path != "-":
-        console.print(counters_table(stats["counters"], "communication engine"))
+    if json_path is None:
+        Console(stderr=True).print(counters_table(stats["counters"], "communication engine"))
 
 
 @cli.group(name="lab")
 def lab_group() -> None:
-    """Two namespaces, a veth pair between them, and a running server to try things on."""
+    """A server in a namespace, to try things on."""
 
 
 @lab_group.command()
+@click.option("--name", "lab_id", help="Of lab and namespaces (six random digits).")
 @click.option(
     "--queues", type=int, default=1, show_default=True, help="Receive queues at each end."
 )
@@ -260,31 +326,46 @@ def lab_group() -> None:
 @click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
 @server_options
 @json_option
-def up(queues: int, mtu: int, json_path: str | None, **given: Any) -> None:
-    """Build a lab and start a server in it; it stays until `lab down`."""
+def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given: Any) -> None:
+    """Build a lab with a server; it stays until `lab down`.
+
+    A lab is two network namespaces joined by a veth pair. Its engine polls: one core is busy.
+    """
     _require_root("lab up")
     from dpukv_xdp.lab import Lab, remove_stale
 
     config = _server_config(given)
+    if config.port == 0:
+        raise UsageError("no UDP socket can talk to port 0: give the lab's server another --port")
+    if lab_id == "":
+        raise UsageError("--name is empty: use letters, digits and hyphens, or leave it out")
+    config.check_memory()
+    _check_mtu(mtu)
+    _check_json(json_path)
+    signals.catch()
     remove_stale()
-    place = Lab.up(queues=queues, mtu=mtu)
+    place = Lab.up(queues=queues, mtu=mtu, lab_id=lab_id)
     try:
         _start_lab_server(place, config)
         place.keep()
+        facts = _lab_facts(place.record)
+        _emit_json(json_path, facts)
+        if json_path != "-":
+            _print_lab(facts)
     except BaseException:
         place.down()
         raise
-    facts = _lab_facts(place.record)
-    _emit_json(json_path, facts)
-    if json_path != "-":
-        _print_lab(facts)
 
 
 @lab_group.command()
 @click.argument("lab_id", required=False)
 def down(lab_id: str | None) -> None:
-    """Take down one lab, or every lab that no running command owns, and stale XDP programs."""
+    """Take down one lab, or all; and what killed commands left.
+
+    Labs of running commands stay, unless named.
+    """
     _require_root("lab down")
+    signals.catch()
     from dpukv_xdp.lab import (
         is_alive,
         list_labs,
@@ -340,7 +421,7 @@ client_options = _together(
 @click.argument("key")
 @client_options
 def get(key: str, json_path: str | None, **whom: Any) -> None:
-    """Print a key's value; exit status 1 if there is none."""
+    """Print a key's value; exit status 1 without one."""
     with _client(**whom) as client:
         value = client.get(key)
     found = value is not None
@@ -368,8 +449,9 @@ def set_command(key: str, value: str, json_path: str | None, **whom: Any) -> Non
 @cli.command()
 @json_option
 def doctor(json_path: str | None) -> None:
-    """What this machine has and lacks, and how to get it; exit status 1 if something needed is
-    missing.
+    """What this machine has and lacks.
+
+    Each gap with its remedy; exit status 1 if something that is needed is missing.
     """
     from dpukv_xdp.doctor import checks
 
@@ -398,7 +480,7 @@ def doctor(json_path: str | None) -> None:
 
 
 @cli.command(hidden=True)
-@click.argument("kind")
+@click.argument("kind", type=click.Choice(["server", "load"]))
 def role(kind: str) -> None:
     """A child process of bench: see roles.py."""
     from dpukv_xdp.roles import run_role
@@ -409,11 +491,11 @@ def role(kind: str) -> None:
 # ---- Helpers
 
 
-def _settings(given: dict[str, Any]) -> tuple[Any, Any]:
+def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
     """The command line's options as ServerConfig and BenchOptions."""
     from dataclasses import fields
 
-    from dpukv_xdp.bench import BenchOptions
+    from dpukv_xdp.bench import BenchOptions, replace_config
     from dpukv_xdp.workload import DISTRIBUTIONS
 
     if given["distribution"] not in DISTRIBUTIONS:
@@ -423,9 +505,46 @@ def _settings(given: dict[str, Any]) -> tuple[Any, Any]:
         )
     names = {field.name for field in fields(BenchOptions)}
     options = BenchOptions(**{name: value for name, value in given.items() if name in names})
+    _check_mtu(options.mtu)
     options.check()
+    _check_run(options)
     config = _server_config({name: value for name, value in given.items() if name not in names})
+    if own_server:
+        replace_config(config, options).check_memory()
     return config, options
+
+
+def _check_run(options: Any) -> None:
+    """What would come out only when the first frames are prepared. Raises UsageError."""
+    from dpukv_xdp.config import ITEMS_MAX
+    from dpukv_xdp.workload import GAP_MEAN_MAX_NS
+
+    if not 1 <= options.keys <= ITEMS_MAX:
+        raise UsageError(f"{options.keys} keys are not 1 to {ITEMS_MAX}")
+    if options.keys > 256**options.key_size:
+        raise UsageError(
+            f"{options.keys} keys cannot be told apart by {options.key_size} bytes: use longer "
+            f"keys or fewer"
+        )
+    if options.seed < 0:
+        raise UsageError(f"a seed of {options.seed} is below 0")
+    requests = options.requests_per_packet or options.requests_per_packet_max()
+    rate_min = 1e9 * requests / GAP_MEAN_MAX_NS
+    if 0 < options.rate < rate_min:
+        raise UsageError(
+            f"{options.rate:g} requests a second, {requests} a packet, are too slow: use "
+            f"{rate_min:g} or more, or fewer requests per packet"
+        )
+
+
+def _check_mtu(mtu: int) -> None:
+    from dpukv_xdp import abi
+
+    most = abi.KV_FRAME_MAX - abi.offset("kv_packet_header", "ip_version_ihl")
+    if not MTU_MIN <= mtu <= most:
+        raise UsageError(
+            f"an MTU of {mtu} bytes is not {MTU_MIN} to {most}, the longest that a batch can use"
+        )
 
 
 def _server_config(given: dict[str, Any]) -> Any:
@@ -438,7 +557,15 @@ def _server_config(given: dict[str, Any]) -> Any:
             given["engine_cpus"] = [int(cpu) for cpu in cpus.split(",")]
         except ValueError as error:
             raise UsageError(f"{cpus!r} is not a list of cores such as 0,1") from error
-    return load_config(path, given)
+    config = load_config(path, given)
+    cores = os.sched_getaffinity(0)
+    if {config.engine_cpu(engine) for engine in range(config.engines)} == cores:
+        click.echo(
+            f"dpukv: engines on all of {len(cores)} cores poll all the time and leave hardly "
+            f"anything to the XDP programs and to you: expect everything to crawl",
+            err=True,
+        )
+    return config
 
 
 @contextlib.contextmanager
@@ -450,6 +577,8 @@ def _client(
     from dpukv_xdp.lab import Lab, in_namespace, list_labs
     from dpukv_xdp.targets import parse_address
 
+    if not 0 < timeout <= TIMEOUT_MAX_SECONDS:
+        raise UsageError(f"a time-out of {timeout:g} s is not above 0 to {TIMEOUT_MAX_SECONDS:g}")
     if server_address is not None:
         with Client(parse_address(server_address), timeout=timeout, ports=engines) as client:
             yield client
@@ -458,8 +587,8 @@ def _client(
         labs = [record.lab_id for record in list_labs() if record.persistent]
         if len(labs) != 1:
             raise UsageError(
-                f"{len(labs)} labs are up: name a server with --server HOST:PORT or a lab with "
-                f"--lab"
+                f"{len(labs) or 'no'} labs are up: name a server with --server HOST:PORT or a lab "
+                f"with --lab, or build one with `dpukv lab up`"
             )
         lab_id = labs[0]
     _require_root("entering a lab's namespace")
@@ -478,23 +607,25 @@ def _start_lab_server(place: Any, config: Any) -> None:
     from dpukv_xdp.lab import in_namespace
 
     with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
-        process = place.spawn(
-            place.server,
-            [sys.executable, "-P", "-m", "dpukv_xdp", *_serve_arguments(place, config)],
-            die_with_parent=False,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        with signals.held():  # between its start and its entry in the register
+            process = place.spawn(
+                place.server,
+                [sys.executable, "-P", "-m", "dpukv_xdp", *_serve_arguments(place, config)],
+                die_with_parent=False,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         place.note(port=config.port, engines=config.engines, log=f"/proc/{process.pid}/fd/2")
         deadline = time.monotonic() + LAB_READY_SECONDS
         address = (place.server.address, config.port)
         while True:
             try:
-                with in_namespace(place.client.namespace), Client(
-                    address, timeout=0.1, retries=0
-                ) as client:
+                with (
+                    in_namespace(place.client.namespace),
+                    Client(address, timeout=0.1, retries=0) as client,
+                ):
                     client.ping()
                 return
             except NoResponseError as error:
@@ -524,36 +655,43 @@ def _serve_arguments(place: Any, config: Any) -> list[str]:
 def _lab_facts(record: Any) -> dict[str, Any]:
     import msgspec
 
-    return dict(msgspec.to_builtins(record))
+    from dpukv_xdp.lab import is_alive
+
+    serving = any(is_alive(process) for process in record.processes)
+    return {**msgspec.to_builtins(record), "serving": serving}
 
 
 def _print_lab(facts: dict[str, Any]) -> None:
-    server, client = facts["server"], facts["client"]
-    port = facts["details"].get("port")
+    details = facts["details"]
     click.echo(f"lab {facts['lab_id']}{'' if facts['persistent'] else ' (of a running command)'}")
-    click.echo(
-        f"  server  {server['namespace']}  {server['interface']}  {server['mac']}  "
-        f"{server['address']}"
-        f"{f'  UDP port {port}' if port is not None else ''}"
-    )
-    click.echo(
-        f"  client  {client['namespace']}  {client['interface']}  {client['mac']}  "
-        f"{client['address']}"
-    )
-    if port is not None:
+    for name in ("server", "client"):
+        end = facts[name]
+        port = f"  UDP port {details['port']}" if name == "server" and details else ""
         click.echo(
-            f"  try     dpukv set hello world && dpukv get hello   (log: {facts['details']['log']})"
+            f"  {name}  {end['namespace']}  {end['interface']}  {end['mac']}  {end['address']}"
+            f"{port}"
         )
+    if details and not facts["serving"]:
+        click.echo("  its server has ended: take the lab down, and up again")
+    elif details:
+        click.echo(f"  log     {details['log']}")
+        click.echo(f"  try     {COMMAND} set hello world; {COMMAND} get hello")
+        click.echo(f"  enter   sudo ip netns exec {facts['client']['namespace']} bash")
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar on stderr."""
+    """A progress bar on stderr, if somebody watches."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
     with Progress(
-        *columns, console=Console(stderr=True), transient=True, refresh_per_second=4
+        *columns,
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
@@ -561,7 +699,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 
 def _console() -> Console:
     """Standard output; wide enough for the tables when it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_COLUMNS)
 
 
 def _emit_json(path: str | None, result: Any) -> None:
@@ -577,9 +715,24 @@ def _emit_json(path: str | None, result: Any) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _check_writable(path: Path) -> None:
-    if not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise UsageError(f"cannot write {path}: choose another --output")
+def _check_json(path: str | None) -> None:
+    """Whether the result can be written later. Raises UsageError."""
+    if path not in (None, "-"):
+        _check_writable(Path(path), "--json")
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix not in PICTURE_SUFFIXES:
+        raise UsageError(
+            f"{path} does not end in {', '.join(PICTURE_SUFFIXES)}: choose another --output"
+        )
+    _check_writable(path, "--output")
+
+
+def _check_writable(path: Path, option: str) -> None:
+    there = path if path.exists() else path.parent
+    if path.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"cannot write {path}: choose another {option}")
 
 
 def _last_port(where: dict[str, Any]) -> str:
@@ -594,10 +747,6 @@ def _machine_line(result: dict[str, Any]) -> str:
 def _require_root(what: str) -> None:
     if os.geteuid() != 0:
         raise MissingError(f"`dpukv {what}`", "root: run it with sudo")
-
-
-def _raise_exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _fail(sentence: str, status: int) -> None:

@@ -3,21 +3,24 @@
 
 import os
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from dpukv_xdp import abi
-from dpukv_xdp._core._native import lib
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.designs import find_design
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.errors import MissingError, UsageError
 
 Respond = Literal["adaptive", "wait", "pipeline"]
 RESPOND_WAYS: tuple[Respond, ...] = ("adaptive", "wait", "pipeline")
 
 LOG_BYTES_MAX = 1 << 40
 ITEMS_MAX = 1 << 34
+GIB = 1 << 30
+PROBE_ITEMS = 1024
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +42,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Try 2 MiB pages, then transparent huge pages; what it became is reported."""
     respond: Respond = "adaptive"
     """How responses get out: wait for each, keep `depth` parked, or whatever the load suggests."""
-    depth: int = 4
+    depth: int = 8
     """Most batches that stay parked for a later frame to carry."""
     flush_after_us: float = 30.0
     """A response that no frame carried leaves by the sender after so long."""
@@ -71,6 +74,25 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             1.0 <= self.flush_after_us <= 1e6,
             f"flushing after {self.flush_after_us:g} us is not 1 to 1000000",
         )
+
+    def check_memory(self) -> None:
+        """Raise MissingError if the store cannot fit into what is free here.
+
+        Without this the kernel would find out while it fills the pages, and kill somebody for it.
+        """
+        needed_bytes = self.memory_bytes()
+        free_bytes = free_memory_bytes()
+        if needed_bytes > free_bytes:
+            raise MissingError(
+                f"a store of {self.items} items",
+                f"{needed_bytes / GIB:.1f} GiB of memory, and {free_bytes / GIB:.1f} GiB are free: "
+                f"ask for fewer items or a smaller log",
+            )
+
+    def memory_bytes(self) -> int:
+        """Bytes that all partitions take: the index, and logs rounded up to powers of two."""
+        log_bytes = 1 << (self.log_bytes_per_engine() - 1).bit_length()
+        return self.engines * (int(self.items_per_engine() * _index_bytes_per_item()) + log_bytes)
 
     @staticmethod
     def entry_bytes(key_bytes: int, value_bytes: int) -> int:
@@ -106,8 +128,10 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ServerConfig:
     if path is not None:
         try:
             settings = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"{path} cannot be read as TOML: {error}") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{path} is not TOML: {error}") from error
     settings |= {name: value for name, value in overrides.items() if value is not None}
     try:
         config = msgspec.convert(settings, ServerConfig)
@@ -115,6 +139,27 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ServerConfig:
         raise UsageError(f"{path or 'the settings'}: {error}") from error
     config.check()
     return config
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be had without swapping, and huge pages that are set aside and free."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+
+    def number(name: str) -> int:
+        return int(fields.get(name, "0").split()[0])
+
+    huge_kib = number("HugePages_Free") * number("Hugepagesize")
+    return (number("MemAvailable") + huge_kib) << 10
+
+
+@cache
+def _index_bytes_per_item() -> float:
+    """Asked of the native core, which alone knows its buckets."""
+    store = lib.kv_store_create(PROBE_ITEMS, 1, False)
+    stats = ffi.new("struct kv_store_stats *")
+    lib.kv_store_get_stats(store, stats)
+    lib.kv_store_destroy(store)
+    return float(stats.index_bytes) / PROBE_ITEMS
 
 
 def _require(condition: bool, sentence: str) -> None:

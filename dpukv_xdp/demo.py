@@ -16,6 +16,28 @@ CURVE_WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 CURVE_SECONDS = 0.5
 
 
+def story(config: ServerConfig, options: BenchOptions) -> str:
+    """What runs where, and what is about to be measured."""
+    engine_cpus = {config.engine_cpu(engine) for engine in range(config.engines)}
+    host_cpus = ",".join(map(str, sorted(engine_cpus)))
+    client_cpu = Bench(config, options).client_cpu
+    curve_seconds = 2 * len(CURVE_WINDOWS) * CURVE_SECONDS
+    return f"""\
+Two network namespaces, real packets on the veth pair between them:
+
+  client  makes requests, sends them, checks every answer       core {client_cpu}
+  dpu     the communication engine, XDP programs: parses        core {client_cpu}
+          packets into request queues, and builds packets from
+          response queues
+  host    the processing engine, a native loop: takes requests  core {host_cpus}
+          from the queue, does GET and SET, queues responses
+
+On a BlueField, "dpu" would be the card and the queue pair would cross PCIe.
+Now {options.keys:,} keys are stored; then come YCSB A (half GET, half SET),
+B (95 % GET) and C (GET), {options.seconds:g} s each, and {curve_seconds:g} s of runs for the plot.
+"""
+
+
 def run_demo(
     config: ServerConfig, options: BenchOptions, picture: Path, progress: Progress
 ) -> dict[str, Any]:
@@ -43,7 +65,8 @@ def run_demo(
         ]
         curves = {}
         for requests in (options.requests_per_packet_max(), 1):
-            curves[f"{requests} requests a packet"] = [
+            name = f"{requests} request{'' if requests == 1 else 's'} a packet"
+            curves[name] = [
                 bench.measure(
                     replace(
                         options,
@@ -51,12 +74,16 @@ def run_demo(
                         window=window,
                         seconds=CURVE_SECONDS,
                     ),
-                    step(f"{requests} requests a packet, {window} packets outstanding"),
+                    step(f"{name}, {window} outstanding"),
                 )
                 for window in CURVE_WINDOWS
             ]
         attachment = bench.attachment
-    plot_latency_throughput(curves, picture)
+    title = (
+        f"dpukv_xdp, design {config.design}, YCSB {options.workload}, "
+        f"{options.distribution} keys: round trip against throughput"
+    )
+    plot_latency_throughput(curves, title, picture)
     progress("done", 1.0)
     return {
         "load": load,

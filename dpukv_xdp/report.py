@@ -5,30 +5,52 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 Result = dict[str, Any]
 
 
-def results_table(results: Sequence[Result], title: str) -> Table:
-    """One row for each run of bench.measure."""
-    table = Table(title=title)
-    for heading in ("workload", "req/pkt", "window", "Mops", "p50 us", "p99 us", "p99.9 us"):
+RESULTS_KEY = """
+Mops: million requests answered a second. Round trip: from sending a packet to
+its answer, in microseconds; half, 99 % and 99.9 % of the requests were faster.
+CPU: nanoseconds for one request in each role; host polls, and idling counts.
+QP: bytes through the queue pair for one request and one response, which on a
+DPU would cross PCIe. Answers: wrong values, keys not found, requests lost.
+"""
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One row for each run of bench.measure; no wider than 80 columns.
+
+    The title says what the first run has, and the others are taken to have, in common.
+    """
+    table = Table(
+        title=_common_line(results[0]),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for heading in (
+        "\nYCSB",
+        "\nMops",
+        "round trip, µs\np50    p99  p99.9",
+        "CPU, ns/op\nclient dpu host",
+        "QP, bytes/op\nreq  resp",
+        "answers\nwrong miss lost",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("CPU ns/op\nclient dpu host", justify="right", no_wrap=True)
-    table.add_column("QP bytes/op\nreq resp", justify="right", no_wrap=True)
-    table.add_column("wrong missing lost", justify="right")
     for result in results:
         latency = result["latency_us"]
         table.add_row(
-            f"{result['workload']} {result['distribution']}",
-            str(result["requests_per_packet"]),
-            str(result["window"]),
+            result["workload"],
             f"{result['throughput_mops']:.2f}",
-            *(f"{latency[name]:.1f}" for name in ("p50", "p99", "p999")),
+            f"{latency['p50']:.1f} {latency['p99']:6.1f} {latency['p999']:6.1f}",
             _cpu_cell(result["roles"]),
             _queue_pair_cell(result["qp_bytes_per_op"]),
-            f"{result['corrupt']} {result['misses']} {result['lost']}",
+            f"{result['corrupt']} {result['misses']:4} {result['lost']:4}",
         )
     return table
 
@@ -44,38 +66,89 @@ def counters_table(counters: dict[str, int], title: str) -> Table:
     return table
 
 
-def plot_latency_throughput(curves: Mapping[str, Sequence[Result]], path: Path) -> None:
-    """Latency against throughput, one curve for each name, as a picture; the format is the path's
+def plot_latency_throughput(curves: Mapping[str, Sequence[Result]], title: str, path: Path) -> None:
+    """Latency against throughput as a picture, one panel for each curve; the format is the path's
     suffix.
+
+    Along a curve the window grows: its first and last points are labelled.
     """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, results in curves.items():
-        throughput = [result["throughput_mops"] for result in results]
-        for quantile, style in (("p50", "o-"), ("p99", "s--")):
-            latency = [result["latency_us"][quantile] for result in results]
-            axes.plot(throughput, latency, style, label=f"{name}, {quantile}", markersize=4)
-    axes.set_xlabel("throughput (million requests a second)")
-    axes.set_ylabel("round trip (µs)")
-    axes.set_yscale("log")
-    axes.set_xscale("log")
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
-    axes.set_title("dpukv_xdp: latency against throughput, window growing along each curve")
+    figure, panels = plt.subplots(
+        1,
+        len(curves),
+        figsize=(5 * len(curves), 4.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (name, results) in zip(panels[0], curves.items(), strict=True):
+        _plot_curve(axes, results)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("million requests a second")
+    panels[0][0].set_ylabel("round trip (µs)")
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(lines))
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
+def _plot_curve(axes: Any, results: Sequence[Result]) -> None:
+    throughput = [result["throughput_mops"] for result in results]
+    for quantile, style, label in (
+        ("p50", "o-", "half of the requests are faster"),
+        ("p99", "s--", "99 % of the requests are faster"),
+    ):
+        latency = [result["latency_us"][quantile] for result in results]
+        axes.plot(throughput, latency, style, label=label, markersize=4)
+    first, last = results[0], results[-1]
+    _label_window(axes, first, "p50", (0, -8), "left", "top")
+    _label_window(axes, last, "p99", (0, 8), "right", "bottom")
+    axes.set_yscale("log")
+    axes.set_xlim(0, 1.1 * max(throughput))
+    axes.grid(True, which="both", alpha=0.3)
+    axes.margins(y=0.2)
+
+
+def _label_window(
+    axes: Any, result: Result, quantile: str, offset: tuple[int, int], across: str, up: str
+) -> None:
+    axes.annotate(
+        f"window {result['window']}",
+        (result["throughput_mops"], result["latency_us"][quantile]),
+        xytext=offset,
+        textcoords="offset points",
+        horizontalalignment=across,
+        verticalalignment=up,
+        fontsize="small",
+    )
+
+
+def _common_line(result: Result) -> str:
+    whose = f"design {result['design']}" if result["design"] else f"server {result['target']}"
+    loop = (
+        f"{result['rate']:g} requests/s" if result["rate"] else f"window {result['window']} packets"
+    )
+    return (
+        f"{whose}, {result['keys']:,} {result['distribution']} keys of {result['key_size']} and "
+        f"values of {result['value_size']} bytes,\n{result['requests_per_packet']} requests a "
+        f"packet, {loop}"
+    )
+
+
 def _cpu_cell(roles: dict[str, dict[str, float] | None]) -> str:
-    cells = (roles[name] for name in ("client", "dpu", "host"))
-    return "  ".join("-" if cell is None else f"{cell['cpu_ns_per_op']:.0f}" for cell in cells)
+    cells = ((roles[name], width) for name, width in (("client", 0), ("dpu", 3), ("host", 4)))
+    return " ".join(
+        f"{'-':>{width}}" if role is None else f"{role['cpu_ns_per_op']:{width}.0f}"
+        for role, width in cells
+    )
 
 
 def _queue_pair_cell(bytes_per_op: dict[str, float] | None) -> str:
     if bytes_per_op is None:
-        return "-"
-    return f"{bytes_per_op['request']:.1f} {bytes_per_op['response']:.1f}"
+        return "-     -"
+    return f"{bytes_per_op['request']:.1f} {bytes_per_op['response']:5.1f}"

@@ -35,9 +35,10 @@ class Role:
         """`start` gets an argument vector and Popen's options, and may choose a namespace."""
         self.kind = kind
         self.process = start(
-            [sys.executable, "-m", "dpukv_xdp", "role", kind],
+            [sys.executable, "-P", "-m", "dpukv_xdp", "role", kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is the parent's to handle
         )
 
     def call(self, name: str, **arguments: Any) -> Any:
@@ -153,7 +154,6 @@ ROLES: dict[str, Callable[[], Any]] = {"server": ServerRole, "load": LoadRole}
 
 def run_role(kind: str) -> None:
     """The child's main loop: answer calls until the input ends or SIGTERM comes, then clean up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _raise_exit)
     # Whatever prints by accident must not get between the lines of the protocol.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)

@@ -15,7 +15,7 @@
 #include "ticks.h"
 
 #define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
-#define KV_ROUND_REQUESTS 32	   /* a round takes batches until it has so many requests */
+#define KV_ROUND_REQUESTS 64	   /* a round takes batches until it has so many requests */
 #define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
 
 static uint32_t kv_engine_serve(struct kv_engine *engine, uint32_t cpu);

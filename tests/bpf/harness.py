@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from dpukv_xdp._core._native import ffi, lib
 
 from dpukv_xdp import abi, codec, loader
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.codec import Endpoint, Reply, Request
 from dpukv_xdp.engine import ProcessingEngine
 
@@ -72,9 +72,7 @@ def run_once(program_fd: int, frame: bytes) -> tuple[Verdict, bytes]:
     """
     out = ffi.new("uint8_t[]", 2 * abi.KV_FRAME_MAX)
     results = ffi.new("uint32_t[2]")
-    status = lib.kv_bpf_run_once(
-        program_fd, frame, len(frame), out, len(out), results, results + 1
-    )
+    status = lib.kv_bpf_run_once(program_fd, frame, len(frame), out, len(out), results, results + 1)
     if status < 0:
         raise OSError(-status, f"BPF_PROG_RUN: {os.strerror(-status)}")
     return Verdict(results[1]), bytes(ffi.buffer(out, results[0]))
@@ -333,9 +331,7 @@ def reply_frame(
     vlan_tag: int | None = None,
 ) -> bytes:
     """The server's frame, byte for byte."""
-    return codec.encode_frame(
-        server, client, codec.encode_batch(replies, strict=False), vlan_tag
-    )
+    return codec.encode_frame(server, client, codec.encode_batch(replies, strict=False), vlan_tag)
 
 
 def patched(frame: bytes, vlan: bool = False, **fields: int | bytes) -> bytes:

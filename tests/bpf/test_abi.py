@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from bpf.harness import Verdict, run_once
-from dpukv_xdp import abi, loader
-from dpukv_xdp.errors import LoadError
 from unit.test_abi import (
     NativeView,
     constants_against,
@@ -25,6 +22,9 @@ from unit.test_abi import (
     replaced,
     swapped,
 )
+
+from dpukv_xdp import abi, loader
+from dpukv_xdp.errors import LoadError
 
 PROGRAM = """
 #include {header}
@@ -115,5 +115,5 @@ def test_a_copy_that_breaks_its_own_assertions_is_refused(tmp_path: Path) -> Non
     broken = tmp_path / "kv_abi.h"
     change = replaced("__u8 ip_source[4];", "__u8 ip_source[5];")
     broken.write_text(change(abi.HEADER_PATH.read_text()))
-    with pytest.raises(LoadError, match="static_?assert"):
+    with pytest.raises(LoadError, match=r"static_?assert"):
         bpf_view(broken, tmp_path)

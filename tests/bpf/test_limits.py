@@ -4,7 +4,6 @@
 from collections.abc import Callable
 
 import pytest
-
 from bpf.harness import (
     CPU,
     HEADER_BYTES,
@@ -21,6 +20,7 @@ from bpf.harness import (
     traffic_counters,
     without_ways_out,
 )
+
 from dpukv_xdp import abi, codec
 from dpukv_xdp.codec import Endpoint, Reply, Request
 from dpukv_xdp.config import ServerConfig
@@ -89,9 +89,7 @@ def test_frame_max(
 
 @pytest.mark.parametrize("vlan_tag", [None, 9])
 @pytest.mark.parametrize("above", [-1, 0, 1])
-def test_response_frame_max(
-    load: Callable[..., Dpu], above: int, vlan_tag: int | None
-) -> None:
+def test_response_frame_max(load: Callable[..., Dpu], above: int, vlan_tag: int | None) -> None:
     """An engine's responses that fill the frame, and one that would make it longer."""
     dpu = load()
     reply = Reply(abi.KV_OP_GET, abi.KV_SUCCESS, b"v" * (abi.KV_VALUE_MAX - 40), 1)
@@ -130,9 +128,7 @@ def assert_answers(dpu: Dpu, requests: list[Request], results: list[int]) -> Non
 @pytest.mark.parametrize("key_bytes", [0, 1, abi.KV_KEY_MAX - 1, abi.KV_KEY_MAX])
 @pytest.mark.parametrize("operation", [abi.Operation.GET, abi.Operation.SET])
 @pytest.mark.parametrize("value", [b"", b"short", b"longer than a word"])
-def test_key_length(
-    load: Callable[..., Dpu], key_bytes: int, operation: int, value: bytes
-) -> None:
+def test_key_length(load: Callable[..., Dpu], key_bytes: int, operation: int, value: bytes) -> None:
     """Keys longer than KV_KEY_MAX cannot be expressed: the length has one byte."""
     request = Request(operation, b"k" * key_bytes, value, 7)
     result = abi.KV_ERROR if key_bytes == 0 else abi.KV_SUCCESS
@@ -229,9 +225,7 @@ def test_a_reply_at_the_frame_s_edge(load: Callable[..., Dpu], above: int) -> No
 
 
 @pytest.mark.parametrize("above", [-1, 0, 1])
-def test_a_value_that_no_reply_could_carry_is_refused(
-    load: Callable[..., Dpu], above: int
-) -> None:
+def test_a_value_that_no_reply_could_carry_is_refused(load: Callable[..., Dpu], above: int) -> None:
     dpu = load(depth=WAIT)
     room = 1466  # of MTU 1500
     longest = (room - codec.ITEM_HEADER_BYTES) & ~7

@@ -7,12 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
-
 from bpf.harness import (
     CLIENT,
     CPU,
@@ -31,6 +25,12 @@ from bpf.harness import (
     request_frame,
     with_lengths_of,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+
 from dpukv_xdp import abi, codec
 from dpukv_xdp.codec import Endpoint, Request
 from dpukv_xdp.errors import ProtocolError, TruncatedError

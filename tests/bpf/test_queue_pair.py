@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dpukv_xdp._core._native import ffi
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
 from bpf.harness import (
     HEADER_BYTES,
     OTHER_CPU,
@@ -29,7 +25,11 @@ from bpf.harness import (
     serving,
     wait_until,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from dpukv_xdp import abi, codec
+from dpukv_xdp._core._native import ffi
 from dpukv_xdp.codec import Reply, Request
 from dpukv_xdp.engine import ProcessingEngine
 
@@ -153,9 +153,9 @@ def test_wrap_with_a_played_engine(load: Callable[..., Dpu], start: int, parked:
             assert (verdict, out) == (Verdict.TX, reply_frame(pending.pop(0)))
         else:
             assert verdict == Verdict.DROP
-        assert dpu.pair()["request_control"]["answered"] == (
-            start + number + 1 - len(pending)
-        ) % 2**32
+        assert (
+            dpu.pair()["request_control"]["answered"] == (start + number + 1 - len(pending)) % 2**32
+        )
 
 
 @pytest.mark.parametrize("start", [0, NEAR_WRAP, 2**32 - 1])
@@ -250,6 +250,20 @@ def test_a_bad_response_is_not_sent_by_the_frame_that_carries_it(load: Callable[
     replies = expected_replies({}, [Request.probe(2)])
     engine.answer(replies)
     assert dpu.flush() == (Verdict.TX, reply_frame(replies))
+
+
+@pytest.mark.parametrize("value_bytes", range(1, abi.KV_INLINE_MAX))
+def test_what_lies_behind_a_short_value_stays_here(
+    load: Callable[..., Dpu], value_bytes: int
+) -> None:
+    dpu = load()
+    dpu.receive(request_frame(REQUESTS[:1]))
+    engine = PlayedEngine(dpu.pair())
+    reply = Reply(abi.KV_OP_GET, 0, b"\xff" * value_bytes, 1, REQUESTS[0].key_hash)
+    slot = engine.write([reply])
+    slot["records"]["value"] = 2**64 - 1
+    engine.publish()
+    assert dpu.flush() == (Verdict.TX, reply_frame([reply]))
 
 
 @pytest.mark.parametrize("parked", [1, abi.KV_PIPELINE_MAX])
@@ -511,4 +525,3 @@ def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
         assert (headers & np.uint64(0xFF)).tolist() == (words[:count] & np.uint64(0xFF)).tolist()
         assert responses["wire_bytes"] == sum(codec.item_bytes(0, length) for length in lengths)
     played.assert_serves()
-

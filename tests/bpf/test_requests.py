@@ -3,14 +3,11 @@
 the last byte.
 """
 
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scapy.utils import RawPcapReader
-
 from bpf.harness import (
     CLIENT,
     HEADER_BYTES,
@@ -26,10 +23,14 @@ from bpf.harness import (
     traffic_counters,
     without_ways_out,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.utils import RawPcapReader
+from unit.test_abi import PROTOCOL, hexdump
+
 from dpukv_xdp import abi, codec
 from dpukv_xdp.codec import Endpoint, Request
 from dpukv_xdp.layers import KVBatch, KVItem
-from unit.test_abi import PROTOCOL, hexdump
 
 DATA = Path(__file__).parent.parent / "data"
 WAIT = (0, 0)
@@ -123,6 +124,21 @@ def test_reserved_item_bytes_are_zero_in_the_reply(dpu: Dpu) -> None:
         object.__setattr__(request, "opaque", opaque)
     expected = reply_frame(expected_replies({}, clean))
     assert dpu.exchange(frame) == (Verdict.TX, expected)
+
+
+def test_ip_checksum_of_any_addresses(dpu: Dpu) -> None:
+    """Also of those whose sum carries again after its first carry has been added."""
+    carries = set()
+    for last in range(0, 1 << 16, 13):
+        client = Endpoint(CLIENT.mac, f"255.255.{last >> 8}.{last & 0xFF}", 1)
+        server = Endpoint(SERVER.mac, "250.251.252.253", SERVER.port)
+        replies = expected_replies({}, [Request.probe(1)])
+        expected = reply_frame(replies, client, server)
+        answer = dpu.exchange(request_frame([Request.probe(1)], client, server))
+        assert answer == (Verdict.TX, expected), client
+        words = struct.unpack("<10H", patched(expected, ip_checksum=0)[14:34])
+        carries.add((sum(words) >> 16) + (sum(words) & 0xFFFF) >> 16)
+    assert carries == {0, 1}
 
 
 def test_port_zero_on_both_sides(load: Callable[..., Dpu]) -> None:

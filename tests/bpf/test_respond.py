@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from bpf.harness import (
     ANSWER_SECONDS,
     CPU,
@@ -24,6 +23,7 @@ from bpf.harness import (
     serving,
     wait_until,
 )
+
 from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.codec import Reply, Request
@@ -235,7 +235,7 @@ def test_a_late_engine_says_nothing_about_the_depth(load: Callable[..., Dpu]) ->
     dpu = load(depth=ADAPTIVE)
     engine = PlayedEngine(dpu.pair())
     dpu.set_queue(depth=1, ceiling=1)
-    flush_some(dpu, engine, 2)
+    flush_some(dpu, engine, 4)
     assert depth_of(dpu) == 1
 
 
@@ -279,7 +279,9 @@ def test_flush_of_a_queue_pair_that_is_not_there(load: Callable[..., Dpu], above
 
 
 @pytest.mark.parametrize("frame_bytes", [14, 60, FLUSH_FRAME_BYTES, abi.KV_FRAME_MAX])
-def test_flush_does_not_care_what_it_starts_from(load: Callable[..., Dpu], frame_bytes: int) -> None:
+def test_flush_does_not_care_what_it_starts_from(
+    load: Callable[..., Dpu], frame_bytes: int
+) -> None:
     dpu = load()
     dpu.receive(probe(1))
     PlayedEngine(dpu.pair()).answer(answer_to(1))

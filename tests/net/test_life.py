@@ -168,8 +168,7 @@ def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> No
     assert sent == answered + lost
     assert answered > 0
     assert end.received["corrupt"] == 0
-    assert {**traces(lab), "maps": 0} == {**before, "maps": 0}
-    assert mapped_queue_pairs() == before["maps"]
+    assert traces(lab) == before
 
 
 def test_a_server_can_be_started_again(lab: Lab) -> None:
@@ -186,11 +185,13 @@ def test_a_server_can_be_started_again(lab: Lab) -> None:
 
 
 def seconds_for(wire: Wire, frame: bytes) -> float:
-    """How long so many packets take to be sent, the softirq that receives them included."""
-    start = time.perf_counter()
+    """CPU time that so many packets take to be sent and received: the softirq runs on top of the
+    thread that sends.
+    """
+    start = time.thread_time()
     for _ in range(PACKETS):
         wire.send(frame)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def request_frame(lab: Lab, magic: int = abi.KV_MAGIC_REQUEST) -> bytes:
@@ -210,7 +211,11 @@ def test_packets_for_a_stopped_engine_are_dropped_at_once(lab: Lab) -> None:
 
 
 def test_a_hung_engine_does_not_make_the_softirq_spin(lab: Lab) -> None:
-    with serving_child(lab) as child, Wire(lab.client) as wire, client_of(lab) as client:
+    with (
+        serving_child(lab) as child,
+        Wire(lab.client) as wire,
+        client_of(lab, timeout=0.2, retries=20) as client,  # the queue is full at first
+    ):
         client.set(b"key", b"value")
         at_once = min(seconds_for(wire, request_frame(lab, magic=0)) for _ in range(3))
         os.kill(child.pid, signal.SIGSTOP)

@@ -176,11 +176,11 @@ def test_wrong_values_are_seen(loaded: Loaded, wrong: bytes, at_most: int) -> No
     set_silently(loaded, key, wrong)
     measured = run_load(loaded.generator, plan, Loop(16), RUN_SECONDS)
     sent, received = measured.sent["packets_sent"], measured.received
-    assert received["responses"] == received["hits"] == sent > TEMPLATES
+    assert received["responses"] == received["hits"] == sent > 0
     assert received["misses"] == 0
     is_wrong = loaded.generator.templates["hash_sum"][:TEMPLATES] == np.uint64(abi.hash_key(key))
     reads = int(is_wrong[np.arange(sent) % TEMPLATES].sum())
-    assert reads <= received["corrupt"] <= reads * at_most
+    assert 0 < reads <= received["corrupt"] <= reads * at_most
 
 
 def set_silently(loaded: Loaded, key: bytes, value: bytes) -> None:

@@ -3,6 +3,7 @@
 lab.
 """
 
+import re
 import secrets
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from dpukv_xdp.layers import KVBatch, KVItem
 from dpukv_xdp.server import Server
 
 DATA = Path(__file__).parent.parent / "data"
+README = Path(__file__).parent.parent.parent / "README.md"
 # ---- The captures of the real MICA2
 
 Exchange = tuple[bytes, bytes]
@@ -137,34 +139,49 @@ def served() -> Iterator[tuple[Lab, Server]]:
         yield lab, server
 
 
-README_EXAMPLE = """
-from scapy.layers.inet import IP, UDP
-from scapy.sendrecv import sr1
-from dpukv_xdp.layers import KVBatch, KVItem
-
-items = [KVItem.set(b"hello", b"world", opaque=1), KVItem.get(b"hello", opaque=2)]
-answer = sr1(IP(dst="10.77.0.1") / UDP(dport=9800) / KVBatch(items=items), timeout=2)
-answer[KVBatch].show()
-"""
-
-
-def test_a_request_made_by_hand_and_its_answer(served: tuple[Lab, Server]) -> None:
+def test_the_readme_s_request_made_by_hand_and_its_answer(served: tuple[Lab, Server]) -> None:
+    lab, _ = served
+    with client_of(lab) as client:
+        client.set(b"hello", b"world")
     child = labs.spawn(
-        served[0].client.namespace,
-        [sys.executable, "-c", README_EXAMPLE],
+        lab.client.namespace,
+        [sys.executable, "-c", readme_example(lab)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     shown, _ = child.communicate(timeout=20)
     assert child.returncode == 0, shown
-    assert "magic     = response" in shown
-    assert "request_count= 2" in shown
-    first, second = shown.split("###[ KV item ]###")[1:]
-    assert "operation = SET" in first
-    assert "operation = GET" in second
-    assert "result    = SUCCESS" in second
-    assert "value     = b'world'" in second
+    fields = dict(re.findall(r"^ *\|? *(\w+) *= (.*?) *$", shown, re.MULTILINE))
+    assert fields["magic"] == "response"
+    assert fields["request_count"] == "1"
+    assert fields["operation"] == "GET"
+    assert fields["result"] == "SUCCESS"
+    assert fields["value"] == "b'world'"
+
+
+def readme_example(lab: Lab) -> str:
+    """The README's lines behind Python's prompts, with the lab's addresses filled in."""
+    lines = re.findall(r"^ +(?:>>>|\.\.\.) (.*)$", README.read_text(), re.MULTILINE)
+    assert len(lines) > 3
+    script = "\n".join(lines)
+    for name, value in (("SERVER MAC", lab.server.mac), ("SERVER ADDRESS", lab.server.address)):
+        assert name in script
+        script = script.replace(name, value)
+    return script
+
+
+def test_set_and_get_in_one_hand_made_packet(served: tuple[Lab, Server]) -> None:
+    lab, _ = served
+    items = [KVItem.set(b"by hand", b"a value", opaque=1), KVItem.get(b"by hand", opaque=2)]
+    request = request_packet(lab, items)
+    with Wire(lab.client) as wire:
+        answer = Ether(wire.exchange(bytes(request)))
+    assert answer.answers(request)
+    stored, found = answer[KVBatch].items
+    assert (stored.operation, stored.result, stored.value) == (abi.Operation.SET, 0, b"")
+    assert (found.operation, found.result, found.value) == (abi.Operation.GET, 0, b"a value")
+    assert (answer[IP].id, int(answer[IP].flags), answer[UDP].chksum) == (0, 0, 0)
 
 
 def request_packet(lab: Lab, items: list[KVItem], **batch: object) -> Packet:
