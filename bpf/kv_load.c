@@ -192,7 +192,7 @@ int kv_collect(struct xdp_md *ctx)
 		return XDP_ABORTED;
 
 	kv_check_answer(ctx, control, &answer);
-	/* Each answer must echo its request's hash and opaque: the first opaque is the packet's own, the others count. */
+	/* Each answer must echo its hash and opaque: the first opaque is the packet's own, the others count. */
 	opaque_sum = first_opaque + answer.responses * (answer.responses - 1) / 2;
 	if (answer.responses != template->request_count || answer.hash_sum != template->hash_sum ||
 	    answer.opaque_sum != opaque_sum)

@@ -4,6 +4,7 @@ is elsewhere.
 """
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -80,6 +82,7 @@ class Signals:
             self._pending = number
         elif time.monotonic() - self._raised_at >= CLEAN_UP_SECONDS:
             self._raised_at = time.monotonic()
+            warnings.simplefilter("ignore")  # of coroutines that pyroute2 will never resume
             raise Interrupted(number)
 
 
@@ -103,6 +106,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail("the disk that the output goes to is full", 1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -154,7 +162,7 @@ server_options = _together(
         type=click.Choice(RESPOND_WAYS),
         help="Wait for each response, keep some parked, or as the load suggests (adaptive).",
     ),
-    click.option("--depth", type=int, help="Most batches that stay parked (8)."),
+    click.option("--depth", type=int, help="Most batches that stay parked (24)."),
     click.option(
         "--flush-after-us", type=float, help="When a parked response is sent anyway (30)."
     ),

@@ -20,7 +20,7 @@ RESPOND_WAYS: tuple[Respond, ...] = ("adaptive", "wait", "pipeline")
 LOG_BYTES_MAX = 1 << 40
 ITEMS_MAX = 1 << 34
 GIB = 1 << 30
-PROBE_ITEMS = 1024
+PROBE_ITEMS = 1 << 16
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,7 +42,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Try 2 MiB pages, then transparent huge pages; what it became is reported."""
     respond: Respond = "adaptive"
     """How responses get out: wait for each, keep `depth` parked, or whatever the load suggests."""
-    depth: int = 8
+    depth: int = 24
     """Most batches that stay parked for a later frame to carry."""
     flush_after_us: float = 30.0
     """A response that no frame carried leaves by the sender after so long."""

@@ -13,7 +13,7 @@ from dpukv_xdp.report import plot_latency_throughput
 from dpukv_xdp.workload import WORKLOADS
 
 CURVE_WINDOWS = (1, 2, 4, 8, 16, 32, 64)
-CURVE_SECONDS = 0.5
+CURVE_SECONDS_MAX = 0.5
 
 
 def story(config: ServerConfig, options: BenchOptions) -> str:
@@ -21,7 +21,7 @@ def story(config: ServerConfig, options: BenchOptions) -> str:
     engine_cpus = {config.engine_cpu(engine) for engine in range(config.engines)}
     host_cpus = ",".join(map(str, sorted(engine_cpus)))
     client_cpu = Bench(config, options).client_cpu
-    curve_seconds = 2 * len(CURVE_WINDOWS) * CURVE_SECONDS
+    plot_seconds = 2 * len(CURVE_WINDOWS) * _curve_seconds(options)
     return f"""\
 Two network namespaces, real packets on the veth pair between them:
 
@@ -34,7 +34,7 @@ Two network namespaces, real packets on the veth pair between them:
 
 On a BlueField, "dpu" would be the card and the queue pair would cross PCIe.
 Now {options.keys:,} keys are stored; then come YCSB A (half GET, half SET),
-B (95 % GET) and C (GET), {options.seconds:g} s each, and {curve_seconds:g} s of runs for the plot.
+B (95 % GET) and C (GET), {options.seconds:g} s each, and {plot_seconds:g} s of runs for the plot.
 """
 
 
@@ -72,7 +72,7 @@ def run_demo(
                         options,
                         requests_per_packet=requests,
                         window=window,
-                        seconds=CURVE_SECONDS,
+                        seconds=_curve_seconds(options),
                     ),
                     step(f"{name}, {window} outstanding"),
                 )
@@ -92,3 +92,7 @@ def run_demo(
         "picture": str(picture),
         "attachment": attachment,
     }
+
+
+def _curve_seconds(options: BenchOptions) -> float:
+    return min(CURVE_SECONDS_MAX, options.seconds)

@@ -19,7 +19,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -444,15 +443,17 @@ def _build(record: LabRecord) -> None:
 
 
 def _make_namespace(name: str) -> None:
-    """In a thread of our own, not in a child, which could finish after we were killed."""
-
-    def unshare_and_name() -> None:
+    """By this very thread: another one, or a child, could finish after we were interrupted."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         if ctypes.CDLL(None, use_errno=True).unshare(netns.CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), "cannot make a network namespace")
-        netns.attach(name, threading.get_native_id())
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(unshare_and_name).result()
+        try:
+            netns.attach(name, threading.get_native_id())
+        finally:
+            netns.setns(home)
+    finally:
+        os.close(home)
 
 
 def _make_link(record: LabRecord) -> None:

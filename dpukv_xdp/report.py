@@ -36,7 +36,7 @@ def results_table(results: Sequence[Result]) -> Table:
     for heading in (
         "\nYCSB",
         "\nMops",
-        "round trip, µs\np50    p99  p99.9",
+        "round trip, µs\np50   p99 p99.9",
         "CPU, ns/op\nclient dpu host",
         "QP, bytes/op\nreq  resp",
         "answers\nwrong miss lost",
@@ -47,7 +47,7 @@ def results_table(results: Sequence[Result]) -> Table:
         table.add_row(
             result["workload"],
             f"{result['throughput_mops']:.2f}",
-            f"{latency['p50']:.1f} {latency['p99']:6.1f} {latency['p999']:6.1f}",
+            " ".join(f"{_short(latency[name]):>5}" for name in ("p50", "p99", "p999")),
             _cpu_cell(result["roles"]),
             _queue_pair_cell(result["qp_bytes_per_op"]),
             f"{result['corrupt']} {result['misses']:4} {result['lost']:4}",
@@ -141,14 +141,16 @@ def _common_line(result: Result) -> str:
 
 
 def _cpu_cell(roles: dict[str, dict[str, float] | None]) -> str:
-    cells = ((roles[name], width) for name, width in (("client", 0), ("dpu", 3), ("host", 4)))
+    cells = (roles[name] for name in ("client", "dpu", "host"))
     return " ".join(
-        f"{'-':>{width}}" if role is None else f"{role['cpu_ns_per_op']:{width}.0f}"
-        for role, width in cells
+        f"{'-' if role is None else format(role['cpu_ns_per_op'], '.0f'):>4}" for role in cells
     )
 
 
 def _queue_pair_cell(bytes_per_op: dict[str, float] | None) -> str:
-    if bytes_per_op is None:
-        return "-     -"
-    return f"{bytes_per_op['request']:.1f} {bytes_per_op['response']:5.1f}"
+    cells = ("-", "-") if bytes_per_op is None else map(_short, bytes_per_op.values())
+    return " ".join(f"{cell:>5}" for cell in cells)
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 1000 else f"{number:.0f}"

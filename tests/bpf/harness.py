@@ -358,6 +358,21 @@ def with_lengths_of(frame: bytes, vlan: bool = False) -> bytes:
     return patched(whole, vlan, **lengths)[: len(frame)]
 
 
+def with_dirty_padding(frame: bytes, requests: Sequence[Request], vlan: bool = False) -> bytes:
+    """The frame of these requests with 0xEE behind each key and value, up to the next field."""
+    changed = bytearray(frame)
+    end = HEADER_BYTES + vlan * abi.KV_VLAN_BYTES
+    for request in requests:
+        end += ITEM_BYTES
+        for content in (request.key, request.value):
+            padding = codec.roundup8(len(content)) - len(content)
+            end += len(content) + padding
+            changed[end - padding : end] = b"\xee" * padding
+    assert len(changed) == len(frame)
+    assert changed != frame
+    return bytes(changed)
+
+
 def traffic_counters(frame: bytes, reply: bytes) -> dict[str, int]:
     """What every served frame moves, whichever way its response takes."""
     requests = codec.decode_requests(codec.decode_frame(frame).payload)

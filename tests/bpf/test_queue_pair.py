@@ -24,6 +24,7 @@ from bpf.harness import (
     request_frame,
     serving,
     wait_until,
+    with_dirty_padding,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -84,14 +85,15 @@ def expected_records(requests: list[Request]) -> Any:
 def test_request_records(
     load: Callable[..., Dpu], requests: list[Request], payload: bool, vlan_tag: int | None
 ) -> None:
-    """32 bytes a request; the body beside them only if something is long; the rest of the slot,
-    and every other slot, as they were.
+    """32 bytes a request, zero padded; the body beside them only if something is long; the rest of
+    the slot, and every other slot, as they were.
     """
     dpu = load()
     pair = dpu.pair()
     pair["requests"].view(np.uint8)[:] = 0xA5
     before = pair.copy()
     frame = request_frame(requests, vlan_tag=vlan_tag, stray=b"\7" * 5)
+    frame = with_dirty_padding(frame, requests, vlan_tag is not None)
     assert dpu.receive(frame)[0] == Verdict.DROP
     body = frame[HEADER_BYTES + (vlan_tag is not None) * abi.KV_VLAN_BYTES :]
 

@@ -21,6 +21,7 @@ from bpf.harness import (
     request_frame,
     serving,
     traffic_counters,
+    with_dirty_padding,
     without_ways_out,
 )
 from hypothesis import given, settings
@@ -180,6 +181,21 @@ def test_values_up_to_what_a_frame_holds(dpu: Dpu, key_bytes: int) -> None:
         for request in (Request.set(key, value, 1), Request.get(key, 2)):
             expected = reply_frame(expected_replies(store, [request]))
             assert dpu.exchange(request_frame([request])) == (Verdict.TX, expected), value_bytes
+
+
+def test_padding_of_requests_is_not_looked_at(dpu: Dpu) -> None:
+    """MICA2 pads with whatever follows in memory; replies are padded with zeroes all the same."""
+    store: dict[bytes, bytes] = {}
+    for key_bytes in (1, 5, 7, 9, 12, 100):
+        for value_bytes in (1, 7, 9, 13, 333):
+            key = b"%03d" % value_bytes * 40
+            key, value = key[:key_bytes], b"v" * value_bytes
+            for request in (Request.set(key, value), Request.get(key)):
+                expected = reply_frame(expected_replies(store, [request]))
+                frame = request_frame([request])
+                dirty = with_dirty_padding(frame, [request])
+                assert dpu.exchange(dirty) == (Verdict.TX, expected), request
+            assert dpu.exchange(frame) == (Verdict.TX, expected), "found by the same key"
 
 
 def test_a_reply_longer_and_shorter_than_its_request(dpu: Dpu) -> None:

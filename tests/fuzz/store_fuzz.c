@@ -130,7 +130,7 @@ static struct kv_store *create(struct input *input, struct model *model)
 	return store;
 }
 
-/* ---- The model ---------------------------------------------------------------------------------------------------- */
+/* ---- The model ---- */
 
 static int model_is_live(const struct model *model, const struct model_item *item)
 {
@@ -185,7 +185,7 @@ static int model_set(struct model *model, struct model_item *item, uint32_t valu
 	return KV_SUCCESS;
 }
 
-/* ---- Operations, with what must come of them ------------------------------------------------------------------------ */
+/* ---- Operations, with what must come of them ---- */
 
 static void fill(uint8_t *value, uint32_t value_bytes, uint8_t seed)
 {

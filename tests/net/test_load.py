@@ -6,6 +6,7 @@ seen.
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,13 +151,24 @@ def test_an_open_loop_keeps_its_rate_and_a_low_latency(loaded: Loaded) -> None:
     loaded.generator.load(plan, window=16)
     runs = []
     for _ in range(8):
-        measured = run_load(loaded.generator, plan, Loop(abi.KV_SLOTS, open_loop=True), 0.4)
+        with engine_share(loaded.server) as share:
+            measured = run_load(loaded.generator, plan, Loop(abi.KV_SLOTS, open_loop=True), 0.4)
         assert_all_right(measured)
-        rate = measured.packets_per_second
-        runs.append((measured.latency_us["p50"], rate))
-        if runs[-1][0] < 100 and rate == pytest.approx(packets_per_second, rel=0.05):
+        p50_us, rate = measured.latency_us["p50"], measured.packets_per_second
+        runs.append(f"p50 {p50_us:.0f} us at {rate:.0f}/s, engine on its core {share[0]:.0%}")
+        if p50_us < 100 and rate == pytest.approx(packets_per_second, rel=0.05):
             return
-    pytest.fail(f"p50 in us and packets per second of every run: {runs}")
+    pytest.fail("; ".join(runs))
+
+
+@contextmanager
+def engine_share(server: Server) -> Iterator[list[float]]:
+    """The share of the block's time that the engine had its core: all, if nobody else wants it."""
+    share = [0.0]
+    start_ns, cpu_ns = time.monotonic_ns(), server.stats()["engines"][0]["cpu_ns"]
+    yield share
+    spent_ns = server.stats()["engines"][0]["cpu_ns"] - cpu_ns
+    share[0] = spent_ns / (time.monotonic_ns() - start_ns)
 
 
 def test_misses_are_counted_and_not_taken_for_wrong(loaded: Loaded) -> None:

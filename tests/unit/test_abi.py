@@ -355,7 +355,7 @@ EVERYONE = {"numpy", "scapy", "codec", "protocol"}
         (swapped("__u64 key_hash; /* 8, City", "__u32 kv_length; /* 4, value"), {"compiler"}),
         (swapped("__u8 magic;", "__u8 request_count;"), EVERYONE),
         (replaced("__u8 ip_source[4];", "__u8 ip_source[5];"), {"compiler"}),
-        (replaced("__u32 answered; /* 4, batches whose response", "__u16 answered; /* 4,"), {"numpy"}),
+        (replaced("__u32 answered; /* 4, batches", "__u16 answered; /* 4,"), {"numpy"}),
         (replaced("__u64 latency_sum_ns;", "__u32 latency_sum_ns;"), {"numpy"}),
         (replaced("KV_KEY_MAX = 255", "KV_KEY_MAX = 254"), {"constants", "protocol"}),
         (replaced("KV_OP_SET = 4", "KV_OP_SET = 14"), {"constants", "protocol"}),

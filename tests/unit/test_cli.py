@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The command line without a privilege: help, bad input, exit statuses. Nothing is ever built."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from rich.console import Console
+
+from dpukv_xdp import bench, cli, config, lab, server
+from dpukv_xdp.demo import story
+from dpukv_xdp.report import results_table
+
+COMMANDS = {"bench", "demo", "doctor", "get", "lab", "serve", "set"}
+LAB_COMMANDS = {"down", "status", "up"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the command line came to."""
+
+    status: int
+    output: str
+    errors: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """main() in this process, whose signal handlers come back afterwards."""
+    handlers = {number: signal.getsignal(number) for number in cli.SIGNALS}
+
+    def run_main(*arguments: str) -> Outcome:
+        output, errors = io.StringIO(), io.StringIO()
+        argv, sys.argv = sys.argv, ["dpukv", *arguments]
+        status = 0
+        try:
+            with redirect_stdout(output), redirect_stderr(errors):
+                cli.main()
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        finally:
+            sys.argv = argv
+        return Outcome(status, output.getvalue(), errors.getvalue())
+
+    yield run_main
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks take us for root; whoever begins to build something fails the test."""
+
+    def refuse(*_arguments: object, **_settings: object) -> None:
+        pytest.fail("something is being built")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(bench.Bench, "__enter__", refuse)
+    monkeypatch.setattr(server.Server, "__init__", refuse)
+    monkeypatch.setattr(lab.Lab, "up", refuse)
+    monkeypatch.setattr(lab, "remove_stale", refuse)
+
+
+def assert_one_sentence(outcome: Outcome) -> None:
+    assert outcome.output == ""
+    assert outcome.errors.startswith("dpukv: ")
+    assert outcome.errors.count("\n") == 1
+    assert "Traceback" not in outcome.errors
+
+
+# ---- Help
+
+
+def test_help_names_every_command(run: Run) -> None:
+    for arguments, names in ((["--help"], COMMANDS), (["lab", "-h"], LAB_COMMANDS)):
+        outcome = run(*arguments)
+        assert outcome.status == 0
+        listed = outcome.output.partition("Commands:")[2].split("\n")
+        assert {line.split()[0] for line in listed if line.strip()} == names
+        assert not any(line.endswith("...") for line in listed), "a sentence is cut off"
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    """Every command's path, hidden ones too."""
+    for name, command in cli.cli.commands.items():
+        yield (name,)
+        if isinstance(command, click.Group):
+            yield from ((name, inner) for inner in command.commands)
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_command_explains_itself(run: Run, path: tuple[str, ...]) -> None:
+    outcome = run(*path, "--help")
+    assert outcome.status == 0
+    assert outcome.output.startswith(f"Usage: dpukv {' '.join(path)}")
+    command = cli.cli
+    for name in path:
+        command = command.commands[name]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{parameter.name} has no help"
+
+
+def test_the_version_is_ours(run: Run) -> None:
+    assert run("--version").output.startswith("dpukv, version 0.")
+
+
+# ---- Bad input: one sentence, exit status 2, and nothing built
+
+BENCH = ["bench", "--keys", "1000"]
+LAB_UP = ["lab", "up"]
+GET = ["get", "key", "--server", "127.0.0.1:9"]
+
+BAD_INPUT = [
+    (["nonsense"], "nonsense"),
+    (["--nonsense"], "--nonsense"),
+    (["lab", "nonsense"], "nonsense"),
+    ([*BENCH, "--nonsense"], "--nonsense"),
+    ([*BENCH, "--design", "fast"], "design 'fast'"),
+    ([*BENCH, "--workload", "Z"], "workload 'Z'"),
+    ([*BENCH, "--dist", "normal"], "distribution 'normal'"),
+    ([*BENCH, "--respond", "never"], "never"),
+    ([*BENCH, "--keys", "0"], "0 keys"),
+    ([*BENCH, "--keys", "-1"], "-1 keys"),
+    ([*BENCH, "--keys", "1e6"], "1e6"),
+    ([*BENCH, "--keys", "1000000000000000"], "keys"),
+    ([*BENCH, "--key-size", "0"], "key"),
+    ([*BENCH, "--key-size", "256"], "256"),
+    ([*BENCH, "--key-size", "1"], "told apart"),
+    ([*BENCH, "--value-size", "-1"], "value of -1"),
+    ([*BENCH, "--value-size", "5000"], "value of 5000"),
+    ([*BENCH, "--requests-per-packet", "-1"], "-1 requests"),
+    ([*BENCH, "--requests-per-packet", "46"], "1 to 45"),
+    ([*BENCH, "--requests-per-packet", "1000"], "1 to 45"),
+    ([*BENCH, "--window", "0"], "window of 0"),
+    ([*BENCH, "--window", "4097"], "window of 4097"),
+    ([*BENCH, "--window", "1000000000"], "window"),
+    ([*BENCH, "--seconds", "0"], "0 seconds"),
+    ([*BENCH, "--seconds", "-1"], "-1 seconds"),
+    ([*BENCH, "--seconds", "1e9"], "1e+09 seconds"),
+    ([*BENCH, "--seconds", "nan"], "nan seconds"),
+    ([*BENCH, "--rate", "-1"], "rate of -1"),
+    ([*BENCH, "--rate", "0.001"], "too slow"),
+    ([*BENCH, "--rate", "1e12"], "rate of 1e+12"),
+    ([*BENCH, "--seed", "-1"], "seed"),
+    ([*BENCH, "--engines", "0"], "0 engines"),
+    ([*BENCH, "--engines", "99"], "99 engines"),
+    ([*BENCH, "--engine-cpus", "a"], "list of cores"),
+    ([*BENCH, "--engine-cpus", "999"], "cores"),
+    ([*BENCH, "--port", "70000"], "port 70000"),
+    ([*BENCH, "--port", "-1"], "port -1"),
+    ([*BENCH, "--depth", "99"], "depth of 99"),
+    ([*BENCH, "--depth", "-1"], "depth of -1"),
+    ([*BENCH, "--flush-after-us", "nan"], "nan"),
+    ([*BENCH, "--log-bytes", "-1"], "log of -1"),
+    ([*BENCH, "--mtu", "10"], "MTU of 10"),
+    ([*BENCH, "--mtu", "100000"], "MTU of 100000"),
+    ([*BENCH, "--json", "/nonexistent/x"], "/nonexistent/x"),
+    ([*BENCH, "--json", "/"], "cannot write /"),
+    ([*BENCH, "--config", "/nonexistent/x"], "/nonexistent/x"),
+    ([*BENCH, "--skip-load"], "--target"),
+    ([*BENCH, "--target", "somewhere"], "HOST:PORT"),
+    (["demo", "--output", "/nonexistent/x.png"], "/nonexistent/x.png"),
+    (["demo", "--output", "plot.xyz"], "plot.xyz"),
+    (["demo", "--output", "plot"], "plot"),
+    (["demo", "--seconds", "0"], "0 seconds"),
+    (["serve"], "--iface"),
+    (["serve", "--iface", "lo", "--items", "0"], "0 items"),
+    ([*LAB_UP, "--mtu", "9000"], "MTU of 9000"),
+    ([*LAB_UP, "--name", ""], "--name"),
+    ([*LAB_UP, "--port", "0"], "port 0"),
+    ([*LAB_UP, "--design", "fast"], "design 'fast'"),
+    (["get"], "KEY"),
+    (["set", "key"], "VALUE"),
+    (["get", "key", "--server", "here"], "HOST:PORT"),
+    (["get", "key", "--server", "127.0.0.1:99999"], "HOST:PORT"),
+    (["get", "key", "--lab", "../x"], "names no lab"),
+    ([*GET, "--engines", "0"], "ports=0"),
+    ([*GET, "--timeout", "nan"], "nan"),
+    ([*GET, "--timeout", "-1"], "-1"),
+    (["role", "nobody"], "nobody"),
+]
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(("arguments", "word"), BAD_INPUT, ids=lambda part: str(part)[:50])
+def test_bad_input_is_one_sentence(run: Run, arguments: list[str], word: str) -> None:
+    outcome = run(*arguments)
+    assert outcome.status == 2
+    assert_one_sentence(outcome)
+    assert word in outcome.errors
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("enginess = 2", "enginess"), ('engines = "two"', "$.engines"), ("engines = = 2", "TOML")],
+)
+def test_a_bad_settings_file_is_named(run: Run, tmp_path: Path, text: str, word: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    outcome = run(*BENCH, "--config", str(file))
+    assert outcome.status == 2
+    assert_one_sentence(outcome)
+    assert word in outcome.errors
+    assert str(file) in outcome.errors
+
+
+@pytest.mark.usefixtures("as_root")
+def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "free_memory_bytes", lambda: 1 << 30)
+    for arguments in (
+        ["bench", "--keys", "100000000"],
+        ["bench", "--keys", "1000", "--log-bytes", str(1 << 31)],
+        ["lab", "up", "--items", "100000000"],
+        ["serve", "--iface", "lo", "--items", "100000000"],
+    ):
+        outcome = run(*arguments)
+        assert outcome.status == 1
+        assert_one_sentence(outcome)
+        assert "1.0 GiB are free" in outcome.errors
+
+
+def test_memory_bytes_are_what_the_stores_take() -> None:
+    from dpukv_xdp._core._native import ffi, lib
+
+    settings = config.ServerConfig(items=100_000, log_bytes=3_000_000, engines=2)
+    stats = ffi.new("struct kv_store_stats *")
+    taken = 0
+    for _ in range(settings.engines):
+        store = lib.kv_store_create(
+            settings.items_per_engine(), settings.log_bytes_per_engine(), False
+        )
+        lib.kv_store_get_stats(store, stats)
+        taken += stats.index_bytes + stats.log_bytes
+        lib.kv_store_destroy(store)
+    assert settings.memory_bytes() == pytest.approx(taken, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bench"], ["demo"], ["serve", "--iface", "lo"], ["lab", "up"], ["lab", "down"]]
+)
+def test_not_root_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    outcome = run(*arguments)
+    assert outcome.status == 1
+    assert_one_sentence(outcome)
+    assert "sudo" in outcome.errors
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    command = [sys.executable, "-P", "-m", "dpukv_xdp", "--help"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 1
+    assert_one_sentence(Outcome(1, "", result.stderr))
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = [sys.executable, "-P", "-m", "dpukv_xdp", "--help"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == ""
+
+
+# ---- What people read
+
+
+def a_result(**changes: object) -> dict[str, object]:
+    """A result with figures as large as they get."""
+    return {
+        "design": "lat",
+        "target": None,
+        "workload": "A",
+        "distribution": "uniform",
+        "keys": 1 << 20,
+        "key_size": 255,
+        "value_size": 1400,
+        "requests_per_packet": 45,
+        "window": 4096,
+        "rate": None,
+        "throughput_mops": 123.45,
+        "latency_us": {"p50": 4030.5, "p99": 12345.6, "p999": 54321.0},
+        "roles": {name: {"cpu_ns_per_op": 1234.5} for name in ("client", "dpu", "host")},
+        "qp_bytes_per_op": {"request": 1432.1, "response": 1432.1},
+        "corrupt": 0,
+        "misses": 0,
+        "lost": 1000,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"roles": {"client": {"cpu_ns_per_op": 9.0}, "dpu": None, "host": None}},
+        {"qp_bytes_per_op": None, "design": None, "target": "10.77.0.1:9800", "rate": 1e6},
+    ],
+)
+def test_the_table_fits_and_cuts_nothing(changes: dict[str, object]) -> None:
+    output = io.StringIO()
+    Console(file=output, width=cli.PLAIN_COLUMNS).print(results_table([a_result(**changes)] * 3))
+    text = output.getvalue()
+    assert "…" not in text
+    assert text.count("123.45") == 3
+
+
+def test_the_story_says_which_core_does_what() -> None:
+    told = story(config.ServerConfig(), bench.BenchOptions(keys=1234, seconds=1.5))
+    assert "1,234 keys" in told
+    assert f"core {min(os.sched_getaffinity(0))}" in told
+    assert max(len(line) for line in told.splitlines()) <= cli.PLAIN_COLUMNS
+
+
+def test_lab_status_without_a_lab_is_an_empty_list(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lab, "REGISTER_DIR", tmp_path)
+    assert json.loads(run("lab", "status", "--json", "-").output) == []
+    assert run("lab", "status").output == "no lab is up\n"
+    assert run("get", "key").status == 2
