@@ -220,6 +220,8 @@ def bench(json_path: str | None, target: str | None, skip_load: bool, **given: A
     with _progress() as progress:
         progress("building the lab, compiling the XDP programs", 0.0)
         with Bench(config, options, destination) as session:
+            if target is None:
+                session.config.leave_engine_cpus()
             load = None
             if not skip_load:
                 progress(f"storing {options.keys:,} keys through the network", 0.0)
@@ -299,6 +301,7 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
     server = Server(config, iface)
     signals.catch()
     with server:
+        config.leave_engine_cpus()
         attachment = server.attachment
         assert attachment is not None
         if attachment.native_refused:

@@ -104,6 +104,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         cpus = self.engine_cpus or tuple(sorted(os.sched_getaffinity(0)))
         return cpus[engine % len(cpus)]
 
+    def leave_engine_cpus(self) -> None:
+        """Keep the calling thread off the engines' cores, where it would starve; the kernel does
+        not see to that. Threads that it starts later stay off too.
+        """
+        cpus = os.sched_getaffinity(0)
+        others = cpus - {self.engine_cpu(engine) for engine in range(self.engines)}
+        os.sched_setaffinity(0, others or cpus)
+
     def items_per_engine(self) -> int:
         """Items that one partition is laid out for."""
         return -(-self.items // self.engines)

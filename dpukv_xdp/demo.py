@@ -55,6 +55,7 @@ def run_demo(
         return lambda _, fraction: progress(what, (start + fraction) / steps)
 
     with Bench(config, options) as bench:
+        bench.config.leave_engine_cpus()
         step(f"storing {options.keys:,} keys through the network")
         load = bench.load_keys(options)
         runs = [

@@ -584,9 +584,12 @@ def _read(path: Path, kind: type[Record]) -> Record | None:
 def _write(path: Path, record: LabRecord | AttachmentRecord) -> None:
     """Whole or not at all, for readers and for kills at any moment; under the lock."""
     fresh = path.with_name(path.name + UNFINISHED)
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-    fresh.chmod(0o644)
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)  # there only if the write was interrupted
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class ServerRole:
         server = Server(msgspec.convert(config, ServerConfig), interface)
         server.start()
         self._server = server
+        server.config.leave_engine_cpus()
         assert server.attachment is not None
         return {"endpoint": server.endpoint(), "attachment": msgspec.to_builtins(server.attachment)}
 
@@ -118,7 +119,8 @@ class LoadRole:
         self._cleanup = contextlib.ExitStack()
 
     def open(self, interface: str, port: int, engines: int, cpu: int) -> None:
-        """Load the programs and attach."""
+        """Load the programs and attach; `cpu` is this role's from here on."""
+        os.sched_setaffinity(0, {cpu})
         generator = LoadGenerator(interface, port=port, engines=engines, cpu=cpu)
         self._generator = self._cleanup.enter_context(generator)
 
