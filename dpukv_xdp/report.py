@@ -130,13 +130,11 @@ def _label_window(
 
 def _common_line(result: Result) -> str:
     whose = f"design {result['design']}" if result["design"] else f"server {result['target']}"
-    loop = (
-        f"{result['rate']:g} requests/s" if result["rate"] else f"window {result['window']} packets"
-    )
+    loop = f"{result['rate']:g} requests/s" if result["rate"] else f"window {result['window']}"
     return (
         f"{whose}, {result['keys']:,} {result['distribution']} keys of {result['key_size']} and "
-        f"values of {result['value_size']} bytes,\n{result['requests_per_packet']} requests a "
-        f"packet, {loop}"
+        f"values of {result['value_size']} bytes,\n"
+        f"requests per packet {result['requests_per_packet']}, {loop}"
     )
 
 
