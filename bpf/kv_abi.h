@@ -36,7 +36,7 @@ enum kv_limit {
 	KV_CPUS_MAX = 256,	 /* cores that may run the communication engine */
 	KV_CALM_FRAMES = 64,	 /* frames without a flush before the pipeline grows by one */
 	KV_CALM_FLUSH_FRAMES = 64,  /* a flush after so many frames without one says nothing about the depth */
-	KV_CALM_FRAMES_MAX = 65536, /* the same after many flushes */
+	KV_CALM_FRAMES_MAX = 2048,  /* the same after many flushes */
 	KV_WAIT_TURNS = 512,	    /* turns of the wait for a response before it looks at the clock in each */
 	KV_WAIT_CLOCK_TURNS = 3500, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
 	KV_WAIT_NS = 60000,	    /* longest wait for a response */
@@ -249,13 +249,15 @@ struct kv_dpu_queue {
 	__u32 answered;		     /*  4 */
 	__u32 depth;		     /*  8, batches that may stay parked now */
 	__u32 ceiling;		     /* 12, deepest pipeline that needed no flush */
-	__u32 calm;		     /* 16, frames since the depth last changed, or since the last flush */
+	__u32 calm;		     /* 16, frames since the depth last changed */
 	__u32 calm_wanted;	     /* 20, frames that must pass before the depth may grow over the ceiling */
 	__u32 stalled;		     /* 24, waits in a row that ran out */
 	__u32 stalled_at;	     /* 28, the engine's counter then */
 	__u32 flushing;		     /* 32, 1 while the sender program works on this queue on the same core */
 	__u32 zero;		     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
-	__u64 counters[KV_COUNTERS]; /* 40 */
+	__u32 since_flush;	     /* 40, frames since the last flush */
+	__u32 padding;		     /* 44 */
+	__u64 counters[KV_COUNTERS]; /* 48 */
 	struct kv_parked_batch parked[KV_SLOTS];
 };
 

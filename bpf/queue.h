@@ -95,6 +95,7 @@ static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue)
 		return KV_DEPTH_MAX;
 	if (queue->depth >= queue->ceiling && queue->calm_wanted > KV_CALM_FRAMES)
 		wanted = queue->calm_wanted;
+	queue->since_flush++;
 	if (++queue->calm >= wanted && queue->depth < KV_DEPTH_MAX) {
 		if (queue->depth > queue->ceiling) {
 			queue->ceiling = queue->depth;
@@ -108,13 +109,16 @@ static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue)
 
 static __always_inline void kv_depth_met_flush(struct kv_dpu_queue *queue, __u32 parked_batches)
 {
-	__u32 calm = queue->calm;
+	__u32 since_flush = queue->since_flush;
 
-	queue->calm = 0;
-	if (calm == 0 || calm >= KV_CALM_FLUSH_FRAMES) /* the same flush goes on, or a rare one */
+	queue->since_flush = 0;
+	if (since_flush == 0) /* the same flush goes on */
+		return;
+	if (since_flush >= KV_CALM_FLUSH_FRAMES && queue->calm >= KV_CALM_FLUSH_FRAMES) /* a rare one */
 		return;
 	if (parked_batches > queue->depth)
 		return;
+	queue->calm = 0;
 	queue->depth = parked_batches - 1;
 	queue->ceiling = queue->depth;
 	queue->calm_wanted = queue->calm_wanted < KV_CALM_FRAMES ? KV_CALM_FRAMES : queue->calm_wanted * 2;
