@@ -196,7 +196,7 @@ class Lab:
         process: Process | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        with _locked_register():
+        with _LockedRegister():
             record = _read(_lab_path(self.lab_id), LabRecord)
             if record is None:
                 raise DpukvError(f"lab {self.lab_id} has been taken down: start again")
@@ -237,7 +237,7 @@ def remove(lab_id: str) -> bool:
     while (record := _read(path, LabRecord)) is not None:
         # Not under the lock: a process may want the register while it ends.
         terminate(record.processes)
-        with _locked_register():
+        with _LockedRegister():
             record = _read(path, LabRecord)
             if record is None:
                 break
@@ -253,7 +253,7 @@ def remove(lab_id: str) -> bool:
 def remove_stale() -> list[str]:
     """Remove the labs that nobody keeps and whose owner is dead; their names."""
     _require_root("taking a lab down")
-    with _locked_register():
+    with _LockedRegister():
         for unfinished in REGISTER_DIR.glob(f"*{UNFINISHED}"):
             unfinished.unlink()
     stale = [lab for lab in list_labs() if not lab.persistent and not is_alive(lab.owner)]
@@ -284,7 +284,7 @@ def register_attachment(
         replaces_napi=napi is not None,
     )
     path = _attachment_path(record)
-    with _locked_register():
+    with _LockedRegister():
         _write(path, record)
     try:
         return nic.attach_xdp(interface, program_fd, modes=modes, instead_of=napi)
@@ -565,7 +565,7 @@ def _lab_path(lab_id: str) -> Path:
 
 def _register_new(record: LabRecord) -> None:
     path = _lab_path(record.lab_id)
-    with _locked_register():
+    with _LockedRegister():
         if path.exists():
             raise UsageError(f"lab {record.lab_id} is up already: take it down, or choose a name")
         _write(path, record)
@@ -592,13 +592,29 @@ def _write(path: Path, record: LabRecord | AttachmentRecord) -> None:
         fresh.unlink(missing_ok=True)  # there only if the write was interrupted
 
 
-@contextmanager
-def _locked_register() -> Iterator[None]:
-    """Nobody else changes the register within the block."""
-    REGISTER_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (REGISTER_DIR / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+class _LockedRegister:
+    """Nobody else changes the register within the block.
+
+    Not a generator: interrupted at its `yield`, that would stay open, and locked, as long as the
+    exception lives, and whoever cleans up would wait for himself.
+    """
+
+    def __enter__(self) -> None:
+        REGISTER_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._lock = (REGISTER_DIR / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()
 
 
 # ---- Processes
