@@ -33,6 +33,8 @@ enum kv_limit {
 				     so that any masked offset plus any masked length stays inside */
 	KV_PIPELINE_MAX = 32,	 /* deepest pipeline of parked batches */
 	KV_ENGINES_MAX = 16,	 /* processing engines, each behind a UDP port of its own */
+	KV_PARTITIONS_MAX = 256, /* parts of the key space, each owned by one engine */
+	KV_QUEUES_MAX = 64,	 /* receive queues of an interface that AF_XDP serves */
 	KV_CPUS_MAX = 256,	 /* cores that may run the communication engine */
 	KV_CALM_FRAMES = 64,	 /* frames without a flush before the pipeline grows by one */
 	KV_CALM_FLUSH_FRAMES = 64,  /* a flush after so many frames without one says nothing about the depth */
@@ -41,6 +43,7 @@ enum kv_limit {
 	KV_WAIT_CLOCK_TURNS = 3500, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
 	KV_WAIT_NS = 60000,	    /* longest wait for a response */
 	KV_STALLED_WAITS = 4,	    /* waits that ran out in a row before nobody waits for that engine any more */
+	KV_STAGE_FRAMES = 64,	    /* one frame of so many has its stages timed; a power of two */
 	KV_TEMPLATE_FRAME = 2048,   /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096,	    /* packets the load generator keeps outstanding; a power of two */
 	KV_HISTOGRAM_SUB_BITS = 5,  /* 2^5 buckets to each power of two: 3 % resolution */
@@ -125,7 +128,25 @@ struct kv_item_header {
 };
 KV_ASSERT(sizeof(struct kv_item_header) == 24);
 
+/*
+ * Which engine owns which partition: (key_hash >> 48) % partitions, as MICA2 counts them. Written by Python, read by
+ * every engine.
+ */
+struct kv_partition_table {
+	__u32 partitions;	       /* 0, in use: 1 to KV_PARTITIONS_MAX */
+	__u32 exclusive;	       /* 4, 1: an engine refuses other engines' partitions (EREW); 0: it takes all */
+	__u8 owner[KV_PARTITIONS_MAX]; /* 8, engine of each partition */
+};
+KV_ASSERT(sizeof(struct kv_partition_table) == 8 + KV_PARTITIONS_MAX);
+
 /* ---- The queue pair ---- */
+
+/* How requests get from XDP to the host. */
+enum kv_transport {
+	KV_TRANSPORT_RING = 0,	  /* struct kv_queue_pair, mapped by both */
+	KV_TRANSPORT_RINGBUF = 1, /* a BPF ring buffer for each engine; responses still through the mapped pair */
+	KV_TRANSPORT_AF_XDP = 2	  /* the frame itself, with records behind it or without, through a socket */
+};
 
 /*
  * A request as the processing engine sees it (the paper's Figure 8a): 32 bytes with key and value inside when both
@@ -166,9 +187,10 @@ KV_ASSERT(sizeof(struct kv_response_control) == 64);
 
 /* A batch of requests. The head shares a cache line with the first record: a batch of one is one line. */
 struct kv_request_slot {
-	__u8 count;				 /*  0, the paper's RC: requests in the batch */
-	__u8 has_payload;			 /*  1, 1 if the payload holds this batch's packet body */
-	__u8 padding[30];			 /*  2 */
+	__u8 count;	  /*  0, the paper's RC: requests in the batch */
+	__u8 has_payload; /*  1, 1 if the payload holds this batch's packet body */
+	__u16 pair;	  /*  2, in a shared ring buffer: the communication core that it is from */
+	__u8 padding[28]; /*  4 */
 	struct kv_request records[KV_BATCH_MAX]; /* 32 */
 	__u8 padding1[32];
 	__u8 payload[KV_PAYLOAD_BYTES]; /* 2112 */
@@ -198,32 +220,49 @@ KV_ASSERT(sizeof(struct kv_queue_pair) == 256 + KV_SLOTS * (2112 + 1088 + 2 * KV
 /* ---- What the communication engine keeps to itself ---- */
 
 enum kv_counter {
-	KV_COUNTER_FRAMES_RECEIVED,    /* frames that were ours and well formed */
-	KV_COUNTER_REQUESTS_RECEIVED,  /* requests in them */
-	KV_COUNTER_BYTES_RECEIVED,     /* bytes of those frames, Ethernet header included */
-	KV_COUNTER_FRAMES_SENT,	       /* response frames */
-	KV_COUNTER_RESPONSES_SENT,     /* responses in them */
-	KV_COUNTER_BYTES_SENT,	       /* bytes of those frames */
-	KV_COUNTER_QP_REQUEST_BYTES,   /* bytes handed to the engine: records, count, payload */
-	KV_COUNTER_QP_RESPONSE_BYTES,  /* bytes handed back */
-	KV_COUNTER_PASSED,	       /* frames that are not ours, given to the kernel's stack */
-	KV_COUNTER_RESPONSES_WAITED,   /* batches answered in their own frame */
-	KV_COUNTER_RESPONSES_CARRIED,  /* batches answered in a later frame */
-	KV_COUNTER_RESPONSES_FLUSHED,  /* batches answered by the sender because no frame followed */
-	KV_COUNTER_WAIT_TIMEOUTS,      /* waits for the engine that ran out of turns */
-	KV_COUNTER_TAIL_REFUSED,       /* responses left to the sender because the frame could not grow */
-	KV_COUNTER_DROP_IP_HEADER,     /* IP options, or lengths that do not match the frame */
-	KV_COUNTER_DROP_FRAGMENT,      /* first fragment of a larger datagram */
-	KV_COUNTER_DROP_UDP_LENGTH,    /* UDP length does not match the IP length */
-	KV_COUNTER_DROP_FRAME_LENGTH,  /* shorter than a packet header with one request, or over KV_FRAME_MAX */
-	KV_COUNTER_DROP_MAGIC,	       /* not a request */
-	KV_COUNTER_DROP_TRUNCATED,     /* a request's key or value runs past the end */
-	KV_COUNTER_DROP_BATCH_LENGTH,  /* more than KV_BATCH_MAX requests */
-	KV_COUNTER_DROP_NO_ENGINE,     /* no processing engine serves the port */
-	KV_COUNTER_DROP_QUEUE_FULL,    /* KV_SLOTS batches are waiting for the engine */
-	KV_COUNTER_DROP_BAD_RESPONSE,  /* the engine's response breaks its own lengths */
-	KV_COUNTER_DROP_NO_QUEUE_PAIR, /* a core without a queue pair received the frame */
+	KV_COUNTER_FRAMES_RECEIVED,	/* frames that were ours and well formed */
+	KV_COUNTER_REQUESTS_RECEIVED,	/* requests in them */
+	KV_COUNTER_BYTES_RECEIVED,	/* bytes of those frames, Ethernet header included */
+	KV_COUNTER_FRAMES_SENT,		/* response frames */
+	KV_COUNTER_RESPONSES_SENT,	/* responses in them */
+	KV_COUNTER_BYTES_SENT,		/* bytes of those frames */
+	KV_COUNTER_QP_REQUEST_BYTES,	/* bytes handed to the engine: records, count, payload */
+	KV_COUNTER_QP_RESPONSE_BYTES,	/* bytes handed back */
+	KV_COUNTER_PASSED,		/* frames that are not ours, given to the kernel's stack */
+	KV_COUNTER_REDIRECTED,		/* frames given to an AF_XDP socket: the host's engine counts what is in them */
+	KV_COUNTER_RESPONSES_WAITED,	/* batches answered in their own frame */
+	KV_COUNTER_RESPONSES_CARRIED,	/* batches answered in a later frame */
+	KV_COUNTER_RESPONSES_FLUSHED,	/* batches answered by the sender because no frame followed */
+	KV_COUNTER_WAIT_TIMEOUTS,	/* waits for the engine that ran out of turns */
+	KV_COUNTER_TAIL_REFUSED,	/* responses left to the sender because the frame could not grow */
+	KV_COUNTER_DROP_IP_HEADER,	/* IP options, or lengths that do not match the frame */
+	KV_COUNTER_DROP_FRAGMENT,	/* first fragment of a larger datagram */
+	KV_COUNTER_DROP_UDP_LENGTH,	/* UDP length does not match the IP length */
+	KV_COUNTER_DROP_FRAME_LENGTH,	/* shorter than a packet header with one request, or over KV_FRAME_MAX */
+	KV_COUNTER_DROP_MAGIC,		/* not a request */
+	KV_COUNTER_DROP_TRUNCATED,	/* a request's key or value runs past the end */
+	KV_COUNTER_DROP_BATCH_LENGTH,	/* more than KV_BATCH_MAX requests */
+	KV_COUNTER_DROP_NO_ENGINE,	/* no processing engine serves the port */
+	KV_COUNTER_DROP_QUEUE_FULL,	/* KV_SLOTS batches are waiting for the engine */
+	KV_COUNTER_DROP_BAD_RESPONSE,	/* the engine's response breaks its own lengths */
+	KV_COUNTER_DROP_NO_QUEUE_PAIR,	/* a core without a queue pair received the frame */
+	KV_COUNTER_DROP_NO_SOCKET,	/* no AF_XDP socket serves the frame's receive queue */
+	KV_COUNTER_DROP_RINGBUF_FULL,	/* the BPF ring buffer has no room for the batch */
+	KV_COUNTER_DROP_PARTITION_BUSY, /* another core has used the partition for too long */
 	KV_COUNTERS
+};
+
+/*
+ * Where a batch's time goes: the paper's Table 1 and Figure 6. Program and host loop time one frame of KV_STAGE_FRAMES.
+ */
+enum kv_stage {
+	KV_STAGE_RECEIVE, /* a frame at hand, and its headers checked */
+	KV_STAGE_PARSE,	  /* requests into records, and handed over */
+	KV_STAGE_PROCESS, /* on the store, where that is the same thread of control */
+	KV_STAGE_WAIT,	  /* for an engine elsewhere */
+	KV_STAGE_PREPARE, /* the response: addresses, headers, values */
+	KV_STAGE_SEND,	  /* to the transmit ring; XDP_TX is the driver's, and not seen here */
+	KV_STAGES
 };
 
 /* What of a batch stays on the DPU (section 4.2.1 of the paper): addresses, and an opaque for each request. */
@@ -256,10 +295,39 @@ struct kv_dpu_queue {
 	__u32 flushing;		     /* 32, 1 while the sender program works on this queue on the same core */
 	__u32 zero;		     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
 	__u32 since_flush;	     /* 40, frames since the last flush */
-	__u32 padding;		     /* 44 */
+	__u32 unpublished_requests;  /* 44, appended and not handed over yet, see KV_BURST in maps.h */
 	__u64 counters[KV_COUNTERS]; /* 48 */
+	__u64 stage_frames;	     /* frames whose stages were timed */
+	__u64 stage_requests;	     /* requests in them */
+	__u64 stage_ns[KV_STAGES];
 	struct kv_parked_batch parked[KV_SLOTS];
 };
+
+/* ---- The store: MICA's lossy index and circular log, laid out alike on the host and in XDP ---- */
+
+enum kv_store_limit {
+	KV_BUCKET_WAYS = 15,	   /* item words in a bucket; the last word of its second line stays 0 */
+	KV_LINE_WORDS = 8,	   /* words in a cache line */
+	KV_LOG_OFFSET_BITS = 48,   /* an item word: its tag in the 16 bits above, its offset in the log below */
+	KV_ITEMS_PER_BUCKET = 3,   /* intended load; store.c says why */
+	KV_VALUE_CAPACITY_MIN = 8, /* bytes that even an empty value has, so that short ones are overwritten in place */
+	KV_LENGTH_KEY_SHIFT = 24   /* in kv_length */
+};
+
+/* Half a bucket. Small items' lookups read the first half only, so the first halves stand together and fill caches. */
+struct kv_line {
+	__u64 words[KV_LINE_WORDS];
+};
+KV_ASSERT(sizeof(struct kv_line) == 64);
+
+/* In the log: then the key, then the value, each zero padded to 8 bytes. An 8/8 item takes 32 bytes. */
+struct kv_item {
+	__u32 kv_length;      /*  0, as on the wire: value length in the low 24 bits, key length in the high 8 */
+	__u32 value_capacity; /*  4, bytes that a value in place may have: a multiple of 8 */
+	__u64 key_hash;	      /*  8 */
+	__u64 words[];	      /* 16 */
+};
+KV_ASSERT(sizeof(struct kv_item) == 16);
 
 /* ---- The load generator ---- */
 
@@ -351,6 +419,16 @@ struct kv_load_results {
 #define KV_HEADER_RESULT(header) ((__u32)((header) >> 8 & 0xff))
 #define KV_HEADER_VALUE_BYTES(header) ((__u32)((header) >> 32 & 0xffffff))
 #define KV_HEADER_KEY_BYTES(header) ((__u32)((header) >> 56))
+
+#define KV_LOG_OFFSET_MASK ((1ULL << KV_LOG_OFFSET_BITS) - 1)
+#define KV_LENGTH_VALUE_MASK 0xffffffu
+
+/* The high bits of an item's word in the index: a word in use is never 0. */
+#define KV_STORE_TAG(key_hash) (((key_hash)&0xffff) ? ((key_hash)&0xffff) : 1)
+/* Hash bits 16-47, scaled to the number of buckets: it need not be a power of two. */
+#define KV_STORE_BUCKET(key_hash, buckets) ((__u64)(__u32)((key_hash) >> 16) * (buckets) >> 32)
+/* Hash bits 48-63 choose the partition. */
+#define KV_PARTITION(key_hash, partitions) ((__u32)((key_hash) >> 48) % (partitions))
 
 #define KV_ROUNDUP8(bytes) (((bytes) + 7u) & ~7u)
 

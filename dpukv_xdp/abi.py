@@ -87,7 +87,8 @@ def _dtype_of(c_type: Any) -> np.dtype[Any]:
         return np.dtype(f"{'i' if c_type.cname.startswith('int') else 'u'}{ffi.sizeof(c_type)}")
     if c_type.kind == "array":
         return np.dtype((_dtype_of(c_type.item), (c_type.length,)))
-    fields = c_type.fields
+    # Without a flexible member at the end, which takes no bytes of the structure.
+    fields = [(name, field) for name, field in c_type.fields if not _is_flexible(field.type)]
     return np.dtype(
         {
             "names": [name for name, _ in fields],
@@ -96,3 +97,7 @@ def _dtype_of(c_type: Any) -> np.dtype[Any]:
             "itemsize": ffi.sizeof(c_type),
         }
     )
+
+
+def _is_flexible(c_type: Any) -> bool:
+    return bool(c_type.kind == "array" and c_type.length is None)

@@ -153,7 +153,7 @@ static uint32_t kv_engine_process(struct kv_engine *engine, struct kv_queue_pair
 		if (__builtin_expect(engine->engines == 1 && header == KV_HEADER(KV_OP_GET, 0, 8, 0), 1)) {
 			const uint8_t *long_value;
 			uint32_t value_bytes;
-			uint64_t value;
+			__u64 value;
 			int result = kv_store_get8(engine->store, request->key_hash, request->key, 8, &value,
 						   &value_bytes, &long_value);
 

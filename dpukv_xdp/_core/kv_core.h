@@ -134,6 +134,48 @@ int kv_sender_run(struct kv_sender *sender);
 /* Wake a sender, for example after setting `stop`. */
 void kv_sender_wake(struct kv_sender *sender);
 
+/* ---- Frames, as the host's communication engine sees them ---- */
+
+struct kv_frame {
+	uint8_t *data;
+	uint32_t bytes;
+	uint32_t room; /* bytes that the frame may grow to, in place */
+	uint64_t tag;  /* where it came from: its port's own */
+};
+
+/* ---- socket.c: one AF_XDP socket for one receive queue, through libxdp ---- */
+
+enum kv_socket_mode { KV_SOCKET_COPY = 0, KV_SOCKET_ZERO_COPY = 1 };
+
+struct kv_socket_stats {
+	uint64_t received;
+	uint64_t sent;
+	uint64_t wakeups;	 /* system calls that made the kernel send or receive */
+	uint64_t rx_dropped;	 /* by the kernel: see XDP_STATISTICS in linux/if_xdp.h */
+	uint64_t rx_ring_full;
+	uint64_t fill_ring_empty;
+	uint64_t tx_invalid;
+	uint32_t mode; /* enum kv_socket_mode that the kernel gave */
+	uint32_t fd;
+};
+
+struct kv_socket;
+
+/* A bound socket with `descriptors` receive descriptors (a power of two) and its own memory for frames, every fill
+ * descriptor in place. It receives once its descriptor is in an XSKMAP at index `queue`. NULL and errno on failure. */
+struct kv_socket *kv_socket_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy);
+void kv_socket_close(struct kv_socket *socket);
+/* Up to `room` frames that have come in; they are the caller's until sent or released. Never blocks. */
+uint32_t kv_socket_receive(struct kv_socket *socket, struct kv_frame *frames, uint32_t room);
+/* Queue a frame, received from this socket and rewritten in place, for sending; kv_socket_flush() sends. A frame that
+ * finds the ring full is sent first. */
+void kv_socket_send(struct kv_socket *socket, const struct kv_frame *frame);
+/* Give a received frame back unsent. */
+void kv_socket_release(struct kv_socket *socket, const struct kv_frame *frame);
+/* Hand everything queued to the kernel and take back what it has sent. */
+void kv_socket_flush(struct kv_socket *socket);
+void kv_socket_get_stats(struct kv_socket *socket, struct kv_socket_stats *stats);
+
 /* ---- bpf_run.c: bpf(2) where no library has it ---- */
 
 /* Run an XDP program once over a copy of `frame`; *verdict and up to `room` bytes of the frame come back. */

@@ -17,7 +17,6 @@
  * item_count keys nearly always has them all, and the first lines, which are all that most lookups read, take 22 MiB
  * for 1 Mi items: what fits into the processor's caches decides how fast the engine is.
  */
-#define ITEMS_PER_BUCKET 3
 
 /* Hash bits 16-47 select the bucket; the ones above select the partition. */
 #define BUCKETS_MAX (1ULL << 32)
@@ -27,13 +26,11 @@
 #define LOG_BYTES_MAX (1ULL << 46)
 #define CLEANUP_SHIFT_MIN 3
 
-#define VALUE_CAPACITY_MIN 8
-
 static uint64_t next_power_of_two(uint64_t at_least);
 static uint32_t value_capacity(uint32_t value_bytes);
 static uint64_t first_word(const uint8_t *key, uint32_t key_bytes);
 static struct kv_item *find(const struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
-			    uint64_t **word);
+			    __u64 **word);
 static int refuse(struct kv_store *store, int result);
 static uint64_t append(struct kv_store *store, uint32_t entry_bytes);
 static void write_value(struct kv_item *item, uint32_t key_bytes, const uint8_t *value, uint32_t value_bytes);
@@ -48,12 +45,12 @@ struct kv_store *kv_store_create(uint64_t item_count, uint64_t log_bytes, int wa
 	uint64_t buckets;
 	int index_pages, log_pages;
 
-	if (item_count == 0 || item_count > BUCKETS_MAX * ITEMS_PER_BUCKET || log_bytes == 0 ||
+	if (item_count == 0 || item_count > BUCKETS_MAX * KV_ITEMS_PER_BUCKET || log_bytes == 0 ||
 	    log_bytes > LOG_BYTES_MAX) {
 		errno = EINVAL;
 		return NULL;
 	}
-	buckets = (item_count + ITEMS_PER_BUCKET - 1) / ITEMS_PER_BUCKET;
+	buckets = (item_count + KV_ITEMS_PER_BUCKET - 1) / KV_ITEMS_PER_BUCKET;
 	log_bytes = next_power_of_two(log_bytes < LOG_BYTES_MIN ? LOG_BYTES_MIN : log_bytes);
 	store = calloc(1, sizeof(*store));
 	if (!store)
@@ -104,7 +101,7 @@ int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
 		 uint32_t room, uint32_t *value_bytes)
 {
 	const struct kv_item *item;
-	uint64_t *word;
+	__u64 *word;
 
 	*value_bytes = 0;
 	if (key_bytes == 0 || key_bytes > KV_KEY_MAX)
@@ -129,7 +126,7 @@ int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
 	struct kv_item *item;
 	uint32_t entry_bytes;
 	uint64_t new_word;
-	uint64_t *word;
+	__u64 *word;
 
 	if (key_bytes == 0 || key_bytes > KV_KEY_MAX)
 		return refuse(store, KV_ERROR);
@@ -145,7 +142,7 @@ int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
 	if (entry_bytes > store->log_bytes)
 		return refuse(store, KV_INSUFFICIENT_SPACE);
 
-	new_word = kv_store_tag(key_hash) << KV_OFFSET_BITS | append(store, entry_bytes);
+	new_word = KV_STORE_TAG(key_hash) << KV_LOG_OFFSET_BITS | append(store, entry_bytes);
 	if (item) {
 		*word = new_word;
 		store->stats.set_moved++;
@@ -172,14 +169,14 @@ static uint64_t append(struct kv_store *store, uint32_t entry_bytes)
 
 	if (position + entry_bytes > store->log_bytes)
 		store->tail += store->log_bytes - position;
-	offset = store->tail & KV_OFFSET_MASK;
+	offset = store->tail & KV_LOG_OFFSET_MASK;
 	store->tail += entry_bytes;
 	return offset;
 }
 
 static void write_value(struct kv_item *item, uint32_t key_bytes, const uint8_t *value, uint32_t value_bytes)
 {
-	uint64_t *words = &item->words[KV_ROUNDUP8(key_bytes) / 8];
+	__u64 *words = &item->words[KV_ROUNDUP8(key_bytes) / 8];
 
 	item->kv_length = key_bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
 	words[value_capacity(value_bytes) / 8 - 1] = 0; /* the padding behind the value */
@@ -247,7 +244,7 @@ static void cleanup(struct kv_store *store)
 /* ---- Small helpers ---- */
 
 static struct kv_item *find(const struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
-			    uint64_t **word)
+			    __u64 **word)
 {
 	uint32_t rest_bytes = key_bytes > 8 ? key_bytes - 8 : 0;
 
@@ -272,7 +269,7 @@ static int refuse(struct kv_store *store, int result)
 /* A value can grow in place up to the end of its last word; even an empty one has a word of its own. */
 static uint32_t value_capacity(uint32_t value_bytes)
 {
-	return value_bytes < VALUE_CAPACITY_MIN ? VALUE_CAPACITY_MIN : KV_ROUNDUP8(value_bytes);
+	return value_bytes < KV_VALUE_CAPACITY_MIN ? KV_VALUE_CAPACITY_MIN : KV_ROUNDUP8(value_bytes);
 }
 
 static uint64_t next_power_of_two(uint64_t at_least)

@@ -27,28 +27,7 @@
 
 #include "kv_core.h"
 
-#define KV_BUCKET_WAYS 15
-#define KV_LINE_WORDS 8 /* item words in a cache line */
-#define KV_OFFSET_BITS 48
-#define KV_OFFSET_MASK ((1ULL << KV_OFFSET_BITS) - 1)
-#define KV_LENGTH_KEY_SHIFT 24
-#define KV_LENGTH_VALUE_MASK 0xffffffu
-
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are kept in little-endian words");
-
-/* Half a bucket. Small items' lookups read the first half only, so the first halves stand together and fill caches. */
-struct kv_line {
-	uint64_t words[KV_LINE_WORDS];
-};
-_Static_assert(sizeof(struct kv_line) == 64, "half a bucket is a cache line");
-
-struct kv_item {
-	uint32_t kv_length;	 /*  0, as on the wire: value length in the low 24 bits, key length in the high 8 */
-	uint32_t value_capacity; /*  4, bytes that a value in place may have: a multiple of 8, at least 8 */
-	uint64_t key_hash;	 /*  8 */
-	uint64_t words[];	 /* 16, the key, then the value */
-};
-_Static_assert(sizeof(struct kv_item) == 16, "no padding");
 
 struct kv_store {
 	struct kv_line *lines; /* the buckets' first lines, then their second lines */
@@ -65,12 +44,12 @@ struct kv_store {
 /* ---- The hot paths: 1-8 byte keys ---- */
 
 static inline uint64_t kv_store_bucket(const struct kv_store *store, uint64_t key_hash);
-static inline uint64_t *kv_store_line(const struct kv_store *store, uint64_t bucket, uint32_t line);
+static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket, uint32_t line);
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word);
-static inline uint32_t kv_bucket_matches(const uint64_t *line, uint64_t key_hash);
+static inline uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash);
 static inline struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
 					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes,
-					    uint64_t **word);
+					    __u64 **word);
 
 /* always_inline: GCC 12 takes a function that only prefetches for one without effect, and drops its calls. */
 #define KV_PREFETCHING static inline __attribute__((always_inline))
@@ -87,7 +66,7 @@ KV_PREFETCHING void kv_store_prefetch_bucket(const struct kv_store *store, uint6
  */
 KV_PREFETCHING void kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash)
 {
-	const uint64_t *line = kv_store_line(store, kv_store_bucket(store, key_hash), 0);
+	const __u64 *line = kv_store_line(store, kv_store_bucket(store, key_hash), 0);
 	uint32_t last = 1u << (KV_LINE_WORDS - 1);
 	uint32_t way = (uint32_t)__builtin_ctz(kv_bucket_matches(line, key_hash) | last);
 
@@ -100,9 +79,9 @@ KV_PREFETCHING void kv_store_prefetch_item(const struct kv_store *store, uint64_
  * good until the next SET.
  */
 static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
-				uint64_t *value_word, uint32_t *value_bytes, const uint8_t **long_value)
+				__u64 *value_word, uint32_t *value_bytes, const uint8_t **long_value)
 {
-	uint64_t *word;
+	__u64 *word;
 	const struct kv_item *item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word);
 
 	if (__builtin_expect(!item, 0)) {
@@ -123,7 +102,7 @@ static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint6
 static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 				uint64_t value_word, uint32_t value_bytes)
 {
-	uint64_t *word;
+	__u64 *word;
 	struct kv_item *item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word);
 
 	if (__builtin_expect(!item, 0))
@@ -137,28 +116,20 @@ static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint6
 
 /* ---- What fast and general paths share ---- */
 
-/* Hash bits 16-47, scaled to the number of buckets: it need not be a power of two. */
 static inline uint64_t kv_store_bucket(const struct kv_store *store, uint64_t key_hash)
 {
-	return (uint64_t)(uint32_t)(key_hash >> 16) * store->buckets >> 32;
+	return KV_STORE_BUCKET(key_hash, store->buckets);
 }
 
-static inline uint64_t *kv_store_line(const struct kv_store *store, uint64_t bucket, uint32_t line)
+static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket, uint32_t line)
 {
 	return store->lines[line * store->buckets + bucket].words;
 }
 
 /* The word of one way of a bucket, 0 to KV_BUCKET_WAYS - 1. */
-static inline uint64_t *kv_store_way(const struct kv_store *store, uint64_t bucket, uint32_t way)
+static inline __u64 *kv_store_way(const struct kv_store *store, uint64_t bucket, uint32_t way)
 {
 	return kv_store_line(store, bucket, way / KV_LINE_WORDS) + way % KV_LINE_WORDS;
-}
-
-static inline uint64_t kv_store_tag(uint64_t key_hash)
-{
-	uint64_t tag = key_hash & 0xffff;
-
-	return tag ? tag : 1; /* a word in use is never 0 */
 }
 
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word)
@@ -169,14 +140,14 @@ static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64
 /* Bytes from an item's start to the tail. More than log_bytes: the item is (partly) overwritten. */
 static inline uint64_t kv_store_distance(const struct kv_store *store, uint64_t word)
 {
-	return (store->tail - word) & KV_OFFSET_MASK;
+	return (store->tail - word) & KV_LOG_OFFSET_MASK;
 }
 
 /* Bit i is set if word i of a bucket's line has the hash's tag. Without branches: which word it is cannot be
  * predicted, and a miss costs as much as the whole lookup. */
-static inline uint32_t kv_bucket_matches(const uint64_t *line, uint64_t key_hash)
+static inline uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash)
 {
-	uint64_t tag = kv_store_tag(key_hash);
+	uint64_t tag = KV_STORE_TAG(key_hash);
 #ifdef __SSE2__
 	const __m128 *pairs = (const __m128 *)line;
 	/* High halves of the words, four at a time; then their high 16 bits, all eight. */
@@ -190,7 +161,7 @@ static inline uint32_t kv_bucket_matches(const uint64_t *line, uint64_t key_hash
 	uint32_t matches = 0;
 
 	for (uint32_t i = 0; i < KV_LINE_WORDS; i++)
-		matches |= (uint32_t)(line[i] >> KV_OFFSET_BITS == tag) << i;
+		matches |= (uint32_t)(line[i] >> KV_LOG_OFFSET_BITS == tag) << i;
 	return matches;
 #endif
 }
@@ -200,16 +171,15 @@ static inline uint32_t kv_bucket_matches(const uint64_t *line, uint64_t key_hash
  * its first 8 bytes as a word, zero padded, and the rest.
  */
 static inline struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
-					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes,
-					    uint64_t **word)
+					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word)
 {
 	uint64_t bucket = kv_store_bucket(store, key_hash);
 
 	for (uint32_t half = 0; half < 2; half++) {
-		uint64_t *line = kv_store_line(store, bucket, half);
+		__u64 *line = kv_store_line(store, bucket, half);
 
 		for (uint32_t matches = kv_bucket_matches(line, key_hash); matches; matches &= matches - 1) {
-			uint64_t *candidate = &line[__builtin_ctz(matches)];
+			__u64 *candidate = &line[__builtin_ctz(matches)];
 			struct kv_item *item = kv_store_item(store, *candidate);
 
 			if (kv_store_distance(store, *candidate) <= store->log_bytes && item->key_hash == key_hash &&

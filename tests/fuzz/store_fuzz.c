@@ -114,7 +114,7 @@ static struct kv_store *create(struct input *input, struct model *model)
 
 	CHECK(store);
 	/* Whole laps, so that positions in the log stay as they were. */
-	store->tail = start % 4 ? (1ULL << KV_OFFSET_BITS) - (start / 4 * store->log_bytes) : 0;
+	store->tail = start % 4 ? (1ULL << KV_LOG_OFFSET_BITS) - (start / 4 * store->log_bytes) : 0;
 	store->cleaned = store->tail >> store->cleanup_shift;
 	model->tail = store->tail;
 	model->log_bytes = store->log_bytes;
