@@ -41,6 +41,7 @@ enum kv_limit {
 	KV_CALM_FRAMES_MAX = 2048,  /* the same after many flushes */
 	KV_WAIT_TURNS = 512,	    /* turns of the wait for a response before it looks at the clock in each */
 	KV_WAIT_CLOCK_TURNS = 3500, /* turns with the clock, at most: the verifier allows 8192 jumps in sequence */
+	KV_SLOWER_TURNS = 256,	    /* turns of an emulated slower core's pause, each about 20 ns */
 	KV_WAIT_NS = 60000,	    /* longest wait for a response */
 	KV_STALLED_WAITS = 4,	    /* waits that ran out in a row before nobody waits for that engine any more */
 	KV_STAGE_FRAMES = 64,	    /* one frame of so many has its stages timed; a power of two */
@@ -187,10 +188,12 @@ KV_ASSERT(sizeof(struct kv_response_control) == 64);
 
 /* A batch of requests. The head shares a cache line with the first record: a batch of one is one line. */
 struct kv_request_slot {
-	__u8 count;	  /*  0, the paper's RC: requests in the batch */
-	__u8 has_payload; /*  1, 1 if the payload holds this batch's packet body */
-	__u16 pair;	  /*  2, in a shared ring buffer: the communication core that it is from */
-	__u8 padding[28]; /*  4 */
+	__u8 count;	   /*  0, the paper's RC: requests in the batch */
+	__u8 has_payload;  /*  1, 1 if the payload holds this batch's packet body */
+	__u16 pair;	   /*  2, in a shared ring buffer: the communication core that it is from */
+	__u16 frame_bytes; /*  4, of a whole frame in the payload, on its way to a host door */
+	__u16 ready;	   /*  6, records written, where each is handed over by itself */
+	__u8 padding[24];  /*  8 */
 	struct kv_request records[KV_BATCH_MAX]; /* 32 */
 	__u8 padding1[32];
 	__u8 payload[KV_PAYLOAD_BYTES]; /* 2112 */
@@ -198,13 +201,30 @@ struct kv_request_slot {
 KV_ASSERT(sizeof(struct kv_request_slot) == 2112 + KV_PAYLOAD_BYTES);
 
 struct kv_response_slot {
-	__u16 wire_bytes;			  /*  0, that the responses take on the wire, their headers included */
-	__u8 padding[14];			  /*  2 */
+	__u16 wire_bytes;			  /*  0, that the responses take on the wire, their headers included; or
+						     the length of a whole frame in the payload, 0 for none */
+	__u16 ready;				  /*  2, as in the request slot */
+	__u8 padding[12];			  /*  4 */
 	struct kv_response records[KV_BATCH_MAX]; /* 16 */
 	__u8 padding1[48];
 	__u8 payload[KV_PAYLOAD_BYTES]; /* 1088 */
 };
 KV_ASSERT(sizeof(struct kv_response_slot) == 1088 + KV_PAYLOAD_BYTES);
+
+/*
+ * In front of a frame that goes to the host through AF_XDP, as the kernel's XDP metadata. With records_offset set the
+ * frame has been parsed: there, behind it, stand the beginning of struct kv_parked_batch, as much as the batch needs
+ * (KV_PARKED_BYTES), and its records.
+ */
+struct kv_frame_note {
+	__u16 records_offset; /*  0, from the start of the frame; 0: not parsed */
+	__u16 frame_bytes;    /*  2, of the frame itself */
+	__u8 engine;	      /*  4 */
+	__u8 count;	      /*  5, records */
+	__u8 has_payload;     /*  6, as in the request slot; the payload is the frame's body */
+	__u8 header_offset;   /*  7, of the packet header: 4 behind a VLAN tag */
+};
+KV_ASSERT(sizeof(struct kv_frame_note) == 8);
 
 /* One per pair of a communication core and a processing engine; shared memory of the two. */
 struct kv_queue_pair {
@@ -229,7 +249,7 @@ enum kv_counter {
 	KV_COUNTER_QP_REQUEST_BYTES,	/* bytes handed to the engine: records, count, payload */
 	KV_COUNTER_QP_RESPONSE_BYTES,	/* bytes handed back */
 	KV_COUNTER_PASSED,		/* frames that are not ours, given to the kernel's stack */
-	KV_COUNTER_REDIRECTED,		/* frames given to an AF_XDP socket: the host's engine counts what is in them */
+	KV_COUNTER_REDIRECTED,		/* frames given to a host door, which counts what is in them */
 	KV_COUNTER_RESPONSES_WAITED,	/* batches answered in their own frame */
 	KV_COUNTER_RESPONSES_CARRIED,	/* batches answered in a later frame */
 	KV_COUNTER_RESPONSES_FLUSHED,	/* batches answered by the sender because no frame followed */
@@ -295,12 +315,18 @@ struct kv_dpu_queue {
 	__u32 flushing;		     /* 32, 1 while the sender program works on this queue on the same core */
 	__u32 zero;		     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
 	__u32 since_flush;	     /* 40, frames since the last flush */
-	__u32 unpublished_requests;  /* 44, appended and not handed over yet, see KV_BURST in maps.h */
+	__u32 sampled;		     /* 44, frames since one had its stages timed */
 	__u64 counters[KV_COUNTERS]; /* 48 */
 	__u64 stage_frames;	     /* frames whose stages were timed */
 	__u64 stage_requests;	     /* requests in them */
+	__u64 stage_last_ns;	     /* when the stage at hand began; 0: this frame is not timed */
+	__u64 start_ns;		     /* of the work at hand, where a slower core is emulated */
+	__u64 scratch;		     /* see KV_UNKNOWN */
+	__u32 waiting_engine;	     /* for kv_wait */
+	__u32 padding;
 	__u64 stage_ns[KV_STAGES];
 	struct kv_parked_batch parked[KV_SLOTS];
+	__u8 slack[8]; /* the verifier rounds the length of a parked batch up */
 };
 
 /* ---- The store: MICA's lossy index and circular log, laid out alike on the host and in XDP ---- */
@@ -400,6 +426,47 @@ struct kv_load_results {
 	__u64 latency[KV_HISTOGRAM_BUCKETS]; /* requests by round trip, see kv_histogram_bucket() */
 };
 
+/* ---- Transfer primitives: what `dpukv qp-bench` measures, see kv_transfer.c ---- */
+
+enum kv_transfer_limit {
+	KV_TRANSFER_BYTES_MAX = 8192, /* of one payload */
+	KV_TRANSFER_SLOTS = 64,	      /* of the mapped ring: payloads in flight at most; a power of two */
+	KV_TRANSFER_PAYLOADS = 3, /* different ones, taken in turn: a slot never holds the same one twice in a row */
+	KV_TRANSFER_FRAGMENT_MAX = 1024, /* bytes of a payload in one frame: fits the usual MTU */
+	KV_TRANSFER_TURNS = 1500,	 /* turns that one run of a program polls */
+	KV_TRANSFER_RINGBUF_PAGES = 256, /* room for KV_TRANSFER_SLOTS of the largest payloads */
+	KV_TRANSFER_ETHERTYPE = 0x88b5	 /* for local experiments: IEEE 802 */
+};
+
+/* Shared by the two ends. Each line has one writer; counters are of operations handed over or taken. */
+struct kv_transfer_control {
+	__u32 operations;     /*   0, set before the start, to the end of the line */
+	__u32 bytes;	      /*   4, of a payload */
+	__u32 window;	      /*   8, operations in flight at most: 1 is blocking */
+	__u32 ringbuf_wakeup; /*  12, flags of bpf_ringbuf_output() */
+	__u32 stop;	      /*  16, 1: give up */
+	__u8 padding0[108];   /*  20: the adjacent-line prefetcher pairs lines */
+	__u32 dpu_count;      /* 128, written by the DPU */
+	__u8 padding1[124];   /* 132 */
+	__u32 host_count;     /* 256, written by the host */
+	__u8 padding2[124];   /* 260 */
+	__u32 dpu_fragments;  /* 384, the DPU's own: fragments of the operation at hand that are done */
+	__u32 dpu_wrong;      /* 388, payloads that were not what they must be */
+	__u8 padding3[120];   /* 392 */
+};
+KV_ASSERT(sizeof(struct kv_transfer_control) == 512);
+
+/* A frame with a payload, or one fragment of it behind the other. */
+struct kv_transfer_frame {
+	__u8 eth_destination[6]; /*  0 */
+	__u8 eth_source[6];	 /*  6 */
+	__u16 eth_type;		 /* 12, KV_TRANSFER_ETHERTYPE in network order */
+	__u16 fragment;		 /* 14 */
+	__u32 operation;	 /* 16 */
+	__u32 reserved;		 /* 20, zero: the payload begins at a multiple of 8 */
+};
+KV_ASSERT(sizeof(struct kv_transfer_frame) == 24);
+
 /* ---- C only ---- */
 #ifndef KV_ABI_CDEF
 
@@ -409,6 +476,9 @@ struct kv_load_results {
 #define KV_ETH_BYTES 14
 #define KV_IP_BYTES 20
 #define KV_UDP_BYTES 8
+
+/* What of struct kv_parked_batch a batch needs, rounded up to whole words. */
+#define KV_PARKED_BYTES(request_count) (offsetof(struct kv_parked_batch, opaque) + KV_ROUNDUP8(4 * (request_count)))
 
 /* What a reply's header word may hold: operation, result and value length; reserved bytes and key length are 0. */
 #define KV_RESPONSE_HEADER_MASK 0x00ffffff0000ffffULL
@@ -438,6 +508,10 @@ struct kv_load_results {
 /* The value that the load generator stores under a key: word i of it. Every answer is checked against this. */
 #define KV_LOAD_VALUE_SALT 0x9e3779b97f4a7c15ULL
 #define KV_LOAD_VALUE_WORD(key_hash, i) ((key_hash) ^ (KV_LOAD_VALUE_SALT * ((__u64)(i) + 1)))
+
+/* Word i of a prepared payload of the transfer primitives, and what the next word is larger by. */
+#define KV_TRANSFER_STEP (KV_LOAD_VALUE_SALT * KV_TRANSFER_PAYLOADS)
+#define KV_TRANSFER_WORD(payload, i) (KV_LOAD_VALUE_SALT * ((payload) + 1) + KV_TRANSFER_STEP * (__u64)(i))
 
 /*
  * Latency histogram: exact below 2^KV_HISTOGRAM_SUB_BITS ns, then 2^KV_HISTOGRAM_SUB_BITS buckets to each power of two.

@@ -1,49 +1,130 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * kv_receive.c - the communication engine: the XDP program that serves requests, and the sender's program that lets out
- * responses which no frame came to carry.
+ * kv_receive.c - the communication engine in XDP: the program that serves requests, and the programs that let responses
+ * out which no frame came to carry.
  *
- * Follow a request: kv_receive -> parse.h -> queue.h (to the host and back) -> reply.h -> wire.
+ * Follow a request: kv_receive -> parse.h -> queue.h (to the host and back) -> reply.h -> wire. The settings of maps.h
+ * choose, for each engine's port, between that, processing here (process.h), and handing the frame to a host door.
  */
 #include "maps.h"
 #include "parse.h"
 #include "queue.h"
 #include "reply.h"
+#include "receive.h"
+#include "pass.h"
+#if KV_PROCESS_HERE
+#include "process.h"
+#endif
 
-static __always_inline int kv_receive_batch(struct xdp_md *ctx, const struct kv_packet *packet,
-					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue);
-static __always_inline int kv_answer_something(struct xdp_md *ctx, struct kv_queue_pair *pair,
-					       struct kv_dpu_queue *queue);
+static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_dpu_queue *queue,
+				    struct kv_queue_pair *pair, struct kv_dpu_queue *own);
+static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
+					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
+					  __u32 has_payload, struct kv_dpu_queue *own);
+static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
+					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
 static __always_inline int kv_drop_without_queue_pair(void);
+static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
+					    struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+static __always_inline void kv_be_slower(struct kv_dpu_queue *own);
 
 /* XDP entry point: serve a frame, or leave it to the kernel's stack. */
 int kv_receive(struct xdp_md *ctx)
 {
 	struct kv_packet packet = {};
 	struct kv_queue_pair *pair;
-	struct kv_dpu_queue *queue;
+	struct kv_dpu_queue *queue, *own;
 	__u32 cpu = bpf_get_smp_processor_id();
 	__u32 index = cpu;
 	int verdict;
 
-	verdict = kv_parse_headers(ctx, &packet);
-	if (cpu >= KV_CPUS) /* possible only after a core was added at run time */
+	if (cpu >= KV_CPUS) { /* possible only after a core was added at run time */
+		verdict = kv_find_engine(ctx, &packet);
 		return verdict == KV_PARSE_PASS ? XDP_PASS : kv_drop_without_queue_pair();
-	if (verdict == KV_PARSE_OURS)
-		index += packet.engine * KV_CPUS;
+	}
+	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	if (!own)
+		return XDP_ABORTED;
+	kv_stage_start(own);
+	if (KV_SLOWER_PERCENT)
+		own->start_ns = bpf_ktime_get_ns();
+	if (kv_find_engine(ctx, &packet) == KV_PARSE_PASS) {
+		own->counters[KV_COUNTER_PASSED]++;
+		return XDP_PASS;
+	}
+	index += packet.engine * KV_CPUS;
 	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
 	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
 	if (!queue || !pair)
 		return XDP_ABORTED;
-	if (verdict == KV_PARSE_OURS)
-		return kv_receive_batch(ctx, &packet, pair, queue);
-	if (verdict == KV_PARSE_PASS) {
-		queue->counters[KV_COUNTER_PASSED]++;
-		return XDP_PASS;
+	return kv_serve(ctx, &packet, queue, pair, own);
+}
+
+/* By the engine's port: to a host door whole, or parsed here. */
+static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_dpu_queue *queue,
+				    struct kv_queue_pair *pair, struct kv_dpu_queue *own)
+{
+	__u32 has_payload = 0;
+	int verdict, count;
+
+	if (packet->engine >= KV_DPU_ENGINES) {
+		verdict = kv_pass_frame(ctx, packet, pair, queue);
+		return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, pair, queue, own)
+						    : verdict;
 	}
-	if (verdict >= 0 && verdict < KV_COUNTERS)
-		queue->counters[verdict]++;
-	return XDP_DROP;
+	verdict = kv_check_headers(ctx, packet);
+	if (verdict != KV_PARSE_OURS) {
+		if (verdict >= 0 && verdict < KV_COUNTERS)
+			queue->counters[verdict]++;
+		return XDP_DROP;
+	}
+	kv_stage_end(own, KV_STAGE_RECEIVE);
+	if (!KV_PROCESS_HERE && KV_TRANSPORT != KV_TRANSPORT_AF_XDP && !KV_READ_ONCE(pair->response_control.alive)) {
+		queue->counters[KV_COUNTER_DROP_NO_ENGINE]++;
+		return XDP_DROP;
+	}
+	count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
+	if (count <= 0) {
+		count = -count & 0x3f;
+		if (count < KV_COUNTERS)
+			queue->counters[count]++;
+		return XDP_DROP;
+	}
+	kv_count_batch(queue, packet, count, own);
+	if (KV_PROCESS_HERE)
+		return kv_answer_here(ctx, packet, pair, queue, count, has_payload, own);
+	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
+		kv_be_slower(own);
+	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
+		return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
+	if (KV_TRANSPORT == KV_TRANSPORT_RINGBUF && kv_pass_batch(packet, pair, queue, count, has_payload))
+		return XDP_DROP;
+	if (kv_send_batch(ctx, packet, pair, queue, count, has_payload, own))
+		return XDP_ABORTED;
+	return kv_answer_something(ctx, packet->engine, pair, queue, own);
+}
+
+/* The frame to the AF_XDP socket of its receive queue. */
+static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue)
+{
+#if KV_TRANSPORT == 2 || KV_HOST_FRAMES == 2
+	int verdict = kv_sockets.redirect_map(ctx->rx_queue_index, XDP_DROP);
+
+	queue->counters[verdict == XDP_REDIRECT ? KV_COUNTER_REDIRECTED : KV_COUNTER_DROP_NO_SOCKET]++;
+	return verdict;
+#else
+	return XDP_ABORTED;
+#endif
+}
+
+/* An engine's BPF ring buffer. */
+static __always_inline void *kv_ring_of(__u32 engine)
+{
+#if KV_TRANSPORT == 1
+	return kv_request_rings.lookup(&engine);
+#else
+	return NULL;
+#endif
 }
 
 /* Such a core has no counters of its own either: it counts among the first core's, where nobody else counts this. */
@@ -84,7 +165,7 @@ int kv_flush(struct xdp_md *ctx)
 	parked_batches = kv_slots_in_use(queue);
 	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
 		kv_depth_met_flush(queue, parked_batches);
-		verdict = kv_reply_with_oldest(ctx, pair, queue);
+		verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
 		if (verdict == XDP_TX)
 			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
 	}
@@ -93,82 +174,142 @@ int kv_flush(struct xdp_md *ctx)
 	return verdict;
 }
 
-/* A well-formed packet of ours: into the request queue, and some finished response out with its frame. */
-static __always_inline int kv_receive_batch(struct xdp_md *ctx, const struct kv_packet *packet,
-					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+/*
+ * Entry point of the sender in one long call (BPF_PROG_RUN with live frames, on any one core), when all responses leave
+ * that way: the next queue pair's oldest finished response, or XDP_DROP. kv_receive only parks then, so that each side
+ * of the private queue has one writer.
+ */
+int kv_send(struct xdp_md *ctx)
 {
-	__u32 slot = queue->published & KV_SLOT_MASK;
-	struct kv_packet_header *header;
-	void *data, *data_end;
-	__u32 has_payload = 0;
-	__u32 shift;
-	int count;
+	__u32 index, zero = 0;
+	struct kv_queue_pair *pair;
+	struct kv_dpu_queue *queue;
+	__u32 *turn;
+	int verdict;
 
-	if (!KV_READ_ONCE(pair->response_control.alive)) {
-		queue->counters[KV_COUNTER_DROP_NO_ENGINE]++;
-		return XDP_DROP;
-	}
-	if (kv_slots_in_use(queue) >= KV_SLOTS) {
-		queue->counters[KV_COUNTER_DROP_QUEUE_FULL]++;
-		return XDP_DROP;
-	}
-	count = kv_parse_requests(ctx, packet, queue, &pair->requests[slot], &queue->parked[slot], &has_payload);
-	if (count <= 0) {
-		count = -count & 0x3f;
-		if (count < KV_COUNTERS)
-			queue->counters[count]++;
-		return XDP_DROP;
-	}
-	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += count * sizeof(struct kv_request) + 1;
-	if (has_payload) {
-		__u32 body_bytes = packet->body_bytes & KV_OFFSET_MASK;
-
-		if (body_bytes == 0 || bpf_xdp_load_bytes(ctx, packet->header_offset + KV_PACKET_HEADER_BYTES,
-							  pair->requests[slot].payload, body_bytes)) {
-			queue->counters[KV_COUNTER_DROP_TRUNCATED]++;
-			return XDP_DROP;
-		}
-		queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += body_bytes;
-	}
-	send_request_queue_to_host(pair, queue, slot, count, has_payload);
-
-	/* From here the host works, and we prepare: the paper's section 4.3. */
-	data = (void *)(long)ctx->data;
-	data_end = (void *)(long)ctx->data_end;
-	shift = packet->header_offset;
-	KV_OPAQUE(shift);
-	shift &= KV_VLAN_BYTES;
-	header = data + shift;
-	if ((void *)(header + 1) > data_end)
+	turn = kv_sender_turn.lookup(&zero);
+	if (!turn)
 		return XDP_ABORTED;
-	kv_prepare_reply(data, header, count, &queue->parked[slot]);
-	queue->counters[KV_COUNTER_FRAMES_RECEIVED]++;
-	queue->counters[KV_COUNTER_REQUESTS_RECEIVED] += count;
-	queue->counters[KV_COUNTER_BYTES_RECEIVED] += packet->frame_bytes;
-	return kv_answer_something(ctx, pair, queue);
+	index = *turn < KV_QUEUE_PAIRS ? *turn : 0;
+	*turn = index + 1;
+	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
+	if (!queue || !pair)
+		return XDP_ABORTED;
+	if (!kv_slots_in_use(queue) || !kv_oldest_is_finished(pair, queue))
+		return XDP_DROP;
+	verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
+	if (verdict == XDP_TX)
+		queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
+	return verdict;
+}
+
+/* Processing in XDP: the queue pair is this core's alone, and both ends of it are here. */
+static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
+					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
+					  __u32 has_payload, struct kv_dpu_queue *own)
+{
+#if KV_PROCESS_HERE
+	__u32 slot = queue->published & KV_SLOT_MASK;
+	struct kv_parked_batch *parked = &queue->parked[slot];
+	int drop, verdict;
+
+	kv_stage_end(own, KV_STAGE_PARSE);
+	drop = kv_process_batch_here(ctx, packet->engine, slot, request_count, pair, queue);
+	kv_stage_end(own, KV_STAGE_PROCESS);
+	if (drop > 0) {
+		if (drop < KV_COUNTERS)
+			queue->counters[drop]++;
+		return XDP_DROP;
+	}
+	if (kv_prepare_batch(ctx, packet, request_count, parked))
+		return XDP_ABORTED;
+	verdict = kv_write_reply(ctx, pair, queue, slot);
+	kv_stage_end(own, KV_STAGE_PREPARE);
+	kv_be_slower(own);
+	if (verdict == XDP_TX)
+		queue->counters[KV_COUNTER_RESPONSES_WAITED]++;
+	return verdict;
+#else
+	return XDP_ABORTED;
+#endif
 }
 
 /*
  * The frame at hand may carry one response: the oldest finished one. With more batches parked than the depth allows we
  * wait for it, unless the engine needs this very core to finish it.
  */
-static __always_inline int kv_answer_something(struct xdp_md *ctx, struct kv_queue_pair *pair,
-					       struct kv_dpu_queue *queue)
+static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
+					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
 {
 	__u32 in_flight = kv_slots_in_use(queue);
 	__u32 depth = kv_depth_now(queue);
-	int verdict;
 
-	if (KV_READ_ONCE(queue->flushing))
+	kv_be_slower(own);
+	if (KV_SENDER_ONLY || KV_READ_ONCE(queue->flushing))
 		return XDP_DROP;
-	if (!kv_oldest_is_finished(pair, queue)) {
-		if (in_flight <= depth || pair->response_control.engine_cpu == bpf_get_smp_processor_id())
-			return XDP_DROP;
-		if (!kv_wait_for_oldest(pair, queue))
-			return XDP_DROP;
-	}
-	verdict = kv_reply_with_oldest(ctx, pair, queue);
+	if (kv_oldest_is_finished(pair, queue))
+		return kv_answer_oldest(ctx, engine, pair, queue, own);
+	if (in_flight <= depth || pair->response_control.engine_cpu == bpf_get_smp_processor_id())
+		return XDP_DROP;
+	own->waiting_engine = engine;
+	kv_programs.call(ctx, KV_PROGRAM_WAIT);
+	return XDP_DROP; /* without that program it stays parked, and the sender has it */
+}
+
+/*
+ * The rest of kv_receive for a frame that waits: a tail call. In one program, the verifier would walk the thousands of
+ * turns of the wait once for every way that leads there, and give up ("BPF program is too large").
+ */
+int kv_wait(struct xdp_md *ctx)
+{
+	struct kv_dpu_queue *queue, *own;
+	struct kv_queue_pair *pair;
+	__u32 index = bpf_get_smp_processor_id();
+	int is_finished;
+
+	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	if (!own)
+		return XDP_ABORTED;
+	index += own->waiting_engine * KV_CPUS;
+	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
+	if (!queue || !pair)
+		return XDP_ABORTED;
+	is_finished = kv_wait_for_oldest(pair, queue);
+	if (KV_SLOWER_PERCENT)
+		own->start_ns = bpf_ktime_get_ns();
+	kv_stage_end(own, KV_STAGE_WAIT);
+	if (!is_finished)
+		return XDP_DROP;
+	return kv_answer_oldest(ctx, own->waiting_engine, pair, queue, own);
+}
+
+static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
+					    struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
+{
+	__u32 in_flight = kv_slots_in_use(queue);
+	int verdict = kv_reply(ctx, pair, queue, engine);
+
+	kv_stage_end(own, KV_STAGE_PREPARE);
+	kv_be_slower(own);
 	if (verdict == XDP_TX)
 		queue->counters[in_flight == 1 ? KV_COUNTER_RESPONSES_WAITED : KV_COUNTER_RESPONSES_CARRIED]++;
 	return verdict;
+}
+
+/* An emulated slower core: what the program has taken since the last call, times a factor. */
+static __always_inline void kv_be_slower(struct kv_dpu_queue *own)
+{
+	__u64 now_ns, until_ns;
+	int turn;
+
+	if (!KV_SLOWER_PERCENT)
+		return;
+	now_ns = bpf_ktime_get_ns();
+	until_ns = now_ns + (now_ns - own->start_ns) * KV_SLOWER_PERCENT / 100;
+	KV_KEEP_LOOP
+	for (turn = 0; turn < KV_SLOWER_TURNS && now_ns < until_ns; turn++)
+		now_ns = bpf_ktime_get_ns();
+	own->start_ns = now_ns;
 }

@@ -3,16 +3,24 @@
  * maps.h - the server's maps, and the settings that the loader passes with -D:
  *
  *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
+ *	KV_DPU_ENGINES	engines whose frames the communication engine here takes; the others' go to the host's
+ *	KV_PROCESS_HERE	1: process in XDP, on a store in maps, instead of sending requests to the host
+ *	KV_TRANSPORT	enum kv_transport: how requests get to the host
+ *	KV_HOST_FRAMES	enum kv_transport (RING or AF_XDP): how whole frames get to a host door
  *	KV_CPUS		cores that may run the communication engine
  *	KV_PORT		first UDP port
  *	KV_ADDRESS	server's IPv4 address in network order, 0 = any
  *	KV_DEPTH_MIN	batches that may always stay parked (0 = wait)
  *	KV_DEPTH_MAX	batches that may stay parked when the link is busy
+ *	KV_SENDER_ONLY	1: responses leave by the sender program kv_send alone
+ *	KV_TRANSFER_PER_REQUEST	1: each request is handed over by a store of its own, not each batch
+ *	KV_PREPARE_OVERLAPS	0: prepare the response before the batch is handed over, not while the host works
+ *	KV_SLOWER_PERCENT	emulated slower cores: time added to what the program takes, in percent
  */
 #ifndef KV_MAPS_H
 #define KV_MAPS_H
 
-#include "kv_abi.h"
+#include "side.h"
 
 #define KV_QUEUE_PAIRS (KV_ENGINES * KV_CPUS)
 
@@ -33,19 +41,21 @@ struct kv_dpu_queue_bytes {
 BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_QUEUE_PAIRS, BPF_F_MMAPABLE);
 /* struct kv_dpu_queue: the communication engine's own. */
 BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_QUEUE_PAIRS);
-
-/* A shared word may change at any moment: read or write it exactly once. */
-#define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
-#define KV_WRITE_ONCE(word, new_value) (*(volatile __typeof__(word) *)&(word) = (new_value))
-/* Enough on x86, where stores stay in order; arm64 would need a release store here. */
-#define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
-
-/* Keeps clang from following a scalar: the verifier accepts packet and map offsets it can bound by a mask alone. */
-#define KV_OPAQUE(scalar) asm volatile("" : "+r"(scalar))
-/*
- * Where a loop's offset starts. Were the verifier to know the number, every mix of item sizes would be a state of its
- * own ("BPF program is too large. Processed 1000001 insn"); an unknown, masked one makes all turns alike.
- */
-#define KV_UNKNOWN_ZERO(queue) KV_READ_ONCE((queue)->zero)
+/* Programs that kv_receive goes on in. */
+enum kv_program { KV_PROGRAM_WAIT = 0, KV_PROGRAMS };
+BPF_PROG_ARRAY(kv_programs, KV_PROGRAMS);
+/* Whose turn it is in kv_send: an index of a queue pair. */
+BPF_ARRAY(kv_sender_turn, __u32, 1);
+/* Which engine owns which part of the key space. */
+BPF_F_TABLE("array", __u32, struct kv_partition_table, kv_partitions, 1, BPF_F_MMAPABLE);
+#if KV_TRANSPORT == 2 || KV_HOST_FRAMES == 2 /* KV_TRANSPORT_AF_XDP: an enumerator, unknown to the preprocessor */
+/* One AF_XDP socket for each receive queue. */
+BPF_XSKMAP(kv_sockets, KV_QUEUES_MAX);
+#endif
+#if KV_TRANSPORT == 1 /* KV_TRANSPORT_RINGBUF */
+/* One ring buffer for each engine, made by Python: every core writes, the engine reads. */
+BPF_RINGBUF_OUTPUT(kv_request_ring_model, 1);
+BPF_ARRAY_OF_MAPS(kv_request_rings, "kv_request_ring_model", KV_ENGINES);
+#endif
 
 #endif

@@ -8,7 +8,7 @@
 #ifndef KV_PARSE_H
 #define KV_PARSE_H
 
-#include "maps.h"
+#include "side.h"
 
 #define KV_OFFSET_MASK 0x7ffu /* KV_FRAME_MAX: any offset into a frame */
 _Static_assert(KV_FRAME_MAX == KV_OFFSET_MASK, "offsets are masked to a frame");
@@ -21,10 +21,11 @@ struct kv_packet {
 	__u32 engine;	  /* from the UDP port */
 };
 
-/* kv_parse_headers() says: not ours, or ours and fine, or the counter that names what is wrong. */
+/* kv_find_engine() says: not ours, or ours; kv_check_headers() adds the counter that names what is wrong. */
 enum kv_parse_verdict { KV_PARSE_PASS = -1, KV_PARSE_OURS = -2 };
 
-static __always_inline int kv_parse_headers(struct xdp_md *ctx, struct kv_packet *packet)
+/* Whose frame it is, and no more than that: "the NIC passes packets". */
+static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *packet)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
@@ -56,9 +57,24 @@ static __always_inline int kv_parse_headers(struct xdp_md *ctx, struct kv_packet
 	packet->engine = (__u32)bpf_ntohs(udp_ports[1]) - KV_PORT;
 	if (packet->engine >= KV_ENGINES)
 		return KV_PARSE_PASS;
-
 	packet->header_offset = shift;
 	packet->frame_bytes = data_end - data;
+	return KV_PARSE_OURS;
+}
+
+/* Everything before the requests, of a frame that kv_find_engine() found to be ours. */
+static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet *packet)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_packet_header *header;
+	__u32 shift = packet->header_offset;
+
+	KV_OPAQUE(shift);
+	shift &= KV_VLAN_BYTES;
+	header = data + shift;
+	if ((void *)&header->udp_length > data_end)
+		return KV_COUNTER_DROP_FRAME_LENGTH;
 	if (header->ip_version_ihl != KV_IP_VERSION_IHL)
 		return KV_COUNTER_DROP_IP_HEADER;
 	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK))
@@ -133,16 +149,15 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	void *data_end = (void *)(long)ctx->data_end;
 	__u32 start = packet->header_offset;
 	__u32 body_bytes = packet->body_bytes;
-	__u32 offset = KV_UNKNOWN_ZERO(queue);
-	__u32 payload = 0;
+	__u32 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
 	void *body;
 	int count;
 
 	KV_OPAQUE(start);
 	start &= KV_VLAN_BYTES;
 	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
-
-#pragma clang loop unroll(disable)
+	queue->scratch = 0; /* not a local: the verifier would follow "has a payload" and "has none" apart */
+	KV_KEEP_LOOP
 	for (count = 0; count < KV_BATCH_MAX; count++) {
 		struct kv_request *record = &slot->records[count];
 		struct kv_parsed_item parsed;
@@ -150,8 +165,6 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 		__u64 *words;
 		__u64 header;
 
-		KV_OPAQUE(offset);
-		offset &= KV_OFFSET_MASK;
 		item = body + offset;
 		words = (__u64 *)(item + 1);
 		if ((void *)(item + 1) > data_end)
@@ -169,20 +182,25 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 			kv_parse_item(item, offset, body_bytes, data_end, &parsed);
 			if (parsed.bytes == 0)
 				return -KV_COUNTER_DROP_TRUNCATED;
-			payload |= parsed.payload;
+			if (parsed.payload)
+				queue->scratch = 1;
 		}
 		record->header = header;
 		record->key_hash = item->key_hash;
 		record->key = parsed.key;
 		record->value = parsed.value;
 		parked->opaque[count] = item->opaque;
+		/* Masked here, so that all ways through a turn end alike for the verifier. */
 		offset += parsed.bytes;
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
 	}
 	/* Up to 23 stray bytes behind the last request are ignored, as MICA2 does. */
 	if (count == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= body_bytes)
 		return -KV_COUNTER_DROP_BATCH_LENGTH;
-	*has_payload = payload;
-	return count;
+	*has_payload = KV_READ_ONCE(queue->scratch);
+	/* The loop's exits know their count, and the verifier would follow all that comes behind for each of them. */
+	return KV_UNKNOWN(queue, count);
 }
 
 #endif

@@ -8,7 +8,7 @@
 #ifndef KV_QUEUE_H
 #define KV_QUEUE_H
 
-#include "maps.h"
+#include "side.h"
 
 #define KV_SLOT_MASK (KV_SLOTS - 1)
 _Static_assert((KV_SLOTS & KV_SLOT_MASK) == 0, "slots are picked by a mask");
@@ -16,6 +16,23 @@ _Static_assert((KV_SLOTS & KV_SLOT_MASK) == 0, "slots are picked by a mask");
 static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
 {
 	return queue->published - queue->answered;
+}
+
+/* For comparison only: a transfer for each request, which the host waits for one by one. */
+static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, struct kv_dpu_queue *queue,
+					      __u32 request_count)
+{
+	__u32 ready = KV_UNKNOWN_ZERO(queue);
+	int i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		if (ready >= request_count)
+			break;
+		ready++;
+		KV_PUBLISH_BARRIER();
+		KV_WRITE_ONCE(slot->ready, ready);
+	}
 }
 
 /*
@@ -27,9 +44,12 @@ static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pai
 {
 	pair->requests[slot].count = request_count;
 	pair->requests[slot].has_payload = has_payload;
+	pair->requests[slot].ready = 0;
 	KV_PUBLISH_BARRIER();
 	queue->published++;
 	KV_WRITE_ONCE(pair->request_control.published, queue->published);
+	if (KV_TRANSFER_PER_REQUEST)
+		kv_hand_over_each(&pair->requests[slot], queue, request_count);
 }
 
 /* Whether the oldest batch in flight is finished. A counter out of range counts as "no". */
@@ -54,13 +74,13 @@ static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct
 		queue->stalled = 0;
 	if (queue->stalled >= KV_STALLED_WAITS)
 		return 0;
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_WAIT_TURNS; turn++) {
 		if (KV_READ_ONCE(pair->response_control.published) != answered)
 			return kv_oldest_is_finished(pair, queue);
 	}
 	deadline_ns = bpf_ktime_get_ns() + KV_WAIT_NS;
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_WAIT_CLOCK_TURNS; turn++) {
 		if (KV_READ_ONCE(pair->response_control.published) != answered)
 			return kv_oldest_is_finished(pair, queue);

@@ -8,6 +8,20 @@
 #include "parse.h"
 #include "queue.h"
 
+enum kv_reply_verdict { KV_TAIL_REFUSED = -1 };
+
+static __always_inline int kv_set_length(struct xdp_md *ctx, __u32 frame_bytes)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 frame_bytes_now = data_end - data;
+	int growth;
+
+	KV_OPAQUE(frame_bytes_now); /* else "pointer arithmetic on pkt_end prohibited": clang reorders the sum */
+	growth = (int)(frame_bytes - frame_bytes_now);
+	return growth && bpf_xdp_adjust_tail(ctx, growth);
+}
+
 /* "Prepare response": all that can be said of it before the engine has answered. */
 static __always_inline void kv_prepare_reply(const void *data, const struct kv_packet_header *header,
 					     __u32 request_count, struct kv_parked_batch *parked)
@@ -76,9 +90,9 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 {
 	const struct kv_parked_batch *parked = &queue->parked[slot];
 	__u32 offset = KV_UNKNOWN_ZERO(queue);
-	int i;
+	__u32 i;
 
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (i = 0; i < KV_BATCH_MAX; i++) {
 		const struct kv_response *response = &pair->responses[slot].records[i];
 		void *data_end = (void *)(long)ctx->data_end;
@@ -129,31 +143,24 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 }
 
 /*
- * Turn the frame into the oldest finished response and release its slot. Returns the XDP verdict: XDP_TX, or XDP_DROP
- * with the reason counted. When the frame cannot grow to the response's length the response stays parked.
+ * Turn the frame into the response in `slot`. Returns the XDP verdict: XDP_TX, or XDP_DROP with the reason counted.
+ * When the frame cannot grow to the response's length that is KV_TAIL_REFUSED, and the response stays.
  */
-static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair,
-						struct kv_dpu_queue *queue)
+static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					  __u32 slot)
 {
-	__u32 slot = queue->answered & KV_SLOT_MASK;
 	const struct kv_parked_batch *parked = &queue->parked[slot];
 	__u32 wire_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
 	__u32 shift = parked->vlan_type ? KV_VLAN_BYTES : 0;
-	__u32 frame_bytes, frame_bytes_now, request_count, written_bytes;
+	__u32 frame_bytes, request_count, written_bytes;
 	void *data, *data_end;
-	int growth;
 
 	frame_bytes = shift + KV_PACKET_HEADER_BYTES + wire_bytes;
 	if (frame_bytes > KV_FRAME_MAX)
 		goto bad_response;
-	data = (void *)(long)ctx->data;
-	data_end = (void *)(long)ctx->data_end;
-	frame_bytes_now = data_end - data;
-	KV_OPAQUE(frame_bytes_now); /* else "pointer arithmetic on pkt_end prohibited": clang reorders the sum */
-	growth = (int)(frame_bytes - frame_bytes_now);
-	if (growth && bpf_xdp_adjust_tail(ctx, growth)) {
+	if (kv_set_length(ctx, frame_bytes)) {
 		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
-		return XDP_DROP;
+		return KV_TAIL_REFUSED;
 	}
 
 	KV_OPAQUE(shift);
@@ -172,13 +179,23 @@ static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_qu
 	queue->counters[KV_COUNTER_RESPONSES_SENT] += request_count;
 	queue->counters[KV_COUNTER_BYTES_SENT] += frame_bytes;
 	queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += request_count * sizeof(struct kv_response) + 1;
-	kv_release_oldest(pair, queue);
 	return XDP_TX;
 
 bad_response:
 	queue->counters[KV_COUNTER_DROP_BAD_RESPONSE]++;
-	kv_release_oldest(pair, queue);
 	return XDP_DROP;
+}
+
+/* The frame becomes the oldest finished response, whose slot is free then. */
+static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair,
+						struct kv_dpu_queue *queue)
+{
+	int verdict = kv_write_reply(ctx, pair, queue, queue->answered & KV_SLOT_MASK);
+
+	if (verdict == KV_TAIL_REFUSED) /* the sender has frames that can */
+		return XDP_DROP;
+	kv_release_oldest(pair, queue);
+	return verdict;
 }
 
 #endif

@@ -40,6 +40,7 @@ def _enumeration(python_name: str, c_name: str, prefix: str) -> Any:
 Operation = _enumeration("Operation", "kv_operation", "KV_OP_")
 Result = _enumeration("Result", "kv_result", "KV_")
 Counter = _enumeration("Counter", "kv_counter", "KV_COUNTER_")
+Stage = _enumeration("Stage", "kv_stage", "KV_STAGE_")
 
 
 @cache

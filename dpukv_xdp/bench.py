@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from dpukv_xdp import lab, loader
+from dpukv_xdp import abi, lab, loader
 from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.errors import UsageError
@@ -37,13 +37,20 @@ ACCOUNTING_SECONDS_MIN = 0.3
 SECONDS_MAX = 3600.0
 RATE_MAX = 1e9
 PROGRESS_SECONDS = 0.25
+BALANCE_SECONDS = 0.4
+HOST_SHARE_MIN = 0.02
 
 CPU_METHOD = (
-    "dpu: BPF run-time statistics of kv_receive, waiting included; client: CPU time of the "
-    "generating thread "
-    "less dpu, because both run on its core; host: CPU time of the engine threads, which poll "
-    "all the time "
-    "(busy_fraction: time spent on batches)"
+    "dpu: CPU time of the interface's NAPI threads, if it has any (--dpu-cpus), else BPF run-time "
+    "statistics of kv_receive, waiting included and the driver's own work not; client: CPU time "
+    "of the generating thread, less dpu where that runs on top of it; host: CPU time of the "
+    "native threads, which poll all the time (busy_fraction: time spent on batches)"
+)
+STAGE_METHOD = (
+    f"one frame in {abi.KV_STAGE_FRAMES} (XDP) or one turn in 16 (host) is timed by clock, the "
+    "reading of the clock included; process on the host: all batches, by the engine's own clock; "
+    "receive: headers, or taking frames from the ring; wait: XDP polling for the engine; send: to "
+    "the transmit ring (XDP_TX is in the driver, and not seen)"
 )
 
 Progress = Callable[[str, float], None]
@@ -96,7 +103,7 @@ class BenchOptions:
             self.key_size, self.value_size, WORKLOADS[self.workload], self.mtu
         )
 
-    def plan(self, source: Endpoint, destination: Endpoint, engines: int) -> Plan:
+    def plan(self, source: Endpoint, destination: Endpoint, owners: tuple[int, ...]) -> Plan:
         """The generator's orders."""
         requests = self.requests_per_packet or self.requests_per_packet_max()
         return Plan(
@@ -108,7 +115,7 @@ class BenchOptions:
             key_size=self.key_size,
             value_size=self.value_size,
             distribution=self.distribution,
-            engines=engines,
+            owners=owners,
             seed=self.seed,
             mtu=self.mtu,
             gap_mean_ns=1e9 * requests / self.rate if self.rate else 0.0,
@@ -133,6 +140,10 @@ class Bench:
         self.started_ns = time.monotonic_ns()
         self._cleanup = contextlib.ExitStack()
         self._server: Role | None = None
+        self.source: Endpoint
+        self.destination: Endpoint
+        self.owners: tuple[int, ...]
+        self.host_share: float | None = config.host_share or None
 
     def __enter__(self) -> "Bench":
         with contextlib.ExitStack() as cleanup:
@@ -156,14 +167,16 @@ class Bench:
         here.
         """
         setup_seconds = (time.monotonic_ns() - self.started_ns) / 1e9
-        plan = options.plan(self.source, self.destination, self.engines)
+        if self._server and self._doors_to_balance():
+            self._balance_doors(self._server, options)
+        plan = options.plan(self.source, self.destination, self.owners)
         result = self._load.call("load", plan=msgspec.to_builtins(plan), window=LOAD_WINDOW)
         return {**result, "setup_seconds": setup_seconds}
 
     def measure(self, options: BenchOptions, progress: Progress) -> dict[str, Any]:
         """One run: the result as it is printed with --json."""
         options.check()
-        plan = options.plan(self.source, self.destination, self.engines)
+        plan = options.plan(self.source, self.destination, self.owners)
         self._load.call("prepare", plan=msgspec.to_builtins(plan))
         loop = Loop(options.window, open_loop=options.rate > 0)
         self._load.call("begin", loop=msgspec.to_builtins(loop))
@@ -176,6 +189,30 @@ class Bench:
         finally:
             lost_at_end = self._load.call("end")
         return self._result(options, plan, run, accounting, lost_at_end)
+
+    def _doors_to_balance(self) -> bool:
+        return len(self.config.row().communication) > 1 and not self.config.host_share
+
+    def _balance_doors(self, server: Role, options: BenchOptions) -> None:
+        """Measure each door with all keys behind it, then share the keys by what they can do."""
+        speeds = {}
+        server.call("open_all_doors")
+        loop = msgspec.to_builtins(Loop(options.window))
+        for door in self.config.row().communication:
+            engines = tuple(place.engine for place in self.config.placement().behind(door))
+            plan = msgspec.to_builtins(options.plan(self.source, self.destination, engines))
+            self._load.call("load", plan=plan, window=LOAD_WINDOW)
+            self._load.call("prepare", plan=plan)
+            self._load.call("begin", loop=loop)
+            try:
+                time.sleep(WARM_UP_SECONDS)
+                run = self._interval(BALANCE_SECONDS, lambda what, fraction: None)
+            finally:
+                self._load.call("end")
+            speeds[door] = run.received("responses") / run.seconds()
+        host_share = speeds["host"] / max(sum(speeds.values()), 1.0)
+        self.host_share = min(max(host_share, HOST_SHARE_MIN), 1 - HOST_SHARE_MIN)
+        self.owners = tuple(server.call("set_host_share", host_share=self.host_share))
 
     def _start_lab(self, cleanup: contextlib.ExitStack) -> None:
         lab.remove_stale()
@@ -195,14 +232,15 @@ class Bench:
                 "open",
                 interface=place.client.interface,
                 port=self.config.port,
-                engines=self.config.engines,
+                engines=self.config.endpoint_count(),
                 cpu=self.client_cpu,
             )
             facts = started.result()
             opened.result()
         self._server, self._load = server, load
         self.attachment = facts["attachment"]
-        self.engines = self.config.engines
+        self.owners = tuple(facts["endpoint"]["owners"])
+        self.notes = facts["notes"]
         self.source = Endpoint(place.client.mac, place.client.address, CLIENT_PORT)
         self.destination = Endpoint(place.server.mac, place.server.address, self.config.port)
 
@@ -217,7 +255,8 @@ class Bench:
         )
         self._load = load
         self.attachment = None
-        self.engines = target.engines
+        self.owners = tuple(range(target.engines))
+        self.notes = []
         self.source = target.source
         self.destination = target.destination
 
@@ -271,6 +310,15 @@ class Bench:
             "lost": run.sent("lost_requests") + accounting.sent("lost_requests") + lost_at_end,
             "roles": accounting.roles(),
             "cpu_method": CPU_METHOD,
+            "host_core_usage": _host_core_usage(accounting.roles()["host"], self.config),
+            "stages_ns_per_op": accounting.stages_ns_per_op(),
+            "stage_method": STAGE_METHOD,
+            "profile": self.config.profile,
+            "emulation": self.config.profile_row().label(),
+            "transport": self.config.transport,
+            "frames": self.config.frames,
+            "host_share": self.host_share if len(self.config.row().communication) > 1 else None,
+            "notes": self.notes,
             "qp_bytes_per_op": run.queue_pair_bytes_per_op(),
             "wire_bytes_per_op": {
                 "request": run.sent("bytes_sent") / max(run.sent("requests_sent"), 1),
@@ -333,46 +381,86 @@ class Interval:
         client_ns = self.after.cpu_ns - self.before.cpu_ns
         if self.server_before is None or self.server_after is None:
             return {"client": _role(client_ns, operations, elapsed_ns), "dpu": None, "host": None}
-        dpu_ns = self.server_after["xdp"]["run_time_ns"] - self.server_before["xdp"]["run_time_ns"]
-        engines = list(
-            zip(self.server_before["engines"], self.server_after["engines"], strict=True)
-        )
-        host_ns = sum(after["cpu_ns"] - before["cpu_ns"] for before, after in engines)
-        busy_ticks = sum(after["busy_ticks"] - before["busy_ticks"] for before, after in engines)
-        tick_ns = 1e9 / self.server_after["ticks_per_second"]
+        before, after = self.server_before, self.server_after
+        dpu_ns, dpu_is_apart = _dpu_ns(before, after)
+        host_ns = _growth(before["hosts"], after["hosts"], "cpu_ns")
         host = _role(host_ns, operations, elapsed_ns)
-        host["busy_fraction"] = busy_ticks * tick_ns / elapsed_ns / len(engines)
+        busy_ticks = _growth(before["engines"], after["engines"], "busy_ticks")
+        busy_ns = busy_ticks * 1e9 / after["ticks_per_second"]
+        host["busy_fraction"] = busy_ns / elapsed_ns / max(len(after["hosts"]), 1)
         return {
-            "client": _role(max(client_ns - dpu_ns, 0), operations, elapsed_ns),
+            "client": _role(
+                client_ns if dpu_is_apart else max(client_ns - dpu_ns, 0), operations, elapsed_ns
+            ),
             "dpu": _role(dpu_ns, operations, elapsed_ns),
             "host": host,
         }
 
+    def stages_ns_per_op(self) -> dict[str, dict[str, float]] | None:
+        """Time of one request in each stage, by side; see STAGE_METHOD."""
+        if self.server_before is None or self.server_after is None:
+            return None
+        stages = {}
+        for side, after in self.server_after["stages"].items():
+            before = self.server_before["stages"][side]
+            requests = after["requests"] - before["requests"]
+            stages[side] = {
+                stage.name.lower(): (after[stage.name.lower()] - before[stage.name.lower()])
+                / requests
+                if requests
+                else 0.0
+                for stage in abi.Stage
+            }
+        engines = self.server_before["engines"], self.server_after["engines"]
+        processed = _growth(*engines, "requests")
+        if processed:
+            busy_ns = _growth(*engines, "busy_ticks") * 1e9 / self.server_after["ticks_per_second"]
+            stages["host"]["process"] = busy_ns / processed
+        return stages
+
+
+def _growth(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str) -> int:
+    return sum(int(b[name]) - int(a[name]) for a, b in zip(before, after, strict=True))
+
+
+def _dpu_ns(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, bool]:
+    """CPU time of the DPU's cores, and whether the client's own does not contain it."""
+    if after["napi"]:
+        threads = before["napi"] or {}
+        gained = (
+            thread["cpu_ns"] - threads.get(pid, thread)["cpu_ns"]
+            for pid, thread in after["napi"].items()
+        )
+        return sum(gained), True
+    return after["xdp"]["run_time_ns"] - before["xdp"]["run_time_ns"], False
+
 
 def replace_config(config: ServerConfig, options: BenchOptions) -> ServerConfig:
-    """The server's settings: room for the bench's keys, and engines on the first cores."""
-    cpus = sorted(os.sched_getaffinity(0))
+    """The server's settings with room for the bench's keys.
+
+    Twice what the keys take, so that no item is overwritten while the partitions' shares are
+    uneven.
+    """
+    entry_bytes = ServerConfig.entry_bytes(options.key_size, options.value_size)
+    log_bytes = 2 * options.keys * entry_bytes + config.engines
     return msgspec.structs.replace(
-        config,
-        items=options.keys,
-        log_bytes=config.log_bytes or _log_bytes(options, config.engines),
-        engine_cpus=config.engine_cpus
-        or tuple(cpus[engine % len(cpus)] for engine in range(config.engines)),
-    )
-
-
-def _log_bytes(options: BenchOptions, engines: int) -> int:
-    """Twice what the keys take: no item is overwritten while the partitions' shares are uneven."""
-    return (
-        2 * options.keys * ServerConfig.entry_bytes(options.key_size, options.value_size) + engines
+        config, items=options.keys, log_bytes=config.log_bytes or log_bytes
     )
 
 
 def _client_cpu(config: ServerConfig) -> int:
-    """The first core that no engine has; the last one if they have all."""
+    """The first core without an engine and without a receive queue; the last one if all have."""
     cpus = sorted(os.sched_getaffinity(0))
-    engine_cpus = config.engine_cpus or cpus[: config.engines]
-    return next((cpu for cpu in cpus if cpu not in engine_cpus), cpus[-1])
+    taken = {*config.placement().host_cpus, *config.dpu_cpus}
+    return next((cpu for cpu in cpus if cpu not in taken), cpus[-1])
+
+
+def _host_core_usage(role: dict[str, float] | None, config: ServerConfig) -> float | None:
+    """The paper's: cores used of the cores that the profile's host has (section 6.2)."""
+    if role is None:
+        return None
+    cores = config.profile_row().host_cores or len(os.sched_getaffinity(0))
+    return len(config.placement().host_cpus) / cores
 
 
 def _role(cpu_ns: float, operations: int, elapsed_ns: int) -> dict[str, float]:

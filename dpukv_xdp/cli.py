@@ -21,7 +21,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dpukv_xdp.config import RESPOND_WAYS
+from dpukv_xdp.config import FRAMES, RESPOND_WAYS, SOCKET_MODES, TRANSPORTS
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 
 # What takes long to import is imported by the command that needs it: `dpukv --help` and `get`
@@ -36,6 +36,7 @@ TIMEOUT_MAX_SECONDS = 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLEAN_UP_SECONDS = 15.0
 MTU_MIN = 68  # IPv4's
+ALL_DESIGNS = "all"
 
 
 class Interrupted(BaseException):
@@ -147,12 +148,17 @@ server_options = _together(
     click.option(
         "--config", "config_path", type=click.Path(path_type=Path), help="Settings in TOML."
     ),
-    click.option("--design", help="Which engine runs where; a row of the design table (lat)."),
+    click.option("--design", help="Which engine runs where: see `dpukv designs` (lat)."),
     click.option("--port", type=int, help="UDP port of engine 0; engine e has PORT + e (9800)."),
     click.option(
-        "--engines", type=int, help="Processing engines, one partition and core each (1)."
+        "--engines",
+        type=int,
+        help="Engines behind each of the design's doors, a UDP port each (1).",
     ),
-    click.option("--engine-cpus", "engine_cpus", help="Their cores, such as 0,1 (the first ones)."),
+    click.option(
+        "--engine-cpus", help="Host cores, such as 0,1, dealt out in turn (all but the last one)."
+    ),
+    click.option("--dpu-cpus", help="Cores for the receive queues, as NAPI threads (softirqs)."),
     click.option("--log-bytes", type=int, help="Bytes of the circular logs together."),
     click.option(
         "--huge-pages/--no-huge-pages", default=None, help="2 MiB pages where available (yes)."
@@ -160,8 +166,25 @@ server_options = _together(
     click.option(
         "--respond",
         type=click.Choice(RESPOND_WAYS),
-        help="Wait for each response, keep some parked, or as the load suggests (adaptive).",
+        help="How responses leave: waited for, parked, as the load suggests (adaptive), or all by "
+        "the sender.",
     ),
+    click.option(
+        "--transport",
+        type=click.Choice(TRANSPORTS),
+        help="How requests get from XDP to the host (ring: mapped queue pairs).",
+    ),
+    click.option(
+        "--frames", type=click.Choice(FRAMES), help="How whole frames get to a host door (af_xdp)."
+    ),
+    click.option("--socket-mode", type=click.Choice(SOCKET_MODES), help="AF_XDP's copying (auto)."),
+    click.option("--rx-descriptors", type=int, help="Of each AF_XDP socket (2048)."),
+    click.option(
+        "--host-share",
+        type=float,
+        help="Share of the keys behind the host's door (bench: by measured speed; else half).",
+    ),
+    click.option("--profile", help="local, or emulate a DPU: bf2, bf3 (local)."),
     click.option("--depth", type=int, help="Most batches that stay parked (24)."),
     click.option(
         "--flush-after-us", type=float, help="When a parked response is sent anyway (30)."
@@ -203,10 +226,34 @@ load_options = _together(
 @click.option("--mtu", type=int, default=1500, show_default=True, help="The lab's MTU.")
 @click.option("--target", metavar="HOST:PORT", help="Measure a server elsewhere, not in a lab.")
 @click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
+@click.option("--ablate", is_flag=True, help="Switch each optimisation, and print its effect.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("dpukv-designs.png"),
+    show_default=True,
+    help="The plot of --design all.",
+)
 @json_option
-def bench(json_path: str | None, target: str | None, skip_load: bool, **given: Any) -> None:
-    """Measure a workload; every value is checked."""
+def bench(
+    json_path: str | None,
+    target: str | None,
+    skip_load: bool,
+    ablate: bool,
+    output: Path,
+    **given: Any,
+) -> None:
+    """Measure a workload; every value is checked.
+
+    --design all compares all designs on the same load.
+    """
     _require_root("bench")
+    wants_all = given["design"] == ALL_DESIGNS
+    if wants_all or ablate:
+        if target is not None or (wants_all and ablate):
+            raise UsageError("--design all, --ablate and --target exclude one another")
+        _compare(json_path, ablate, output, given)
+        return
     from dpukv_xdp.bench import Bench
     from dpukv_xdp.report import counters_table, results_table
     from dpukv_xdp.targets import find_target
@@ -276,6 +323,136 @@ def demo(json_path: str | None, output: Path, **given: Any) -> None:
         )
         console.print(results_table(result["runs"]), RESULTS_KEY)
         console.print(f"Latency against throughput, as a picture: {result['picture']}")
+
+
+def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str, Any]) -> None:
+    from dpukv_xdp.comparison import run_ablations, run_designs
+    from dpukv_xdp.report import (
+        DESIGNS_KEY,
+        ablations_table,
+        designs_table,
+        plot_designs,
+        stages_table,
+    )
+
+    if not ablate:
+        given["design"] = None
+    config, options = _settings(given, own_server=True)
+    _check_json(json_path)
+    if not ablate:
+        _check_picture(output)
+    signals.catch()
+    config.leave_engine_cpus()
+    with _progress() as progress:
+        comparison = (run_ablations if ablate else run_designs)(config, options, progress)
+    if not ablate:
+        plot_designs(comparison.runs, output)
+    picture = None if ablate else str(output)
+    _emit_json(
+        json_path,
+        {"results": comparison.runs, "refused": comparison.refused, "picture": picture},
+    )
+    if json_path == "-":
+        return
+    console = _console()
+    if ablate:
+        console.print(ablations_table(comparison.runs))
+    else:
+        console.print(designs_table(comparison.runs), stages_table(comparison.runs), DESIGNS_KEY)
+        console.print(f"Relative to the slowest, as a picture: {output}")
+    for name, reason in comparison.refused.items():
+        console.print(f"{name}: not run: {reason}")
+    for sentence in dict.fromkeys(note for run in comparison.runs for note in run["notes"]):
+        console.print(f"note: {sentence}")
+    console.print(_machine_line(comparison.runs[0]))
+
+
+@cli.command()
+@json_option
+def designs(json_path: str | None) -> None:
+    """What each design is, and what it is good for."""
+    from dpukv_xdp.designs import DESIGNS
+
+    rows = [
+        {
+            "name": design.name,
+            "communication": design.communication,
+            "processing": design.processing,
+            "pairing": design.pairing,
+            "summary": design.summary,
+        }
+        for design in DESIGNS.values()
+    ]
+    _emit_json(json_path, rows)
+    if json_path != "-":
+        for row in rows:
+            first, second = row["summary"]
+            click.echo(f"{row['name']:9} {first}\n{'':9} {second}")
+
+
+@cli.command(name="qp-bench")
+@click.option("--sizes", help="Payloads in bytes, such as 2,1024 (2 to 8192, as in the paper).")
+@click.option(
+    "--operations", type=int, default=5000, show_default=True, help="Of each measurement."
+)
+@click.option(
+    "--primitive",
+    "primitives",
+    multiple=True,
+    metavar="NAME",
+    help="ring, ringbuf, ringbuf-epoll, af-xdp or af-xdp-poll; may be repeated (all).",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw latency against payload into this picture.",
+)
+@json_option
+def qp_bench(
+    json_path: str | None,
+    sizes: str | None,
+    operations: int,
+    primitives: tuple[str, ...],
+    output: Path | None,
+) -> None:
+    """Measure what a hand-over between DPU and host core costs.
+
+    By payload, for each way to make one; blocking (one in flight) and non-blocking.
+    """
+    _require_root("qp-bench")
+    from dpukv_xdp.report import (
+        TRANSFERS_KEY,
+        plot_transfers,
+        transfers_notes,
+        transfers_tables,
+    )
+    from dpukv_xdp.transfer import PRIMITIVES, SIZES, TransferPlan, Transfers, measure
+
+    plan = TransferPlan(
+        sizes=SIZES if sizes is None else _sizes(sizes),
+        operations=operations,
+        primitives=primitives or tuple(PRIMITIVES),
+    )
+    plan.check()
+    _check_json(json_path)
+    if output is not None:
+        _check_picture(output)
+    signals.catch()
+    with _progress() as progress, contextlib.ExitStack() as cleanup:
+        progress("compiling the programs, building the lab", 0.0)
+        with signals.held():  # pyroute2's event loop would swallow an interrupt
+            transfers = cleanup.enter_context(Transfers(needs_link=plan.needs_link()))
+        result = measure(plan, transfers, progress)
+    _emit_json(json_path, result)
+    if output is not None:
+        plot_transfers(result, output)
+    if json_path != "-":
+        console = _console()
+        for table in transfers_tables(result):
+            console.print(table)
+        console.print(*transfers_notes(result), TRANSFERS_KEY, _machine_line(result), sep="\n")
+        if output is not None:
+            console.print(f"Latency against payload, as a picture: {output}")
 
 
 # ---- Serving
@@ -548,6 +725,13 @@ def _check_run(options: Any) -> None:
         )
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a list of sizes such as 2,1024") from error
+
+
 def _check_mtu(mtu: int) -> None:
     from dpukv_xdp import abi
 
@@ -562,15 +746,16 @@ def _server_config(given: dict[str, Any]) -> Any:
     from dpukv_xdp.config import load_config
 
     path = given.pop("config_path")
-    cpus = given.pop("engine_cpus")
-    if cpus is not None:
-        try:
-            given["engine_cpus"] = [int(cpu) for cpu in cpus.split(",")]
-        except ValueError as error:
-            raise UsageError(f"{cpus!r} is not a list of cores such as 0,1") from error
+    for name in ("engine_cpus", "dpu_cpus"):
+        cpus = given.pop(name)
+        if cpus is not None:
+            try:
+                given[name] = [int(cpu) for cpu in cpus.split(",")]
+            except ValueError as error:
+                raise UsageError(f"{cpus!r} is not a list of cores such as 0,1") from error
     config = load_config(path, given)
     cores = os.sched_getaffinity(0)
-    if {config.engine_cpu(engine) for engine in range(config.engines)} == cores:
+    if set(config.placement().host_cpus) == cores:
         click.echo(
             f"dpukv: engines on all of {len(cores)} cores poll all the time and leave hardly "
             f"anything to the XDP programs and to you: expect everything to crawl",
@@ -607,7 +792,8 @@ def _client(
     details = place.record.details
     with in_namespace(place.client.namespace):
         address = (place.server.address, details["port"])
-        with Client(address, timeout=timeout, ports=details["engines"]) as client:
+        ports, owners = details["engines"], details["owners"]
+        with Client(address, timeout=timeout, ports=ports, owners=owners) as client:
             yield client
 
 
@@ -628,7 +814,12 @@ def _start_lab_server(place: Any, config: Any) -> None:
                 stderr=log,
                 start_new_session=True,
             )
-        place.note(port=config.port, engines=config.engines, log=f"/proc/{process.pid}/fd/2")
+        place.note(
+            port=config.port,
+            engines=config.endpoint_count(),
+            owners=config.owners(),
+            log=f"/proc/{process.pid}/fd/2",
+        )
         deadline = time.monotonic() + LAB_READY_SECONDS
         address = (place.server.address, config.port)
         while True:

@@ -73,9 +73,10 @@ class Client:
         retries: int = 4,
         ports: int = 1,
         mtu: int = ETHERNET_MTU,
+        owners: Sequence[int] | None = None,
     ) -> None:
         """`server` is the host and the UDP port of engine 0; engine i of `ports` listens i ports
-        further.
+        further. `owners` is the engine of each partition; by default each has one.
 
         An attempt that stays unanswered for `timeout` seconds is repeated up to `retries` times.
         UsageError for a host that has no IPv4 address, or an argument out of range.
@@ -87,6 +88,9 @@ class Client:
             raise UsageError(f"UDP port {port} is out of range: use 1 to {65536 - ports}")
         if timeout <= 0 or retries < 0:
             raise UsageError("timeout must be above 0 seconds and retries at least 0")
+        if owners is not None and not (owners and set(owners) <= set(range(ports))):
+            raise UsageError(f"owners={list(owners)} are not engines: use 0 to {ports - 1}")
+        self._owners = tuple(range(ports)) if owners is None else tuple(owners)
         self._host, self._port, self._mtu = host, port, mtu
         self._timeout, self._retries = timeout, retries
         self._opaque = secrets.randbits(32)
@@ -200,7 +204,7 @@ class Client:
         """MICA2's partition, and with one partition for each engine the engine too: from the hash's
         top 16 bits.
         """
-        return (request.key_hash >> 48) % len(self._sockets)
+        return self._owners[(request.key_hash >> 48) % len(self._owners)]
 
     def _pack(self, requests: dict[int, Request], batch_max: int) -> Iterator[dict[int, Request]]:
         """Cut into datagrams that hold as much as count and MTU allow.

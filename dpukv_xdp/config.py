@@ -5,20 +5,32 @@ import os
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.designs import find_design
+from dpukv_xdp.designs import Design, find_design
 from dpukv_xdp.errors import MissingError, UsageError
+from dpukv_xdp.placement import Placement, default_host_cpus, partition_owners, place_engines
+from dpukv_xdp.profiles import Profile, find_profile
 
-Respond = Literal["adaptive", "wait", "pipeline"]
-RESPOND_WAYS: tuple[Respond, ...] = ("adaptive", "wait", "pipeline")
+Respond = Literal["adaptive", "wait", "pipeline", "sender"]
+RESPOND_WAYS: tuple[Respond, ...] = get_args(Respond)
+Transport = Literal["ring", "ringbuf", "af_xdp"]
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
+Frames = Literal["af_xdp", "ring"]
+FRAMES: tuple[Frames, ...] = get_args(Frames)
+SocketMode = Literal["auto", "copy", "zero-copy"]
+SOCKET_MODES: tuple[SocketMode, ...] = get_args(SocketMode)
+Transfer = Literal["batch", "request"]
+Prepare = Literal["overlap", "serial"]
+Send = Literal["after-parse", "before-parse"]
 
 LOG_BYTES_MAX = 1 << 40
 ITEMS_MAX = 1 << 34
+RX_DESCRIPTORS = tuple(1 << bits for bits in range(6, 14))
 GIB = 1 << 30
 PROBE_ITEMS = 1 << 16
 
@@ -31,9 +43,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     port: int = 9800
     """UDP port of engine 0; engine e has port + e."""
     engines: int = 1
-    """Processing engines, one partition and one core each."""
+    """Processing engines behind each door of the design, each with a UDP port of its own."""
     engine_cpus: tuple[int, ...] = ()
-    """Their cores; empty for the first ones that this process may use."""
+    """Host cores, dealt out in turn; empty for all that this process may use but the last one."""
+    dpu_cpus: tuple[int, ...] = ()
+    """Cores for the interface's receive queues, as NAPI threads; empty to leave them where the
+    kernel runs them."""
     items: int = 1 << 20
     """Items that the index is laid out for, over all engines."""
     log_bytes: int = 0
@@ -42,6 +57,25 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Try 2 MiB pages, then transparent huge pages; what it became is reported."""
     respond: Respond = "adaptive"
     """How responses get out: wait for each, keep `depth` parked, or whatever the load suggests."""
+    transport: Transport = "ring"
+    """How requests get from XDP to the host."""
+    frames: Frames = "af_xdp"
+    """How whole frames get to a host door."""
+    socket_mode: SocketMode = "auto"
+    """AF_XDP with or without copying; auto tries zero-copy and says so if it cannot be had."""
+    rx_descriptors: int = 2048
+    """Of each AF_XDP socket; a power of two."""
+    host_share: float = 0.0
+    """Share of the keys behind the host's door, in designs with two doors; 0 for what `bench`
+    measures, and half elsewhere."""
+    transfer: Transfer = "batch"
+    """Hand over whole batches, or (for comparison) each request and response by itself."""
+    prepare: Prepare = "overlap"
+    """Prepare the response while the host works, or (for comparison) before handing over."""
+    send: Send = "after-parse"
+    """A host door sends a burst's responses after the next burst's parsing, or before."""
+    profile: str = "local"
+    """A row of the table in profiles.py."""
     depth: int = 24
     """Most batches that stay parked for a later frame to carry."""
     flush_after_us: float = 30.0
@@ -49,17 +83,38 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def check(self) -> None:
         """Raise UsageError for a setting that cannot work, before anything is built."""
-        find_design(self.design)
+        design = find_design(self.design)
+        profile = find_profile(self.profile)
+        profile.check(design)
         cpus = os.sched_getaffinity(0)
-        _require(0 <= self.port <= 0xFFFF - self.engines + 1, f"port {self.port} is not 0 to 65535")
+        most = abi.KV_ENGINES_MAX // len(design.communication)
+        _require(1 <= self.engines <= most, f"{self.engines} engines are not 1 to {most}")
         _require(
-            1 <= self.engines <= abi.KV_ENGINES_MAX,
-            f"{self.engines} engines are not 1 to {abi.KV_ENGINES_MAX}",
+            0 <= self.port <= 0xFFFF - self.endpoint_count() + 1,
+            f"port {self.port} is not 0 to {0xFFFF - self.endpoint_count() + 1}",
+        )
+        for name, wanted in (("engine", self.engine_cpus), ("dpu", self.dpu_cpus)):
+            _require(
+                set(wanted) <= cpus,
+                f"{name} cores {list(wanted)} are not among the cores {sorted(cpus)}",
+            )
+        _require(
+            self.rx_descriptors in RX_DESCRIPTORS,
+            f"{self.rx_descriptors} receive descriptors are not a power of two from "
+            f"{RX_DESCRIPTORS[0]} to {RX_DESCRIPTORS[-1]}",
+        )
+        _require(0 <= self.host_share < 1, f"a host share of {self.host_share:g} is not 0 to 1")
+        _require(
+            not profile.is_emulated or self.transport == "ring",
+            f"profile {profile.name} emulates a bus on the mapped ring only: use --transport ring",
         )
         _require(
-            set(self.engine_cpus) <= cpus and len(self.engine_cpus) in (0, self.engines),
-            f"engine cores {list(self.engine_cpus)} are not {self.engines} of the cores "
-            f"{sorted(cpus)}",
+            self.transport != "ringbuf" or self.transfer == "batch",
+            "a BPF ring buffer hands over whole batches: use --transfer batch",
+        )
+        _require(
+            self.transport != "af_xdp" or self.respond == "adaptive",
+            f"over AF_XDP responses leave by AF_XDP: leave out --respond {self.respond}",
         )
         _require(1 <= self.items <= ITEMS_MAX, f"{self.items} items are not 1 to {ITEMS_MAX}")
         _require(
@@ -90,40 +145,66 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
     def memory_bytes(self) -> int:
-        """Bytes that all partitions take: the index, and logs rounded up to powers of two."""
-        log_bytes = 1 << (self.log_bytes_per_engine() - 1).bit_length()
-        return self.engines * (int(self.items_per_engine() * _index_bytes_per_item()) + log_bytes)
+        """Bytes that all stores take: the index, and logs rounded up to powers of two."""
+        log_bytes = 1 << (self.log_bytes_per_store() - 1).bit_length()
+        return self.store_count() * (
+            int(self.items_per_store() * _index_bytes_per_item()) + log_bytes
+        )
 
     @staticmethod
     def entry_bytes(key_bytes: int, value_bytes: int) -> int:
         """Log bytes that an item takes."""
         return int(lib.kv_store_entry_bytes(key_bytes, value_bytes))
 
-    def engine_cpu(self, engine: int) -> int:
-        """The core of an engine."""
-        cpus = self.engine_cpus or tuple(sorted(os.sched_getaffinity(0)))
-        return cpus[engine % len(cpus)]
+    def row(self) -> Design:
+        """The design's row of the table."""
+        return find_design(self.design)
+
+    def profile_row(self) -> Profile:
+        """The profile's row of its table."""
+        return find_profile(self.profile)
+
+    def placement(self) -> Placement:
+        """Which engine runs where."""
+        return place_engines(self.row(), self.engines, self.engine_cpus or default_host_cpus())
+
+    def owners(self) -> tuple[int, ...]:
+        """The engine that owns each partition."""
+        return partition_owners(self.placement(), self.host_share or 0.5)
+
+    def endpoint_count(self) -> int:
+        """UDP ports, from `port` on: one for each engine."""
+        return self.engines * len(self.row().communication)
 
     def leave_engine_cpus(self) -> None:
         """Keep the calling thread off the engines' cores, where it would starve; the kernel does
         not see to that. Threads that it starts later stay off too.
         """
         cpus = os.sched_getaffinity(0)
-        others = cpus - {self.engine_cpu(engine) for engine in range(self.engines)}
+        others = cpus - set(self.placement().host_cpus)
         os.sched_setaffinity(0, others or cpus)
 
-    def items_per_engine(self) -> int:
-        """Items that one partition is laid out for."""
-        return -(-self.items // self.engines)
+    def store_count(self) -> int:
+        """Stores: one for each engine, or one for all."""
+        return 1 if self.row().has_one_store else self.endpoint_count()
 
-    def log_bytes_per_engine(self) -> int:
-        """Log bytes of one partition."""
+    def items_per_store(self) -> int:
+        """Items that one store is laid out for. With two doors either may get nearly all keys."""
+        return -(-self.items // (1 if self.row().has_one_store else self.engines))
+
+    def log_bytes_per_store(self) -> int:
+        """Log bytes of one store."""
         total = self.log_bytes or 2 * self.items * self.entry_bytes(8, 8)
-        return -(-total // self.engines)
+        return -(-total // (1 if self.row().has_one_store else self.engines))
 
     def depths(self) -> tuple[int, int]:
         """Batches that may stay parked: always, and on a busy link."""
-        table = {"adaptive": (0, self.depth), "wait": (0, 0), "pipeline": (self.depth, self.depth)}
+        table = {
+            "adaptive": (0, self.depth),
+            "wait": (0, 0),
+            "pipeline": (self.depth, self.depth),
+            "sender": (0, 0),
+        }
         return table[self.respond]
 
 

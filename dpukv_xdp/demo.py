@@ -18,8 +18,7 @@ CURVE_SECONDS_MAX = 0.5
 
 def story(config: ServerConfig, options: BenchOptions) -> str:
     """What runs where, and what is about to be measured."""
-    engine_cpus = {config.engine_cpu(engine) for engine in range(config.engines)}
-    host_cpus = ",".join(map(str, sorted(engine_cpus)))
+    host_cpus = ",".join(map(str, config.placement().host_cpus))
     client_cpu = Bench(config, options).client_cpu
     plot_seconds = 2 * len(CURVE_WINDOWS) * _curve_seconds(options)
     return f"""\

@@ -7,6 +7,7 @@ The checks look and try; what they try is removed again.
 import errno
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dpukv_xdp.kernel_headers import kernel_source
 KERNEL_NEEDED = (5, 18)
 CPUS_WANTED = 2
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}  # linux/capability.h
+AF_XDP = 44  # linux/socket.h; the socket module has no name for it
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def checks() -> list[Check]:
         _bcc(),
         _kernel_headers(),
         *_lab_checks(),
+        _af_xdp(),
         _cpus(),
         _huge_pages(),
     ]
@@ -139,6 +142,23 @@ def _native_xdp(own: lab.Lab) -> Check:
     if attachment.native_refused is None:
         return Check(name, True, "attached and taken off again")
     return Check(name, False, attachment.native_refused, "use Linux 4.19 or later")
+
+
+def _af_xdp() -> Check:
+    """Opens a socket, unbound, as every AF_XDP socket begins."""
+    name = "AF_XDP"
+    try:
+        socket.socket(AF_XDP, socket.SOCK_RAW).close()
+    except OSError as error:
+        remedy = {
+            errno.EPERM: "run it with sudo",
+            errno.EAFNOSUPPORT: "use a kernel with CONFIG_XDP_SOCKETS; until then, frames go to "
+            "the host through mapped rings only",
+        }
+        found = error.strerror or str(error)
+        advice = remedy.get(error.errno or 0, "see socket(2)")
+        return Check(name, False, found, advice, is_required=False)
+    return Check(name, True, "opens sockets", is_required=False)
 
 
 def _cpus() -> Check:

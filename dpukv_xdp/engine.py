@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The host's native threads: processing engines, and the senders of the communication cores.
+"""The host's native threads: host cores with their engines of both kinds, and the senders of the
+communication cores.
 
 Python makes, pins, watches and stops them; the loops are C and run without the GIL.
 """
@@ -7,18 +8,29 @@ Python makes, pins, watches and stops them; the loops are C and run without the 
 import contextlib
 import errno
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.errors import DpukvError, MissingError
 
 ENGINE_NICE = -20
 SENDER_PRIORITY = 10
 STOP_TIMEOUT_SECONDS = 5.0
+LIVE_BATCH_FRAMES = 16
+"""Live frames that leave together."""
+REPEAT_MAX = 0xFFFFFFFF
+"""Turns of one BPF_PROG_RUN call; a call is started again when it has used them up."""
+STOP_SIGNAL = signal.SIGUSR1
+"""Ends a BPF_PROG_RUN call."""
 
 
 class NativeThread:
@@ -77,70 +89,232 @@ class NativeThread:
         self._status = self._loop()
 
 
+class Store:
+    """The native store of one partition, or of several engines together."""
+
+    def __init__(self, *, items: int, log_bytes: int, huge_pages: bool) -> None:
+        """Raises MissingError when its memory cannot be had."""
+        self.handle = lib.kv_store_create(items, log_bytes, huge_pages)
+        if self.handle == ffi.NULL:
+            raise MissingError(
+                f"a store of {items} items and a log of {log_bytes} bytes",
+                f"more memory ({os.strerror(ffi.errno)}): ask for fewer items or a smaller log",
+            )
+
+    def share(self) -> "Store":
+        """Another handle on the same memory, for another engine's thread."""
+        shared = object.__new__(Store)
+        shared.handle = lib.kv_store_share(self.handle)
+        if shared.handle == ffi.NULL:
+            raise MissingError("sharing a store", f"more memory ({os.strerror(ffi.errno)})")
+        return shared
+
+    def close(self) -> None:
+        """Give the memory back, with the last handle."""
+        lib.kv_store_destroy(self.handle)
+        self.handle = ffi.NULL
+
+    def stats(self) -> dict[str, int]:
+        """The handle's counters."""
+        if self.handle == ffi.NULL:
+            return {}
+        stats = ffi.new("struct kv_store_stats *")
+        lib.kv_store_get_stats(self.handle, stats)
+        return _fields(stats)
+
+
 class ProcessingEngine:
-    """One engine: its partition and the thread that serves it."""
+    """One native engine: its store and the queue pairs that it serves."""
 
     def __init__(
         self,
         *,
         engine_id: int,
-        engines: int,
         cpu: int,
-        cpus: int,
-        pairs: Any,
-        items: int,
-        log_bytes: int,
-        huge_pages: bool,
+        store: Store,
         response_bytes_max: int,
-        flush_after_us: float,
+        flush_after_us: float = 30.0,
+        partitions: Any = ffi.NULL,
+        burst_requests: int = abi.KV_BATCH_MAX,
+        transfer_per_request: bool = False,
+        bus_latency_us: float = 0.0,
+        bus_gbytes_per_s: float = 0.0,
+        ring: Any = ffi.NULL,
     ) -> None:
-        """`pairs` is the C array of this engine's queue pairs, one for each of `cpus` cores.
-
-        Raises MissingError when the partition's memory cannot be had.
+        """`partitions` is a struct kv_partition_table that others may change, NULL if this engine
+        owns all keys; `ring` a struct kv_ringbuf that requests come from instead of queue pairs.
         """
-        self._store = lib.kv_store_create(items, log_bytes, huge_pages)
-        if self._store == ffi.NULL:
-            raise MissingError(
-                f"a partition of {items} items and a log of {log_bytes} bytes",
-                f"more memory ({os.strerror(ffi.errno)}): ask for fewer items or a smaller log",
-            )
+        ticks_per_us = lib.kv_ticks_per_second() / 1e6
         engine = ffi.new("struct kv_engine *")
-        engine.pairs = pairs
-        engine.store = self._store
-        engine.id, engine.engines, engine.cpu, engine.cpus = engine_id, engines, cpu, cpus
+        engine.store = store.handle
+        engine.partitions = partitions
+        engine.ring = ring
+        engine.id, engine.cpu = engine_id, cpu
         engine.response_bytes_max = response_bytes_max
-        engine.flush_after_ticks = int(flush_after_us * lib.kv_ticks_per_second() / 1e6)
-        self._engine = engine
+        engine.flush_after_ticks = int(flush_after_us * ticks_per_us)
+        engine.burst_requests = burst_requests
+        engine.transfer_per_request = transfer_per_request
+        engine.bus.latency_ticks = int(bus_latency_us * ticks_per_us)
+        if bus_gbytes_per_s:
+            engine.bus.ticks_per_mib = int(
+                ticks_per_us * 1e6 * (1 << 20) / (bus_gbytes_per_s * 1e9)
+            )
+        self.native = engine
+        self.engine_id = engine_id
+        self.cpu = cpu
+        self.store = store
+
+    def add_pairs(self, pairs: Any, count: int, senders: Any = ffi.NULL) -> None:
+        """Serve `count` queue pairs of a C array; `senders` is as long, or NULL where the other end
+        polls.
+        """
+        first = self.native.pair_count
+        for index in range(count):
+            state = self.native.pairs[first + index]
+            state.pair = pairs + index
+            if senders != ffi.NULL:
+                state.sender = senders + index
+        self.native.pair_count = first + count
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's and its store's counters."""
+        bus = self.native.bus
+        return {
+            **_fields(self.native.stats),
+            "engine": self.engine_id,
+            "cpu": self.cpu,
+            "bus_transfers": list(bus.transfers),
+            "bus_bytes": list(bus.bytes),
+            "store": self.store.stats(),
+        }
+
+
+class Communicator:
+    """A communication engine on the host: one source of frames, and a queue pair with each
+    engine.
+    """
+
+    def __init__(
+        self, *, engines: int, port: int, address: int, send_after_parse: bool, noted: bool = False
+    ) -> None:
+        """`address` in network order, 0 for any. Raises MissingError without memory."""
+        self.native = lib.kv_communicator_create(engines)
+        if self.native == ffi.NULL:
+            raise MissingError("a host communication engine", os.strerror(ffi.errno))
+        self.native.first_port, self.native.address = port, address
+        self.native.send_after_parse = send_after_parse
+        self.native.noted = noted
+
+    def pair_of(self, engine: int) -> Any:
+        """Its queue pair with an engine, as a C pointer."""
+        return self.native.pairs + engine
+
+    def own_queues(self) -> npt.NDArray[np.void]:
+        """The private sides with the counters: a copy, shape [engines]."""
+        count = self.native.engines
+        buffer = ffi.buffer(self.native.queues, count * abi.SIZE("kv_dpu_queue"))
+        return np.frombuffer(bytes(buffer), abi.dtype("kv_dpu_queue"))
+
+    def close(self) -> None:
+        """Give its memory back."""
+        lib.kv_communicator_destroy(self.native)
+
+
+class HostCore:
+    """A host core and the engines of both kinds that it runs, in one polling loop."""
+
+    def __init__(self, cpu: int) -> None:
+        self.cpu = cpu
+        self.native = ffi.new("struct kv_host *")
+        self.native.cpu = cpu
+        self._parts: list[Any] = []  # cffi keeps nothing alive that only C points to
         self.thread = NativeThread(
-            f"engine {engine_id}",
+            f"host core {cpu}",
             cpu,
-            lambda: int(lib.kv_engine_run(engine)),
-            lambda: setattr(engine, "stop", 1),
+            lambda: int(lib.kv_host_run(self.native)),
+            lambda: setattr(self.native, "stop", 1),
         )
 
-    def start(self, senders: "Senders") -> None:
-        """Serve. Overdue responses are reported to `senders`."""
-        self._engine.senders = senders.array
+    def add_engine(self, engine: ProcessingEngine) -> None:
+        """Run a processing engine here."""
+        self._parts.append(engine)
+        self.native.engines[self.native.engine_count] = engine.native
+        self.native.engine_count += 1
+
+    def add_communicator(self, communicator: Communicator) -> None:
+        """Run a communication engine here."""
+        self._parts.append(communicator)
+        self.native.communicators[self.native.communicator_count] = communicator.native
+        self.native.communicator_count += 1
+
+    def start(self) -> None:
+        """Begin to poll."""
         self.thread.start(_raise_priority)
 
     def stop(self) -> None:
-        """Stop serving; the store stays readable."""
+        """End; the stores stay readable."""
         self.thread.stop()
 
-    def close(self) -> None:
-        """Give the partition's memory back."""
-        lib.kv_store_destroy(self._store)
-
     def stats(self) -> dict[str, Any]:
-        """The engine's and its partition's counters."""
-        store = ffi.new("struct kv_store_stats *")
-        lib.kv_store_get_stats(self._store, store)
+        """What the loop has used."""
         return {
-            **_fields(self._engine.stats),
-            "cpu": self.thread.cpu,
+            "cpu": self.cpu,
             "cpu_ns": self.thread.cpu_ns(),
-            "store": _fields(store),
+            "rounds": int(self.native.rounds),
+            "total_ticks": int(self.native.total_ticks),
         }
+
+
+class LiveSender:
+    """The sender in one long call: a thread that runs kv_send over live frames until stopped."""
+
+    def __init__(self, *, cpu: int, program_fd: int, interface_index: int) -> None:
+        self.live = LiveFrames(program_fd, interface_index, LIVE_BATCH_FRAMES)
+        self.thread = NativeThread("live sender", cpu, self.live.run, self.live.stop)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self.thread.start(lambda: None)
+
+    def stop(self) -> None:
+        """End."""
+        self.thread.stop()
+
+
+class LiveFrames:
+    """BPF_PROG_RUN over live frames in calls as long as the kernel allows, until stopped."""
+
+    def __init__(self, program_fd: int, interface_index: int, batch_frames: int) -> None:
+        self._arguments = (program_fd, interface_index, abi.KV_FRAME_MAX, REPEAT_MAX, batch_frames)
+        self._stopping = False
+        self._thread_id = 0
+
+    def run(self) -> int:
+        """On the thread that generates: 0, or a negative errno."""
+        self._thread_id = threading.get_ident()
+        status = 0
+        while not self._stopping and status in (0, -errno.EINTR):
+            status = lib.kv_bpf_run_live(*self._arguments)
+        self._thread_id = 0
+        return 0 if status == -errno.EINTR else status
+
+    def stop(self) -> None:
+        """Make run() return. The kernel looks for signals between batches only, and one may arrive
+        before the call: repeat it.
+        """
+        self._stopping = True
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while self._thread_id and time.monotonic() < deadline:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(self._thread_id, STOP_SIGNAL)
+            time.sleep(0.02)
+
+
+def catch_stop_signal() -> None:
+    """Let STOP_SIGNAL interrupt system calls instead of ending the process: call it on the main
+    thread before LiveFrames.run().
+    """
+    signal.signal(STOP_SIGNAL, lambda number, frame: None)
 
 
 class Senders:

@@ -34,6 +34,10 @@ class MissingError(DpukvError):
         self.needs = needs
 
 
+class SocketError(MissingError):
+    """AF_XDP cannot be had on an interface, or is had and receives nothing."""
+
+
 class BusyError(DpukvError):
     """An interface already carries somebody else's XDP program; nothing was changed."""
 

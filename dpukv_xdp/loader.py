@@ -3,10 +3,11 @@
 its boundary.
 """
 
+import ctypes
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,30 @@ class LoadedObject:
         array = np.frombuffer(values, dtype=dtype)
         return array if len(array) == entries else array.reshape(entries, -1)
 
+    def set_fd(self, name: str, index: int, fd: int) -> None:
+        """Put a socket or a map into a map of such."""
+        self._bpf[name.encode()][ctypes.c_int(index)] = ctypes.c_int(fd)
+
+    def write_array(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Set an array map's first entries."""
+        table = self._bpf[name.encode()]
+        for index, value in enumerate(values):
+            table[ctypes.c_uint32(index)] = table.Leaf.from_buffer_copy(value.tobytes())
+
     def close(self) -> None:
         """Unload the programs and maps that nothing else holds."""
         self._bpf.cleanup()
 
 
-def load(source_name: str, programs: list[str], settings: Mapping[str, int]) -> LoadedObject:
+def load(
+    source_name: str,
+    programs: Sequence[str],
+    settings: Mapping[str, int],
+    tail_calls: Sequence[str] = (),
+) -> LoadedObject:
     """Compile bpf/`source_name` with `settings` as -D and load `programs` as XDP programs.
 
+    `tail_calls` names those that other programs call through kv_programs, by their index there.
     Raises MissingError without bcc, LoadError when clang or the verifier refuses.
     """
     bcc = _import_bcc()
@@ -64,11 +81,17 @@ def load(source_name: str, programs: list[str], settings: Mapping[str, int]) -> 
     with _captured_stderr() as read_log:
         try:
             bpf = bcc.BPF(src_file=str(source).encode(), cflags=[*_CFLAGS, *defines])
-            functions = {name: bpf.load_func(name.encode(), bcc.BPF.XDP).fd for name in programs}
+            functions = {
+                name: bpf.load_func(name.encode(), bcc.BPF.XDP).fd
+                for name in (*programs, *tail_calls)
+            }
         except Exception as error:  # bcc raises bare Exception; its reason is on stderr
             log = read_log()
             raise LoadError(_telling_line(source, log, error), log) from error
-    return LoadedObject(bpf, functions)
+    loaded = LoadedObject(bpf, functions)
+    for index, name in enumerate(tail_calls):
+        loaded.set_fd("kv_programs", index, functions[name])
+    return loaded
 
 
 def map_memory(map_fd: int, element: str, count: int) -> Any:

@@ -6,9 +6,7 @@ Python prepares, starts, watches and stops; nothing of it runs per packet.
 """
 
 import contextlib
-import errno
 import os
-import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -19,21 +17,16 @@ import numpy.typing as npt
 
 from dpukv_xdp import abi, lab, loader, nic, workload
 from dpukv_xdp._core._native import lib
+from dpukv_xdp.engine import LIVE_BATCH_FRAMES, LiveFrames, catch_stop_signal
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.workload import Plan
 
 TEMPLATES = 32768
 """Prepared frames; the stream of requests repeats after them."""
-BATCH_FRAMES_MAX = 16
-"""Live frames that leave together."""
-REPEAT_MAX = 0xFFFFFFFF
-"""Turns of one BPF_PROG_RUN call; a call is started again when it has used them up."""
 TIMEOUT_NS = 200_000_000
 """A packet unanswered for so long is lost; far beyond any pause of a busy machine's engine."""
 LOAD_TRIES = 3
 """Times that a part of the load phase is sent when answers to it were lost."""
-STOP_SIGNAL = signal.SIGUSR1
-"""Ends the BPF_PROG_RUN call of the generating thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +72,6 @@ class LoadGenerator:
         self._settings = {"KV_PORT": port, "KV_ENGINES": engines, "KV_TEMPLATES": TEMPLATES}
         self._thread: threading.Thread | None = None
         self._thread_clock: int | None = None
-        self._stopping = False
         self._status = 0
         self._cleanup = contextlib.ExitStack()
 
@@ -97,7 +89,7 @@ class LoadGenerator:
             )
             cleanup.callback(lab.release_attachment, attachment)
             self.attachment = attachment
-            signal.signal(STOP_SIGNAL, lambda number, frame: None)
+            catch_stop_signal()
             cleanup.callback(self.abort)
             self._cleanup = cleanup.pop_all()
         return self
@@ -153,11 +145,12 @@ class LoadGenerator:
         self._cursor["next_start_ns"] = 0
         self._cursor["slot"] = 0
         control["state"] = abi.KV_LOAD_RUNNING
-        batch_frames = min(BATCH_FRAMES_MAX, loop.window)
-        self._stopping = False
+        batch_frames = min(LIVE_BATCH_FRAMES, loop.window)
+        program_fd = self._programs.programs["kv_generate"]
+        self._live = LiveFrames(program_fd, self.interface.index, batch_frames)
         ready = threading.Event()
         self._thread = threading.Thread(
-            target=self._generate, args=(batch_frames, ready), name="generator"
+            target=self._generate, args=(self._live, ready), name="generator"
         )
         self._thread.start()
         ready.wait()
@@ -209,28 +202,18 @@ class LoadGenerator:
                 raise DpukvError(f"the generator ended before it had sent {packets} packets")
             time.sleep(0.001)
 
-    def _generate(self, batch_frames: int, ready: threading.Event) -> None:
+    def _generate(self, live: LiveFrames, ready: threading.Event) -> None:
         os.sched_setaffinity(0, {self.cpu})
         self._thread_clock = time.pthread_getcpuclockid(threading.get_ident())
         ready.set()
-        program_fd = self._programs.programs["kv_generate"]
-        status = 0
-        while not self._stopping and status in (0, -errno.EINTR):
-            status = lib.kv_bpf_run_live(
-                program_fd, self.interface.index, abi.KV_FRAME_MAX, REPEAT_MAX, batch_frames
-            )
-        self._status = 0 if status == -errno.EINTR else status
+        self._status = live.run()
 
     def _stop_thread(self) -> None:
-        """The kernel looks for signals between batches only, and one may arrive before the call:
-        repeat it.
-        """
         self._control["state"] = abi.KV_LOAD_STOPPED
         thread, self._thread = self._thread, None
-        self._stopping = True
-        while thread is not None and thread.is_alive():
-            signal.pthread_kill(thread.ident or 0, STOP_SIGNAL)
-            thread.join(0.05)
+        if thread is not None:
+            self._live.stop()
+            thread.join()
 
     def _thread_cpu_ns(self) -> int:
         if self._thread is None or self._thread_clock is None or not self._thread.is_alive():

@@ -99,12 +99,27 @@ class ServerRole:
         self._server = server
         server.config.leave_engine_cpus()
         assert server.attachment is not None
-        return {"endpoint": server.endpoint(), "attachment": msgspec.to_builtins(server.attachment)}
+        return {
+            "endpoint": server.endpoint(),
+            "attachment": msgspec.to_builtins(server.attachment),
+            "notes": server.notes,
+        }
 
     def stats(self) -> dict[str, Any]:
         """Server.stats()."""
         assert self._server is not None
         return self._server.stats()
+
+    def set_host_share(self, host_share: float) -> list[int]:
+        """Server.set_host_share(); the owners then."""
+        assert self._server is not None
+        self._server.set_host_share(host_share)
+        return list(self._server.owners)
+
+    def open_all_doors(self) -> None:
+        """Server.open_all_doors()."""
+        assert self._server is not None
+        self._server.open_all_doors()
 
     def close(self) -> None:
         """Stop serving."""

@@ -5,23 +5,38 @@ started and stopped.
 
 import contextlib
 import mmap
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from dpukv_xdp import abi, lab, loader, nic
+from dpukv_xdp import abi, lab, loader, nic, queues
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import find_design
-from dpukv_xdp.engine import ProcessingEngine, Senders
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.engine import (
+    Communicator,
+    HostCore,
+    LiveSender,
+    ProcessingEngine,
+    Senders,
+    Store,
+    catch_stop_signal,
+)
+from dpukv_xdp.errors import MissingError, SocketError, UsageError
+from dpukv_xdp.placement import partition_table
+from dpukv_xdp.sockets import ReceiveSocket
+from dpukv_xdp.wiring import Wiring, network_order_word
 
 ETHERNET_BYTES = abi.offset("kv_packet_header", "ip_version_ihl")
 VLAN_BYTES = 4
+RINGBUF_BYTES = 1 << 20
+"""Of each engine's BPF ring buffer: some hundred batches."""
 
 
 class Server:
@@ -31,19 +46,57 @@ class Server:
         """Check what can be checked without changing anything. Raises UsageError."""
         config.check()
         self.config = config
-        self.design = find_design(config.design)
         self.interface = nic.find(interface)
         self.attachment: nic.Attachment | None = None
+        self.placement = config.placement()
+        self.notes: list[str] = list(self.placement.notes)
+        self.owners = config.owners()
+        self._design = config.row()
+        self._profile = config.profile_row()
+        self._wiring = Wiring.of(config)
         self._cpus = min(_possible_cpus(), abi.KV_CPUS_MAX)
         self._cleanup = contextlib.ExitStack()
+        self._engines: list[ProcessingEngine] = []
+        self._communicators: list[Communicator] = []
+        self._sockets: list[ReceiveSocket] = []
+        self._hosts: dict[int, HostCore] = {}
+        self._senders: Senders | None = None
 
     def start(self) -> None:
+        """Serve.
+
+        Where AF_XDP cannot be had, or is bound and receives nothing, mapped rings take its place,
+        and `notes` says so, unless the settings ask for a mode of it.
+        """
+        try:
+            self._start()
+        except SocketError as error:
+            if self.config.socket_mode != "auto":
+                raise
+            transport = "ring" if self.config.transport == "af_xdp" else self.config.transport
+            self.config = msgspec.structs.replace(self.config, frames="ring", transport=transport)
+            self._wiring = Wiring.of(self.config)
+            self.notes.append(f"mapped rings instead of AF_XDP: {error}")
+            self._engines, self._communicators, self._sockets = [], [], []
+            self._hosts, self._senders = {}, None
+            self._start()
+
+    def _start(self) -> None:
         """Load, allocate, serve, attach: the interface comes last. Nothing stays if it fails."""
+        if not self.interface.is_up:
+            raise UsageError(
+                f"{self.interface.name} is down: bring it up with 'ip link set "
+                f"{self.interface.name} up'"
+            )
         with contextlib.ExitStack() as cleanup:
             self._load(cleanup)
             self._start_senders(cleanup)
-            self._start_engines(cleanup)
+            self._make_engines(cleanup)
+            self._make_communicators(cleanup)
+            self._start_hosts(cleanup)
             self._attach(cleanup)
+            self._place_receive_queues(cleanup)
+            self._check_sockets()
             self._cleanup = cleanup.pop_all()
 
     def stop(self) -> None:
@@ -57,15 +110,27 @@ class Server:
             "mac": self.interface.mac,
             "address": self.interface.address,
             "port": self.config.port,
-            "engines": self.config.engines,
+            "engines": len(self.placement.engines),
+            "owners": list(self.owners),
             "mtu": self.interface.mtu,
         }
 
+    def set_host_share(self, host_share: float) -> None:
+        """Give the host's door another share of the keys. Keys that change sides are not moved:
+        meant for an empty store.
+        """
+        self.config = msgspec.structs.replace(self.config, host_share=host_share)
+        self.owners = self.config.owners()
+        self._write_partitions(exclusive=not self._design.has_one_store)
+
+    def open_all_doors(self) -> None:
+        """Have every engine take any key until the next set_host_share(): to measure each alone."""
+        self._write_partitions(exclusive=False)
+
     def counters(self) -> dict[str, int]:
-        """The communication engine's counters over all queue pairs, by their names in kv_abi.h."""
-        queues = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
-        totals = queues["counters"].sum(axis=0, dtype=np.uint64)
-        names = list(abi.Counter)[:-1]
+        """The communication engines' counters over all queue pairs, by their names in kv_abi.h."""
+        totals = sum(own["counters"].sum(axis=0, dtype=np.uint64) for own in self._queues())
+        names = list(abi.Counter)
         return {counter.name.lower(): int(totals[counter]) for counter in names}
 
     def stats(self) -> dict[str, Any]:
@@ -74,9 +139,13 @@ class Server:
         run_time_ns, run_count = loader.program_stats(program_fd)
         return {
             "counters": self.counters(),
+            "stages": self._stages(),
             "engines": [engine.stats() for engine in self._engines],
-            "senders": self._senders.stats(),
+            "hosts": [host.stats() for host in self._hosts.values()],
+            "senders": self._senders.stats() if self._senders else None,
+            "sockets": [socket.stats() for socket in self._sockets],
             "xdp": {"run_time_ns": run_time_ns, "run_count": run_count},
+            "napi": queues.napi_threads(self.interface.name) if self.config.dpu_cpus else None,
             "ticks_per_second": self._ticks_per_second,
         }
 
@@ -92,73 +161,189 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _load(self, cleanup: contextlib.ExitStack) -> None:
-        depth_min, depth_max = self.config.depths()
-        settings = {
-            "KV_ENGINES": self.config.engines,
-            "KV_CPUS": self._cpus,
-            "KV_PORT": self.config.port,
-            "KV_ADDRESS": _network_order_word(self.interface.address),
-            "KV_DEPTH_MIN": depth_min,
-            "KV_DEPTH_MAX": depth_max,
+    def _queues(self) -> list[npt.NDArray[np.void]]:
+        """The private sides of all queue pairs, in XDP and on the host."""
+        in_xdp = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
+        return [in_xdp, *(communicator.own_queues() for communicator in self._communicators)]
+
+    def _stages(self) -> dict[str, dict[str, int]]:
+        """Stage clocks of the communication engines by side: see enum kv_stage."""
+        in_xdp, *on_host = self._queues()
+        return {
+            side: {
+                "frames": sum(int(own["stage_frames"].sum()) for own in owns),
+                "requests": sum(int(own["stage_requests"].sum()) for own in owns),
+                **{
+                    stage.name.lower(): sum(int(own["stage_ns"][:, stage].sum()) for own in owns)
+                    for stage in abi.Stage
+                },
+            }
+            for side, owns in (("dpu", [in_xdp]), ("host", on_host))
         }
-        self._programs = loader.load("kv_receive.c", ["kv_receive", "kv_flush"], settings)
+
+    def _load(self, cleanup: contextlib.ExitStack) -> None:
+        settings = self._wiring.settings(self.config, self._cpus, self.interface)
+        self._programs = loader.load(
+            "kv_receive.c", self._wiring.programs, settings, self._wiring.tail_calls
+        )
         cleanup.callback(self._programs.close)
-        self._map_queue_pairs(cleanup)
+        self._partitions = self._map("kv_partitions", "kv_partition_table", 1, cleanup)
+        self._write_partitions(exclusive=not self._design.has_one_store)
+        pair_count = len(self.placement.engines) * self._cpus
+        self._pairs = self._map("kv_queue_pairs", "kv_queue_pair", pair_count, cleanup)
         self._ticks_per_second = int(lib.kv_ticks_per_second())
 
-    def _map_queue_pairs(self, cleanup: contextlib.ExitStack) -> None:
-        """Shared with XDP until stop(): a mapping that stayed would keep the map alive."""
-        pair_count = self.config.engines * self._cpus
+    def _write_partitions(self, *, exclusive: bool) -> None:
+        table = partition_table(self.owners, exclusive=exclusive)
+        ffi.memmove(self._partitions, table.tobytes(), table.nbytes)
+
+    def _map(self, name: str, struct: str, count: int, cleanup: contextlib.ExitStack) -> Any:
+        """A table shared with XDP until stop(): a mapping that stayed would keep it alive."""
         memory = mmap.mmap(
-            self._programs.map_fd("kv_queue_pairs"),
-            pair_count * abi.SIZE("kv_queue_pair"),
+            self._programs.map_fd(name),
+            -(-count * abi.SIZE(struct) // mmap.PAGESIZE) * mmap.PAGESIZE,
             flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
         )
         cleanup.callback(memory.close)
-        self._pairs = ffi.from_buffer("struct kv_queue_pair[]", memory, require_writable=True)
-        cleanup.callback(ffi.release, self._pairs)
+        view = ffi.from_buffer(f"struct {struct}[]", memory, require_writable=True)
+        cleanup.callback(ffi.release, view)
+        return view
 
     def _start_senders(self, cleanup: contextlib.ExitStack) -> None:
-        packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        cleanup.callback(packet_socket.close)
-        packet_socket.bind((self.interface.name, 0))
-        self._senders = Senders(
-            cpus=self._cpus,
-            engines=self.config.engines,
-            program_fd=self._programs.programs["kv_flush"],
-            socket_fd=packet_socket.fileno(),
-        )
-        cleanup.callback(self._senders.stop)
-        self._senders.start()
-
-    def _start_engines(self, cleanup: contextlib.ExitStack) -> None:
-        self._engines = []
-        frame_bytes_max = min(self.interface.mtu + ETHERNET_BYTES + VLAN_BYTES, abi.KV_FRAME_MAX)
-        for engine_id in range(self.config.engines):
-            engine = ProcessingEngine(
-                engine_id=engine_id,
-                engines=self.config.engines,
-                cpu=self.config.engine_cpu(engine_id),
+        if "kv_flush" in self._wiring.programs:
+            packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            cleanup.callback(packet_socket.close)
+            packet_socket.bind((self.interface.name, 0))
+            self._senders = Senders(
                 cpus=self._cpus,
-                pairs=self._pairs + engine_id * self._cpus,
-                items=self.config.items_per_engine(),
-                log_bytes=self.config.log_bytes_per_engine(),
-                huge_pages=self.config.huge_pages,
-                response_bytes_max=frame_bytes_max - VLAN_BYTES - abi.SIZE("kv_packet_header"),
-                flush_after_us=self.config.flush_after_us,
+                engines=len(self.placement.engines),
+                program_fd=self._programs.programs["kv_flush"],
+                socket_fd=packet_socket.fileno(),
             )
-            cleanup.callback(engine.close)
-            engine.start(self._senders)
-            cleanup.callback(engine.stop)
+            cleanup.callback(self._senders.stop)
+            self._senders.start()
+        if "kv_send" in self._wiring.programs:
+            catch_stop_signal()
+            live = LiveSender(
+                cpu=self._sender_cpu(),
+                program_fd=self._programs.programs["kv_send"],
+                interface_index=self.interface.index,
+            )
+            cleanup.callback(live.stop)
+            live.start()
+
+    def _sender_cpu(self) -> int:
+        """A core without an engine, if there is one: the DPU's."""
+        cpus = os.sched_getaffinity(0)
+        free = cpus - set(self.placement.host_cpus)
+        return max(self.config.dpu_cpus or free or cpus)
+
+    def _make_engines(self, cleanup: contextlib.ExitStack) -> None:
+        config = self.config
+        frame_bytes_max = min(self.interface.mtu + ETHERNET_BYTES + VLAN_BYTES, abi.KV_FRAME_MAX)
+        owns_all = len(set(self.owners)) == 1 or self._design.has_one_store
+        store: Store | None = None
+        for place in self.placement.native():
+            assert place.cpu is not None
+            if store is not None and self._design.has_one_store:
+                store = store.share()
+            else:
+                store = Store(
+                    items=config.items_per_store(),
+                    log_bytes=config.log_bytes_per_store(),
+                    huge_pages=config.huge_pages,
+                )
+            cleanup.callback(store.close)
+            engine = ProcessingEngine(
+                engine_id=place.engine,
+                cpu=place.cpu,
+                store=store,
+                response_bytes_max=frame_bytes_max - VLAN_BYTES - abi.SIZE("kv_packet_header"),
+                flush_after_us=config.flush_after_us,
+                partitions=ffi.NULL if owns_all else self._partitions,
+                burst_requests=self._profile.burst_requests,
+                transfer_per_request=config.transfer == "request",
+                bus_latency_us=self._profile.bus_latency_us
+                if place.door != place.processing
+                else 0,
+                bus_gbytes_per_s=self._profile.bus_gbytes_per_s
+                if place.door != place.processing
+                else 0,
+                ring=self._request_ring(place.engine, cleanup),
+            )
+            if self._wiring.serves_pairs(place):
+                senders = self._senders.array if self._senders else ffi.NULL
+                engine.add_pairs(self._pairs + place.engine * self._cpus, self._cpus, senders)
+            self._host(place.cpu).add_engine(engine)
             self._engines.append(engine)
 
+    def _request_ring(self, engine: int, cleanup: contextlib.ExitStack) -> Any:
+        """The BPF ring buffer of an engine, in its map of such; NULL with another transport."""
+        if self.config.transport != "ringbuf" or self.placement.engines[engine].door != "dpu":
+            return ffi.NULL
+        ring_fd = lib.kv_bpf_create_ringbuf(RINGBUF_BYTES)
+        if ring_fd < 0:
+            raise MissingError("a BPF ring buffer", f"Linux 5.8 ({os.strerror(-ring_fd)})")
+        cleanup.callback(os.close, ring_fd)
+        self._programs.set_fd("kv_request_rings", engine, ring_fd)
+        ring = lib.kv_ringbuf_create(ring_fd, RINGBUF_BYTES)
+        if ring == ffi.NULL:
+            raise MissingError("mapping a BPF ring buffer", os.strerror(ffi.errno))
+        cleanup.callback(lib.kv_ringbuf_destroy, ring)
+        return ring
+
+    def _make_communicators(self, cleanup: contextlib.ExitStack) -> None:
+        """One for each receive queue's socket, or one for each engine's rings of whole frames."""
+        cpus = self._wiring.communication_cpus(self.placement)
+        if self._wiring.needs_sockets:
+            for queue in range(queues.receive_queues(self.interface.name)):
+                communicator = self._communicator(cpus[queue % len(cpus)], cleanup)
+                receive = ReceiveSocket(
+                    self.interface.name, queue, self.config.rx_descriptors, self.config.socket_mode
+                )
+                cleanup.callback(receive.close)
+                self._programs.set_fd("kv_sockets", queue, receive.fd)
+                communicator.native.socket = receive.native
+                self._sockets.append(receive)
+                self.notes += [receive.refused] if receive.refused else []
+        if self._wiring.needs_frame_rings:
+            for place in self.placement.behind("host"):
+                assert place.cpu is not None
+                communicator = self._communicator(place.cpu, cleanup)
+                communicator.native.rings = self._pairs + place.engine * self._cpus
+                communicator.native.ring_count = self._cpus
+                communicator.native.ring_engine = place.engine
+                ticks_per_us = self._ticks_per_second / 1e6
+                communicator.native.flush_after_ticks = int(
+                    self.config.flush_after_us * ticks_per_us
+                )
+                if self._senders:
+                    communicator.native.senders = self._senders.array
+
+    def _communicator(self, cpu: int, cleanup: contextlib.ExitStack) -> Communicator:
+        communicator = Communicator(
+            engines=len(self.placement.engines),
+            port=self.config.port,
+            address=network_order_word(self.interface.address),
+            send_after_parse=self.config.send == "after-parse",
+            noted=self._wiring.records_in_frames,
+        )
+        cleanup.callback(communicator.close)
+        for engine in self._engines:
+            engine.add_pairs(communicator.pair_of(engine.engine_id), 1)
+        self._host(cpu).add_communicator(communicator)
+        self._communicators.append(communicator)
+        return communicator
+
+    def _host(self, cpu: int) -> HostCore:
+        return self._hosts.setdefault(cpu, HostCore(cpu))
+
+    def _start_hosts(self, cleanup: contextlib.ExitStack) -> None:
+        for host in self._hosts.values():
+            cleanup.callback(host.stop)
+            host.start()
+
     def _attach(self, cleanup: contextlib.ExitStack) -> None:
-        if not self.interface.is_up:
-            raise UsageError(
-                f"{self.interface.name} is down: bring it up with 'ip link set "
-                f"{self.interface.name} up'"
-            )
         deaf_peer = nic.deaf_veth_peer(self.interface.name)
         attachment = lab.register_attachment(
             self.interface.name,
@@ -168,13 +353,24 @@ class Server:
         cleanup.callback(lab.release_attachment, attachment)
         self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
 
+    def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:
+        """Receive queues on the DPU's cores, and each endpoint's port to a queue of its own."""
+        if self.config.dpu_cpus:
+            queues.set_napi_threads(self.interface.name, True)
+            cleanup.callback(queues.set_napi_threads, self.interface.name, False)
+            queues.pin_napi_threads(self.interface.name, self.config.dpu_cpus)
+        ports = [self.config.port + place.engine for place in self.placement.engines]
+        refused = queues.steer_udp_ports(self.interface.name, ports, cleanup)
+        self.notes += [refused] if refused else []
+
+    def _check_sockets(self) -> None:
+        """A socket that is bound and receives nothing must not stay unnoticed."""
+        last_port = self.config.port + self.config.endpoint_count() - 1
+        for receive in self._sockets:
+            receive.check(self._programs, self.interface, last_port)
+
 
 def _possible_cpus() -> int:
     """One more than the highest core number that the kernel may ever use."""
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(ranges.rpartition("-")[2].rpartition(",")[2]) + 1
-
-
-def _network_order_word(address: str | None) -> int:
-    """An IPv4 address as the word that XDP loads from the packet; 0 for none."""
-    return int.from_bytes(socket.inet_aton(address), "little") if address else 0

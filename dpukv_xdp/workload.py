@@ -29,6 +29,7 @@ from dpukv_xdp.codec import (
     payload_max,
 )
 from dpukv_xdp.errors import UsageError
+from dpukv_xdp.placement import owners_of_hashes
 
 U64 = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -80,14 +81,19 @@ class Plan:
     key_size: int = 8
     value_size: int = 8
     distribution: Distribution = "uniform"
-    engines: int = 1
-    """Processing engines; all requests of one packet belong to one engine's partition."""
+    owners: tuple[int, ...] = (0,)
+    """The engine of each partition; all requests of one packet belong to one engine."""
     seed: int = 1
     mtu: int = ETHERNET_MTU
     spacing: Spacing = "exponential"
     """How the gaps of an open loop are distributed."""
     gap_mean_ns: float = 0.0
     """Mean time between packets of an open loop; 0 for a closed loop."""
+
+    @property
+    def engines(self) -> int:
+        """UDP ports in use."""
+        return max(self.owners, default=-1) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +361,7 @@ def _cut(
     """Cut the stream greedily into packets of at most `count_max` requests of one engine, in the
     order of their first requests; at most `packet_max` of them.
     """
-    engine_of = (hashes >> np.uint64(48)) % np.uint64(plan.engines)
+    engine_of = owners_of_hashes(plan.owners, hashes)
     order = None if plan.engines == 1 else np.argsort(engine_of, kind="stable")
     is_get = is_get if order is None else is_get[order]
     get, get_hit, put, put_done = _item_sizes(plan.key_size, plan.value_size)
@@ -364,7 +370,7 @@ def _cut(
         for sizes in ((get, put), (get_hit, put_done))
         if count_max * max(sizes) > payload_max(plan.mtu) - BATCH_HEADER_BYTES
     ]
-    sizes = np.bincount(engine_of.astype(np.int64), minlength=plan.engines)
+    sizes = np.bincount(engine_of, minlength=plan.engines)
     starts: list[int] = []
     counts: list[int] = []
     engines: list[int] = []
@@ -512,8 +518,15 @@ def _check_plan(plan: Plan) -> None:
             f"keys of {plan.key_size} bytes tell only {256**plan.key_size} apart, not {plan.keys}: "
             f"use longer ones or fewer"
         )
-    if not 1 <= plan.engines <= abi.KV_ENGINES_MAX:
-        raise UsageError(f"{plan.engines} engines are out of range: use 1 to {abi.KV_ENGINES_MAX}")
+    if not (
+        1 <= len(plan.owners) <= abi.KV_PARTITIONS_MAX
+        and min(plan.owners) >= 0
+        and plan.engines <= abi.KV_ENGINES_MAX
+    ):
+        raise UsageError(
+            f"{len(plan.owners)} partitions of {plan.engines} engines are out of range: use 1 to "
+            f"{abi.KV_PARTITIONS_MAX} and 1 to {abi.KV_ENGINES_MAX}"
+        )
     if plan.destination.port + plan.engines > 65536:
         raise UsageError(
             f"{plan.engines} engines from UDP port {plan.destination.port} on exceed 65535"

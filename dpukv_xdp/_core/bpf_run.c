@@ -35,15 +35,17 @@ int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, 
 	return result;
 }
 
-int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_bytes, uint32_t repeat,
-		    uint32_t batch_frames)
+/* Run an XDP program over live frames that seem to have come in on a receive queue. */
+static int run_live(int program_fd, uint32_t interface_index, uint32_t queue, const uint8_t *frame,
+		    uint32_t frame_bytes, uint32_t repeat, uint32_t batch_frames)
 {
-	struct xdp_md context = { .data_end = frame_bytes, .ingress_ifindex = interface_index };
-	uint8_t frame[KV_FRAME_MAX] = { 0 };
+	struct xdp_md context = {
+		.data_end = frame_bytes,
+		.ingress_ifindex = interface_index,
+		.rx_queue_index = queue,
+	};
 	union bpf_attr attributes;
 
-	if (frame_bytes > sizeof(frame))
-		return -EINVAL;
 	memset(&attributes, 0, sizeof(attributes));
 	attributes.test.prog_fd = program_fd;
 	attributes.test.data_in = (uintptr_t)frame;
@@ -54,6 +56,22 @@ int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_byt
 	attributes.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
 	attributes.test.batch_size = batch_frames;
 	return kv_bpf(BPF_PROG_TEST_RUN, &attributes);
+}
+
+int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_bytes, uint32_t repeat,
+		    uint32_t batch_frames)
+{
+	uint8_t frame[KV_FRAME_MAX] = { 0 };
+
+	if (frame_bytes > sizeof(frame))
+		return -EINVAL;
+	return run_live(program_fd, interface_index, 0, frame, frame_bytes, repeat, batch_frames);
+}
+
+int kv_bpf_run_live_frame(int program_fd, uint32_t interface_index, uint32_t queue, const uint8_t *frame,
+			  uint32_t frame_bytes)
+{
+	return run_live(program_fd, interface_index, queue, frame, frame_bytes, 1, 1);
 }
 
 int kv_bpf_enable_stats(void)
@@ -80,6 +98,16 @@ int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_co
 	*run_time_ns = info.run_time_ns;
 	*run_count = info.run_cnt;
 	return result;
+}
+
+int kv_bpf_create_ringbuf(uint32_t bytes)
+{
+	union bpf_attr attributes;
+
+	memset(&attributes, 0, sizeof(attributes));
+	attributes.map_type = BPF_MAP_TYPE_RINGBUF;
+	attributes.max_entries = bytes;
+	return kv_bpf(BPF_MAP_CREATE, &attributes);
 }
 
 void *kv_bpf_map_memory(int map_fd, size_t bytes)

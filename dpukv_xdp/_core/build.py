@@ -55,8 +55,10 @@ def make_ffi() -> FFI:
         '#include "kv_abi.h"\n#include "kv_core.h"\n',
         sources=[os.path.relpath(HERE / name, HERE.parent.parent) for name in SOURCES],
         include_dirs=[str(HERE), str(BPF_DIR)],
-        depends=[str(path) for path in [*HERE.glob("*.h"), BPF_DIR / "kv_abi.h"]],
-        extra_compile_args=["-std=gnu11", "-O3", "-g", *WARNINGS, *flags],
+        libraries=["xdp", "bpf"],  # socket.c
+        depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.glob("*.h")]],
+        # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does
+        extra_compile_args=["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *WARNINGS, *flags],
     )
     return builder
 

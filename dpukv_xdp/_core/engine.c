@@ -1,127 +1,217 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * engine.c - step 3, process: the host's native loop over its queue pairs.
+ * engine.c - step 3, process: the processing engine on the host, behind its queue pairs.
  *
  * A round takes some batches that one queue pair has ready, asks for the index lines of all their requests, then for
  * the items, and only then executes: with 45 requests a batch the memory's latency is paid about once. Each batch is
- * handed back as soon as it is done.
+ * handed back as soon as it is done. A turn gives every queue pair one round, so none starves another.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "bus.h"
+#include "host.h"
 #include "queue.h"
+#include "ringbuf.h"
 #include "store.h"
 #include "ticks.h"
 
-#define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
-#define KV_ROUND_REQUESTS 64	   /* a round takes batches until it has so many requests */
+#define KV_READY_TURNS 1000000 /* looks for a record that is handed over by itself, before the batch counts as bad */
 #define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
 
-static uint32_t kv_engine_serve(struct kv_engine *engine, uint32_t cpu);
-static uint32_t kv_engine_prefetch(struct kv_engine *engine, const struct kv_queue_pair *pair, uint32_t first,
-				   uint32_t batches);
-static uint32_t kv_engine_process(struct kv_engine *engine, struct kv_queue_pair *pair, uint32_t slot);
-static void kv_engine_wake_overdue(struct kv_engine *engine, uint32_t cpu, uint64_t now_ticks);
+/* The batches of one round, wherever their requests lie. */
+struct kv_round {
+	uint32_t batches;
+	const struct kv_request_slot *requests[KV_SLOTS];
+	struct kv_engine_pair *from[KV_SLOTS];
+};
+
+static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
+static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
+static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
+static void kv_round_prefetch(const struct kv_store *store, const struct kv_round *round);
+static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_request_slot *requests,
+				 struct kv_response_slot *responses);
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive);
 
-int kv_engine_run(struct kv_engine *engine)
+int kv_engine_begin(struct kv_engine *engine)
 {
-	uint64_t start_ticks = kv_ticks();
-	uint32_t idle_rounds = 0;
-
-	if (engine->cpus > KV_CPUS_MAX || engine->engines == 0 || engine->id >= engine->engines || !engine->store)
+	if (engine->pair_count > KV_HOST_PAIRS_MAX || !engine->store || engine->burst_requests == 0)
 		return -EINVAL;
-	for (uint32_t cpu = 0; cpu < engine->cpus; cpu++)
-		engine->state[cpu].processed = engine->pairs[cpu].response_control.published;
-	kv_engine_set_alive(engine, 1);
-	while (!__atomic_load_n(&engine->stop, __ATOMIC_RELAXED)) {
-		uint32_t batches = 0;
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		struct kv_engine_pair *state = &engine->pairs[i];
 
-		for (uint32_t cpu = 0; cpu < engine->cpus; cpu++)
-			batches += kv_engine_serve(engine, cpu);
-		engine->stats.rounds++;
-		if (batches || ++idle_rounds % KV_IDLE_ROUNDS_TO_CLOCK)
-			continue;
-		engine->stats.total_ticks = kv_ticks() - start_ticks;
-		for (uint32_t cpu = 0; cpu < engine->cpus; cpu++)
-			kv_engine_wake_overdue(engine, cpu, start_ticks + engine->stats.total_ticks);
+		state->processed = state->published = state->seen = state->pair->response_control.published;
 	}
-	kv_engine_set_alive(engine, 0);
-	engine->stats.total_ticks = kv_ticks() - start_ticks;
+	kv_engine_set_alive(engine, 1);
 	return 0;
 }
 
-uint64_t kv_ticks_per_second(void)
+void kv_engine_end(struct kv_engine *engine)
 {
-	struct timespec start, end, pause = { .tv_nsec = 2000000 };
-	uint64_t start_ticks, ticks, elapsed_ns;
-
-	clock_gettime(CLOCK_MONOTONIC_RAW, &start);
-	start_ticks = kv_ticks();
-	nanosleep(&pause, NULL);
-	clock_gettime(CLOCK_MONOTONIC_RAW, &end);
-	ticks = kv_ticks() - start_ticks;
-	elapsed_ns =
-		(uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
-	return elapsed_ns ? ticks * 1000000000 / elapsed_ns : 0;
+	kv_engine_set_alive(engine, 0);
 }
 
-/* The batches that a queue pair has ready, or some of them. Returns how many. */
-static uint32_t kv_engine_serve(struct kv_engine *engine, uint32_t cpu)
+/* One round for every queue pair that has something ready. Returns how many batches. */
+uint32_t kv_engine_turn(struct kv_engine *engine)
 {
-	struct kv_queue_pair *pair = &engine->pairs[cpu];
-	struct kv_engine_pair *state = &engine->state[cpu];
-	uint32_t batches = kv_batches_ready(pair, state->processed);
-	uint64_t start_ticks;
+	struct kv_round round;
+	uint32_t batches = 0;
 
-	if (__builtin_expect(batches == 0, 1))
-		return 0;
-	if (batches > KV_SLOTS) {
-		engine->stats.bad_batches++;
-		state->processed += batches;
-		return 0;
+	if (engine->ring) {
+		kv_round_from_ring(engine, &round);
+		kv_round_process(engine, &round);
+		return round.batches;
 	}
-	start_ticks = kv_ticks();
-	batches = kv_engine_prefetch(engine, pair, state->processed, batches);
-	for (uint32_t i = 0; i < batches; i++) {
-		uint32_t wire_bytes = kv_engine_process(engine, pair, KV_SLOT(state->processed));
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		struct kv_engine_pair *state = &engine->pairs[i];
 
-		send_response_queue_to_dpu(pair, ++state->processed, wire_bytes);
+		if (__builtin_expect(kv_batches_ready(state->pair, state->processed) == 0, 1)) {
+			if (state->published != state->processed)
+				kv_bus_deliver(state, kv_ticks());
+			continue;
+		}
+		kv_round_from_pair(engine, state, &round);
+		kv_round_process(engine, &round);
+		batches += round.batches;
 	}
-	engine->stats.batches += batches;
-	state->since_ticks = kv_ticks();
-	state->woken = 0;
-	engine->stats.busy_ticks += state->since_ticks - start_ticks;
 	return batches;
 }
 
-/*
- * Two passes over the requests at hand: buckets, then items. Returns how many batches were taken: enough to hide the
- * memory's latency, and no more, because the first one's response waits for all.
- */
-static uint32_t kv_engine_prefetch(struct kv_engine *engine, const struct kv_queue_pair *pair, uint32_t first,
-				   uint32_t batches)
+/* Look for responses that no frame has come to carry for too long. */
+void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 {
-	const struct kv_store *store = engine->store;
-	uint32_t taken = 0;
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		struct kv_engine_pair *state = &engine->pairs[i];
 
-	for (uint32_t requests = 0; taken < batches && requests < KV_ROUND_REQUESTS; taken++) {
-		const struct kv_request_slot *slot = &pair->requests[KV_SLOT(first + taken)];
-		uint32_t count = kv_batch_requests(pair, KV_SLOT(first + taken));
+		if (state->sender)
+			engine->stats.wakeups +=
+				kv_overdue_wake(&state->overdue, state->pair, state->published, state->sender,
+						engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
+	}
+}
+
+struct kv_ringbuf *kv_ringbuf_create(int map_fd, uint32_t bytes)
+{
+	struct kv_ringbuf *ring = calloc(1, sizeof(*ring));
+	int status = ring ? kv_ringbuf_open(ring, map_fd, bytes) : -ENOMEM;
+
+	if (status == 0)
+		return ring;
+	free(ring);
+	errno = -status;
+	return NULL;
+}
+
+void kv_ringbuf_destroy(struct kv_ringbuf *ring)
+{
+	if (ring)
+		kv_ringbuf_close(ring);
+	free(ring);
+}
+
+/* What the queue pair has ready, or as much as hides the memory's latency: the first response waits for all. */
+static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
+{
+	uint32_t ready = kv_batches_ready(from->pair, from->processed);
+	uint32_t requests = 0;
+
+	round->batches = 0;
+	if (ready > KV_SLOTS) {
+		engine->stats.bad_batches++;
+		from->processed += ready;
+		from->published = from->seen = from->processed;
+		return;
+	}
+	if (kv_bus_is_emulated(&engine->bus)) {
+		uint64_t now_ticks = kv_ticks();
+
+		kv_bus_deliver(from, now_ticks);
+		ready = kv_bus_batches_ready(engine, from, ready, now_ticks);
+	}
+	while (round->batches < ready && requests < engine->burst_requests) {
+		const struct kv_request_slot *slot = &from->pair->requests[KV_SLOT(from->processed + round->batches)];
+
+		requests += kv_batch_requests(slot);
+		round->requests[round->batches] = slot;
+		round->from[round->batches++] = from;
+	}
+}
+
+/* What lies in the BPF ring buffer, from all cores. */
+static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
+{
+	uint32_t requests = 0, sample_bytes;
+
+	round->batches = 0;
+	while (round->batches < KV_SLOTS && requests < engine->burst_requests) {
+		const struct kv_request_slot *slot = kv_ringbuf_next(engine->ring, &sample_bytes);
+		uint32_t count, needed_bytes;
+
+		if (!slot)
+			break;
+		count = kv_batch_requests(slot);
+		needed_bytes =
+			(uint32_t)(offsetof(struct kv_request_slot, records) + count * sizeof(struct kv_request));
+		if (slot->has_payload)
+			needed_bytes = sizeof(*slot);
+		if (sample_bytes < needed_bytes || slot->pair >= engine->pair_count) {
+			engine->stats.bad_batches++;
+			continue;
+		}
+		requests += count;
+		round->requests[round->batches] = slot;
+		round->from[round->batches++] = &engine->pairs[slot->pair];
+	}
+}
+
+/* Process the round's batches, each handed back as soon as it is done. */
+static void kv_round_process(struct kv_engine *engine, const struct kv_round *round)
+{
+	uint64_t start_ticks, now_ticks;
+
+	if (round->batches == 0)
+		return;
+	start_ticks = kv_ticks();
+	kv_round_prefetch(engine->store, round);
+	for (uint32_t i = 0; i < round->batches; i++) {
+		struct kv_engine_pair *state = round->from[i];
+		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
+
+		responses->wire_bytes = kv_batch_process(engine, round->requests[i], responses);
+		state->processed++;
+		if (kv_bus_is_emulated(&engine->bus))
+			kv_bus_send(engine, state, kv_batch_requests(round->requests[i]), kv_ticks());
+		else
+			send_response_queue_to_dpu(state->pair, state->published = state->processed);
+	}
+	now_ticks = kv_ticks();
+	for (uint32_t i = 0; i < round->batches; i++)
+		kv_overdue_restart(&round->from[i]->overdue, now_ticks);
+	if (engine->ring)
+		kv_ringbuf_release(engine->ring);
+	engine->stats.batches += round->batches;
+	engine->stats.busy_ticks += now_ticks - start_ticks;
+}
+
+/* Two passes over the requests at hand: buckets, then items. */
+static void kv_round_prefetch(const struct kv_store *store, const struct kv_round *round)
+{
+	for (uint32_t i = 0; i < round->batches; i++) {
+		const struct kv_request_slot *slot = round->requests[i];
+		uint32_t count = kv_batch_requests(slot);
 
 		for (uint32_t r = 0; r < count; r++)
 			kv_store_prefetch_bucket(store, slot->records[r].key_hash);
-		requests += count;
 	}
-	for (uint32_t i = 0; i < taken; i++) {
-		const struct kv_request_slot *slot = &pair->requests[KV_SLOT(first + i)];
-		uint32_t count = kv_batch_requests(pair, KV_SLOT(first + i));
+	for (uint32_t i = 0; i < round->batches; i++) {
+		const struct kv_request_slot *slot = round->requests[i];
+		uint32_t count = kv_batch_requests(slot);
 
 		for (uint32_t r = 0; r < count; r++)
 			kv_store_prefetch_item(store, slot->records[r].key_hash);
 	}
-	return taken;
 }
 
 /* The responses of one batch as they grow. */
@@ -132,45 +222,74 @@ struct kv_reply {
 	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
 };
 
+static int kv_engine_owns(const struct kv_engine *engine, uint64_t key_hash);
+static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_request *request,
+				  struct kv_response *response, struct kv_reply *reply);
+static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
 static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
 static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slot *requests,
 			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response);
 
 /* One batch, in place: records in, records out. Returns the bytes its responses take on the wire. */
-static uint32_t kv_engine_process(struct kv_engine *engine, struct kv_queue_pair *pair, uint32_t slot)
+static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_request_slot *requests,
+				 struct kv_response_slot *responses)
 {
-	const struct kv_request_slot *requests = &pair->requests[slot];
-	struct kv_reply reply = { .slot = &pair->responses[slot] };
-	uint32_t count = kv_batch_requests(pair, slot);
+	struct kv_reply reply = { .slot = responses };
+	uint32_t count = kv_batch_requests(requests);
 
 	if (count == 0)
 		engine->stats.bad_batches++;
 	for (uint32_t i = 0; i < count; i++) {
 		const struct kv_request *request = &requests->records[i];
-		struct kv_response *response = &reply.slot->records[i];
-		uint64_t header = request->header;
+		struct kv_response *response = &responses->records[i];
 
-		if (__builtin_expect(engine->engines == 1 && header == KV_HEADER(KV_OP_GET, 0, 8, 0), 1)) {
-			const uint8_t *long_value;
-			uint32_t value_bytes;
-			__u64 value;
-			int result = kv_store_get8(engine->store, request->key_hash, request->key, 8, &value,
-						   &value_bytes, &long_value);
-
-			if (__builtin_expect(value_bytes <= KV_INLINE_MAX, 1)) {
-				engine->stats.gets++;
-				response->value = value;
-				response->header = KV_HEADER(KV_OP_GET, result, 0, value_bytes);
-				reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
-				continue;
-			}
+		if (__builtin_expect(engine->transfer_per_request, 0) && !kv_record_is_ready(requests, i)) {
+			engine->stats.bad_batches++;
+			return 0;
 		}
-		kv_reply_make_room(&reply, engine->response_bytes_max, count - 1 - i);
-		response->header = kv_execute(engine, requests, request, &reply, response);
-		reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(response->header));
+		if (!kv_execute_get8(engine, request, response, &reply)) {
+			kv_reply_make_room(&reply, engine->response_bytes_max, count - 1 - i);
+			response->header = kv_execute(engine, requests, request, &reply, response);
+			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(response->header));
+		}
+		if (__builtin_expect(engine->transfer_per_request, 0))
+			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
 	}
 	engine->stats.requests += count;
 	return reply.wire_bytes;
+}
+
+/* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
+static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_request *request,
+				  struct kv_response *response, struct kv_reply *reply)
+{
+	const uint8_t *long_value;
+	uint32_t value_bytes;
+	__u64 value;
+	int result;
+
+	if (__builtin_expect(request->header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
+		return 0;
+	if (engine->partitions && !kv_engine_owns(engine, request->key_hash))
+		return 0;
+	result = kv_store_get8(engine->store, request->key_hash, request->key, 8, &value, &value_bytes, &long_value);
+	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
+		return 0;
+	engine->stats.gets++;
+	response->value = value;
+	response->header = KV_HEADER(KV_OP_GET, result, 0, value_bytes);
+	reply->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
+	return 1;
+}
+
+/* A record that is handed over by itself: wait for it, for a bounded time. */
+static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index)
+{
+	for (uint32_t turn = 0; turn < KV_READY_TURNS; turn++) {
+		if (__atomic_load_n(&requests->ready, __ATOMIC_ACQUIRE) > index)
+			return 1;
+	}
+	return 0;
 }
 
 /* What a response may take so that each one behind it still has room for a header and a short value. */
@@ -198,7 +317,7 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slo
 
 	response->value = 0;
 	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (engine->engines > 1 && (request->key_hash >> 48) % engine->engines != engine->id) {
+	if (!kv_engine_owns(engine, request->key_hash)) {
 		engine->stats.rejected++;
 		return KV_HEADER(operation, KV_REJECTED, 0, 0);
 	}
@@ -221,6 +340,19 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slo
 	else
 		result = kv_execute_set(engine, requests, request, key);
 	return KV_HEADER(operation, result, 0, value_bytes);
+}
+
+static int kv_engine_owns(const struct kv_engine *engine, uint64_t key_hash)
+{
+	const struct kv_partition_table *table = engine->partitions;
+	uint32_t partitions;
+
+	if (!table || !table->exclusive)
+		return 1;
+	partitions = __atomic_load_n(&table->partitions, __ATOMIC_RELAXED);
+	if (partitions == 0 || partitions > KV_PARTITIONS_MAX)
+		return 0;
+	return table->owner[KV_PARTITION(key_hash, partitions)] == engine->id;
 }
 
 static int kv_execute_get(struct kv_engine *engine, const struct kv_request *request, const uint8_t *key,
@@ -273,30 +405,10 @@ static int kv_execute_set(struct kv_engine *engine, const struct kv_request_slot
 	return kv_store_set(engine->store, request->key_hash, key, key_bytes, value, value_bytes);
 }
 
-/* A response that no frame has come to carry for too long: tell the sender of its core. */
-static void kv_engine_wake_overdue(struct kv_engine *engine, uint32_t cpu, uint64_t now_ticks)
-{
-	struct kv_engine_pair *state = &engine->state[cpu];
-	uint64_t wait_ticks = engine->flush_after_ticks;
-
-	if (!engine->senders || kv_batches_answered(&engine->pairs[cpu]) == state->processed)
-		return;
-	/* On the engine's own core the communication engine never waits: no use in hoping for the next frame. */
-	if (cpu == engine->cpu && !state->woken)
-		wait_ticks = 0;
-	if (now_ticks - state->since_ticks < wait_ticks)
-		return;
-	state->since_ticks = now_ticks;
-	state->woken = 1;
-	engine->stats.wakeups++;
-	__atomic_store_n(&engine->senders[cpu].overdue[engine->id], 1, __ATOMIC_RELEASE);
-	kv_sender_wake(&engine->senders[cpu]);
-}
-
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive)
 {
-	for (uint32_t cpu = 0; cpu < engine->cpus; cpu++) {
-		engine->pairs[cpu].response_control.engine_cpu = engine->cpu;
-		__atomic_store_n(&engine->pairs[cpu].response_control.alive, alive, __ATOMIC_RELEASE);
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		engine->pairs[i].pair->response_control.engine_cpu = engine->cpu;
+		__atomic_store_n(&engine->pairs[i].pair->response_control.alive, alive, __ATOMIC_RELEASE);
 	}
 }

@@ -32,7 +32,7 @@ void kv_memory_unmap(void *memory, size_t bytes);
 /* ---- store.c: one partition: MICA's lossy index and circular log ---- */
 
 struct kv_store_stats {
-	uint64_t items_estimate; /* index entries; the cleanup has yet to drop those of overwritten items */
+	uint64_t items_estimate; /* index entries, through all handles; the cleanup has yet to drop dead items' */
 	uint64_t get_found;
 	uint64_t get_not_found;
 	uint64_t set_new; /* a new key, in a free place of its bucket */
@@ -52,6 +52,11 @@ struct kv_store;
  * index is sized so that losing even one of item_count hashed keys is improbable. One thread at a time may use it.
  * NULL and errno on failure: EINVAL for a size of 0 or beyond reason. */
 struct kv_store *kv_store_create(uint64_t item_count, uint64_t log_bytes, int want_huge);
+/* A further handle on the same store, with counters of its own. From the first one on all handles are in shared mode:
+ * each may be used by one thread, all at the same time. Call it while no thread uses the store. NULL and errno on
+ * failure: ENOSPC for more than KV_ENGINES_MAX handles. */
+struct kv_store *kv_store_share(struct kv_store *store);
+/* Give a handle back while no thread uses the store; the last one takes the store with it. */
 void kv_store_destroy(struct kv_store *store);
 /* Bytes that such an item takes in the log: item_count * this, as log_bytes, holds item_count of them. */
 uint32_t kv_store_entry_bytes(uint32_t key_bytes, uint32_t value_bytes);
@@ -65,6 +70,33 @@ int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
  * larger than the log; a refused SET leaves what was there. */
 int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
 		 const uint8_t *value, uint32_t value_bytes);
+
+/* ---- host.c: a host core ---- */
+
+struct kv_engine;
+struct kv_communicator;
+
+enum kv_host_limit {
+	KV_HOST_PAIRS_MAX = KV_CPUS_MAX + KV_QUEUES_MAX, /* queue pairs of one engine */
+	KV_HOST_COMMUNICATORS_MAX = KV_QUEUES_MAX + KV_ENGINES_MAX
+};
+
+/* What one host core does, in one polling loop: communication engines, processing engines, or both ("fused"). */
+struct kv_host {
+	uint32_t cpu;
+	uint32_t stop; /* set by anybody to make kv_host_run() return */
+	uint32_t engine_count;
+	uint32_t communicator_count;
+	struct kv_engine *engines[KV_ENGINES_MAX];
+	struct kv_communicator *communicators[KV_HOST_COMMUNICATORS_MAX];
+	uint64_t rounds;
+	uint64_t total_ticks;
+};
+
+/* Run until `stop` is set. Call it on the core's own, pinned thread. */
+int kv_host_run(struct kv_host *host);
+/* Ticks of the host's clock in a second. */
+uint64_t kv_ticks_per_second(void);
 
 /* ---- engine.c: the processing engine ---- */
 
@@ -81,8 +113,6 @@ struct kv_engine_stats {
 	uint64_t bad_batches; /* counters or counts out of range in the request queue */
 	uint64_t wakeups;     /* times a sender was woken for an overdue response */
 	uint64_t busy_ticks;  /* time stamp counter's ticks spent on batches */
-	uint64_t total_ticks; /* and in all */
-	uint64_t rounds;      /* of the polling loop */
 };
 
 /* The sender of one communication core: wakes up to let overdue responses out. */
@@ -101,31 +131,81 @@ struct kv_sender {
 	uint64_t run_failures;	/* BPF_PROG_RUN calls that failed */
 };
 
-struct kv_engine_pair {
-	uint32_t processed;   /* batches */
-	uint32_t woken;	      /* 1 after the sender was woken for what is there now */
-	uint64_t since_ticks; /* of the last batch, or the last wake-up */
+/* An emulated bus between DPU and host: what a transfer waits, beside what the machine itself takes. All zero: none. */
+struct kv_bus {
+	uint64_t latency_ticks; /* of each transfer */
+	uint64_t ticks_per_mib; /* its bandwidth, shared by all transfers in one direction */
+	uint64_t free_ticks[2]; /* when requests' and responses' direction has carried what it was given */
+	uint64_t transfers[2];
+	uint64_t bytes[2];
 };
+
+/* When to have a response sent that no frame has come to carry. */
+struct kv_overdue {
+	uint64_t since_ticks; /* of the last response, or the last wake-up */
+	uint32_t woken;	      /* 1 after the sender was woken for what is there now */
+	uint32_t padding;
+};
+
+/* One queue pair of an engine, seen from the host's end. */
+struct kv_engine_pair {
+	struct kv_queue_pair *pair;
+	struct kv_sender *sender; /* of the communication core at the other end; NULL where that end polls */
+	uint32_t processed;	  /* batches */
+	uint32_t published;	  /* batches handed back: fewer while the emulated bus carries some */
+	uint32_t seen;		  /* batches whose arrival over the emulated bus is known */
+	uint32_t padding;
+	struct kv_overdue overdue;
+	uint64_t arrives_ticks[KV_SLOTS];
+	uint64_t leaves_ticks[KV_SLOTS];
+};
+
+struct kv_ringbuf;
 
 struct kv_engine {
-	struct kv_queue_pair *pairs; /* `cpus` of them, one for each communication core */
-	struct kv_sender *senders;   /* as many, or NULL */
 	struct kv_store *store;
+	const struct kv_partition_table *partitions; /* NULL: it owns all keys */
+	struct kv_ringbuf *ring;		     /* where requests come from instead of the pairs, or NULL */
 	uint32_t id;
-	uint32_t engines;
 	uint32_t cpu; /* where this engine runs */
-	uint32_t cpus;
-	uint32_t response_bytes_max; /* of one packet, behind the packet header */
-	uint32_t stop;		     /* set by anybody to make kv_engine_run() return */
-	uint64_t flush_after_ticks;  /* a response older than this is overdue */
+	uint32_t pair_count;
+	uint32_t response_bytes_max;   /* of one packet, behind the packet header */
+	uint32_t burst_requests;       /* taken in one round, and carried by one transfer */
+	uint32_t transfer_per_request; /* 1: wait for each record and hand each response back by itself */
+	uint64_t flush_after_ticks;    /* a response older than this is overdue */
+	struct kv_bus bus;
 	struct kv_engine_stats stats;
-	struct kv_engine_pair state[KV_CPUS_MAX];
+	struct kv_engine_pair pairs[KV_HOST_PAIRS_MAX]; /* communication cores first, by number */
 };
 
-/* Serve the queue pairs until `stop` is set. Call it on the engine's own, pinned thread. */
-int kv_engine_run(struct kv_engine *engine);
-/* Ticks of the engine's clock in a second. */
-uint64_t kv_ticks_per_second(void);
+/* ---- communicate.c: the host's communication engine ---- */
+
+/* One source of frames and what came of them; its own queue pair with every engine. Made by kv_communicator_create(),
+ * which leaves the rest to be filled in before kv_host_run(). */
+struct kv_communicator {
+	struct kv_socket *socket;    /* frames come through AF_XDP, or */
+	struct kv_queue_pair *rings; /* whole, through `ring_count` mapped rings, one for each core */
+	struct kv_sender *senders;   /* of those cores */
+	uint64_t flush_after_ticks;  /* as in struct kv_engine */
+	uint32_t ring_count;
+	uint32_t ring_engine; /* whose rings they are */
+	uint32_t engines;
+	uint32_t first_port;	     /* engine 0's */
+	uint32_t address;	     /* network order, 0 = any */
+	uint32_t noted;		     /* 1: struct kv_frame_note stands in front of every frame */
+	uint32_t send_after_parse;   /* 1: a batch's responses wait for the next batch's parsing, as in MICA */
+	struct kv_queue_pair *pairs; /* [engines] */
+	struct kv_dpu_queue *queues; /* [engines], the private side with the counters; stages in the first one */
+	struct kv_communicator_state *state;
+};
+
+/* The host's end of a BPF ring buffer; NULL and errno on failure. */
+struct kv_ringbuf *kv_ringbuf_create(int map_fd, uint32_t bytes);
+void kv_ringbuf_destroy(struct kv_ringbuf *ring);
+
+/* NULL and errno on failure. */
+struct kv_communicator *kv_communicator_create(uint32_t engines);
+void kv_communicator_destroy(struct kv_communicator *communicator);
 
 /* ---- sender.c ---- */
 
@@ -138,8 +218,9 @@ void kv_sender_wake(struct kv_sender *sender);
 
 struct kv_frame {
 	uint8_t *data;
+	uint8_t *reply; /* where its answer is built: the same place, for a socket's frames */
 	uint32_t bytes;
-	uint32_t room; /* bytes that the frame may grow to, in place */
+	uint32_t room; /* bytes that the answer may have */
 	uint64_t tag;  /* where it came from: its port's own */
 };
 
@@ -149,32 +230,80 @@ enum kv_socket_mode { KV_SOCKET_COPY = 0, KV_SOCKET_ZERO_COPY = 1 };
 
 struct kv_socket_stats {
 	uint64_t received;
-	uint64_t sent;
-	uint64_t wakeups;	 /* system calls that made the kernel send or receive */
-	uint64_t rx_dropped;	 /* by the kernel: see XDP_STATISTICS in linux/if_xdp.h */
-	uint64_t rx_ring_full;
-	uint64_t fill_ring_empty;
-	uint64_t tx_invalid;
-	uint32_t mode; /* enum kv_socket_mode that the kernel gave */
+	uint64_t sent;		  /* frames whose chunks have come back after it */
+	uint64_t wakeups;	  /* system calls that made the kernel send or receive */
+	uint64_t rx_dropped;	  /* by the kernel: see XDP_STATISTICS in linux/if_xdp.h */
+	uint64_t rx_ring_full;	  /* frames dropped because the receive ring was full */
+	uint64_t fill_ring_empty; /* frames dropped because no chunk was free to receive into */
+	uint64_t tx_invalid;	  /* frames that were empty, or not inside the chunk that they came in */
+	uint64_t tx_dropped;	  /* frames refused by the device, or by a transmit ring that stayed full */
+	uint32_t mode;		  /* enum kv_socket_mode that the kernel gave */
 	uint32_t fd;
+	uint32_t chunks;      /* places for a frame in this socket's memory */
+	uint32_t chunks_busy; /* of them: held by the caller, or in the kernel's hands with a frame in it */
 };
 
 struct kv_socket;
 
 /* A bound socket with `descriptors` receive descriptors (a power of two) and its own memory for frames, every fill
- * descriptor in place. It receives once its descriptor is in an XSKMAP at index `queue`. NULL and errno on failure. */
+ * descriptor in place. It receives once its descriptor is in an XSKMAP at index `queue`. NULL and errno on failure:
+ * ENODEV no such interface, EINVAL no such queue or a bad number of descriptors, EBUSY somebody else has the queue,
+ * EOPNOTSUPP the driver has no zero-copy. One thread at a time may use it; the statistics may be read from any. */
 struct kv_socket *kv_socket_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy);
 void kv_socket_close(struct kv_socket *socket);
 /* Up to `room` frames that have come in; they are the caller's until sent or released. Never blocks. */
 uint32_t kv_socket_receive(struct kv_socket *socket, struct kv_frame *frames, uint32_t room);
-/* Queue a frame, received from this socket and rewritten in place, for sending; kv_socket_flush() sends. A frame that
- * finds the ring full is sent first. */
+/* Queue an answer, `bytes` long at `reply`, in the chunk of a frame received from this socket; kv_socket_flush() sends.
+ * If the ring is full, what is in it is sent first. */
 void kv_socket_send(struct kv_socket *socket, const struct kv_frame *frame);
-/* Give a received frame back unsent. */
+/* Up to `room` frames with nothing in them, to be filled and sent, or released. */
+uint32_t kv_socket_take(struct kv_socket *socket, struct kv_frame *frames, uint32_t room);
+/* Give a frame back unsent. */
 void kv_socket_release(struct kv_socket *socket, const struct kv_frame *frame);
 /* Hand everything queued to the kernel and take back what it has sent. */
 void kv_socket_flush(struct kv_socket *socket);
 void kv_socket_get_stats(struct kv_socket *socket, struct kv_socket_stats *stats);
+
+/* ---- transfer.c: the host's end of the transfer primitives that `dpukv qp-bench` compares ---- */
+
+/* What the host does: the pair of one program in kv_transfer.c. */
+enum kv_transfer_end {
+	KV_TRANSFER_RING_RECEIVE,
+	KV_TRANSFER_RING_SEND,
+	KV_TRANSFER_RINGBUF_RECEIVE,
+	KV_TRANSFER_SOCKET_RECEIVE,
+	KV_TRANSFER_SOCKET_SEND,
+	KV_TRANSFER_ENDS
+};
+
+struct kv_transfer {
+	struct kv_transfer_control *control; /* mapped, as the next two */
+	uint8_t *slots;			     /* the mapped ring: KV_TRANSFER_SLOTS of KV_TRANSFER_BYTES_MAX bytes */
+	uint8_t *payloads;		     /* what the host sends: see kv_transfer_fill() */
+	uint64_t *stamps;		     /* control->operations + 1 of them: the clock between operations */
+	struct kv_socket *socket;	     /* for the two ends that need one */
+	int32_t ringbuf_fd;
+	uint32_t ringbuf_bytes;
+	uint32_t end;		/* enum kv_transfer_end */
+	uint32_t sleeps;	/* 1: the host waits in epoll_wait() or poll(), not in a loop */
+	int32_t program_fd;	/* the DPU's end */
+	uint32_t batch_frames;	/* live frames to run it over, or to send, at a time; 0: no frames */
+	uint32_t frame_bytes;	/* of one of them */
+	uint32_t interface;	/* index of the one they seem to come from */
+	uint64_t timeout_ticks; /* after which both ends give up */
+	uint32_t wrong;		/* payloads that were not what they must be, as the host saw them */
+	uint32_t padding;
+};
+
+/* Write the KV_TRANSFER_PAYLOADS payloads, KV_TRANSFER_BYTES_MAX bytes each. */
+void kv_transfer_fill(uint8_t *payloads);
+/* Hand over, or take, all operations. On the host's thread: 0, -ETIMEDOUT, -ECANCELED after control->stop, or what a
+ * system call said. Stops the other end when it fails. */
+int kv_transfer_run_host(struct kv_transfer *transfer);
+/* The same on the DPU's thread, which runs the program as often as it takes. */
+int kv_transfer_run_dpu(struct kv_transfer *transfer);
+/* Put a socket into an XSKMAP. */
+int kv_transfer_add_socket(int map_fd, uint32_t queue, int socket_fd);
 
 /* ---- bpf_run.c: bpf(2) where no library has it ---- */
 
@@ -185,10 +314,15 @@ int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, 
  * arrives (-EINTR). */
 int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_bytes, uint32_t repeat,
 		    uint32_t batch_frames);
+/* One live frame, as if it had come in on a receive queue. */
+int kv_bpf_run_live_frame(int program_fd, uint32_t interface_index, uint32_t queue, const uint8_t *frame,
+			  uint32_t frame_bytes);
 /* A file descriptor that keeps the kernel's BPF run-time statistics on while it is open. */
 int kv_bpf_enable_stats(void);
 /* Run time and number of runs of a program while the statistics were on. */
 int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_count);
+/* A BPF ring buffer of `bytes` bytes, a power of two of whole pages: its file descriptor. */
+int kv_bpf_create_ringbuf(uint32_t bytes);
 /* Map a BPF_F_MMAPABLE array; NULL and errno on failure. */
 void *kv_bpf_map_memory(int map_fd, size_t bytes);
 

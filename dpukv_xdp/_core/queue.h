@@ -19,9 +19,9 @@ static inline uint32_t kv_batches_ready(const struct kv_queue_pair *pair, uint32
 }
 
 /* Requests in a slot's batch; more than KV_BATCH_MAX is not believed. */
-static inline uint32_t kv_batch_requests(const struct kv_queue_pair *pair, uint32_t slot)
+static inline uint32_t kv_batch_requests(const struct kv_request_slot *slot)
 {
-	uint32_t count = __atomic_load_n(&pair->requests[slot].count, __ATOMIC_RELAXED);
+	uint32_t count = __atomic_load_n(&slot->count, __ATOMIC_RELAXED);
 
 	return count <= KV_BATCH_MAX ? count : 0;
 }
@@ -29,9 +29,8 @@ static inline uint32_t kv_batch_requests(const struct kv_queue_pair *pair, uint3
 /*
  * The paper's second call: hand the oldest batch's responses back with one store. `processed` counts this batch too.
  */
-static inline void send_response_queue_to_dpu(struct kv_queue_pair *pair, uint32_t processed, uint32_t wire_bytes)
+static inline void send_response_queue_to_dpu(struct kv_queue_pair *pair, uint32_t processed)
 {
-	pair->responses[KV_SLOT(processed - 1)].wire_bytes = wire_bytes;
 	__atomic_store_n(&pair->response_control.published, processed, __ATOMIC_RELEASE);
 }
 
@@ -41,9 +40,40 @@ static inline uint32_t kv_batches_answered(const struct kv_queue_pair *pair)
 	return __atomic_load_n(&pair->request_control.answered, __ATOMIC_RELAXED);
 }
 
-/* Bytes of a long key or value in the slot's payload, or NULL if they would lie outside. */
+/* Responses have been handed back just now. */
+static inline void kv_overdue_restart(struct kv_overdue *overdue, uint64_t now_ticks)
+{
+	overdue->since_ticks = now_ticks;
+	overdue->woken = 0;
+}
+
+/*
+ * A response that no frame has come to carry for too long: tell the sender of its core. Returns whether it did.
+ * `published` counts what was handed back; `here` is the core that this runs on, where the communication engine never
+ * waits: no use in hoping for the next frame.
+ */
+static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_queue_pair *pair, uint32_t published,
+				  struct kv_sender *sender, uint32_t engine, uint32_t here, uint64_t wait_ticks,
+				  uint64_t now_ticks)
+{
+	if (kv_batches_answered(pair) == published)
+		return 0;
+	if (sender->cpu == here && !overdue->woken)
+		wait_ticks = 0;
+	if (now_ticks - overdue->since_ticks < wait_ticks)
+		return 0;
+	overdue->since_ticks = now_ticks;
+	overdue->woken = 1;
+	__atomic_store_n(&sender->overdue[engine], 1, __ATOMIC_RELEASE);
+	kv_sender_wake(sender);
+	return 1;
+}
+
+/* Bytes of a long key or value in the slot's payload, or NULL if it has none or they would lie outside. */
 static inline const uint8_t *kv_request_payload(const struct kv_request_slot *slot, uint64_t offset, uint32_t bytes)
 {
+	if (!slot->has_payload)
+		return NULL;
 	return offset <= KV_PAYLOAD_BYTES && bytes <= KV_PAYLOAD_BYTES - offset ? slot->payload + offset : NULL;
 }
 

@@ -2,8 +2,9 @@
 /*
  * store.h - one partition as the native core sees it: memory layout, and the hot paths as inline functions.
  *
- * A store is MICA's: a lossy index of buckets in front of a circular log. One thread owns it (EREW): there are no
- * locks and no versions. Index and log hold offsets only, never pointers, so their memory can be mapped anywhere.
+ * A store is MICA's: a lossy index of buckets in front of a circular log. One thread owns it (EREW), without locks or
+ * versions, until kv_store_share() makes it a store that several threads use at once (CRCW): store.c says how. Index
+ * and log hold offsets only, never pointers, so their memory can be mapped anywhere.
  *
  *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then a spare word that stays 0. Words in use
  *                   are a prefix, and a 0 word ends it: a lookup in a lightly filled bucket reads one cache line.
@@ -29,15 +30,42 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are kept in little-endian words");
 
+#define KV_STORE_HANDLES_MAX KV_ENGINES_MAX
+#define KV_STORE_NOT_WRITING (~0ULL)
+#define KV_STORE_APART 128 /* two cache lines: the adjacent-line prefetcher pairs them */
+
+/* How far the log and its cleanup have come. */
+struct kv_store_progress {
+	__u64 tail;    /* bytes ever appended; position in the log = tail % log_bytes */
+	__u64 cleaned; /* buckets ever visited by the cleanup; position = cleaned % buckets */
+	__u64 items;   /* words in the index */
+};
+
+/* What one handle's thread is writing in the log; appends of others do not come round to it. */
+struct kv_store_writer {
+	_Alignas(KV_STORE_APART) __u64 offset; /* of the entry, in bytes ever appended; or KV_STORE_NOT_WRITING */
+	uint32_t in_use;		       /* a handle has this place */
+};
+
+/* What the handles on one store have in common. */
+struct kv_store_common {
+	_Alignas(KV_STORE_APART) struct kv_store_progress progress;
+	_Alignas(KV_STORE_APART) uint32_t handles;
+	uint32_t places; /* among the writers: none is in use from here on */
+	struct kv_store_writer writers[KV_STORE_HANDLES_MAX];
+};
+
+/* A handle: what one thread uses. The last two pointers and `writer` are for shared mode. */
 struct kv_store {
-	struct kv_line *lines; /* the buckets' first lines, then their second lines */
+	_Alignas(KV_STORE_APART) struct kv_line *lines; /* the buckets' first lines, then their second lines */
 	uint8_t *log;
 	uint64_t buckets;
-	uint64_t log_bytes;	/* a power of two */
-	uint64_t tail;		/* bytes ever appended; position in the log = tail % log_bytes */
-	uint64_t cleaned;	/* buckets ever visited by the cleanup; position = cleaned % buckets */
-	uint32_t cleanup_shift; /* the cleanup visits one bucket for each 2^this bytes of growth */
-	uint32_t padding;
+	uint64_t log_bytes;		   /* a power of two */
+	struct kv_store_progress progress; /* exclusive mode only: here one load away */
+	uint32_t cleanup_shift;		   /* the cleanup visits one bucket for each 2^this bytes of growth */
+	uint32_t writer;		   /* this handle's place in common->writers */
+	uint32_t *versions; /* one for each bucket, odd while it is being written; NULL is exclusive mode */
+	struct kv_store_common *common;
 	struct kv_store_stats stats;
 };
 
@@ -46,44 +74,63 @@ struct kv_store {
 static inline uint64_t kv_store_bucket(const struct kv_store *store, uint64_t key_hash);
 static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket, uint32_t line);
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word);
-static inline uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash);
-static inline struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
-					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes,
-					    __u64 **word);
 
-/* always_inline: GCC 12 takes a function that only prefetches for one without effect, and drops its calls. */
-#define KV_PREFETCHING static inline __attribute__((always_inline))
+/*
+ * `shared` is a constant wherever these are called: one source for both modes, and no trace of the shared one's care in
+ * the exclusive one's code. always_inline also because GCC 12 takes a function that only prefetches for one without
+ * effect, and drops its calls.
+ */
+#define KV_INLINED static inline __attribute__((always_inline))
+
+KV_INLINED uint64_t kv_load(const __u64 *word, int shared);
+KV_INLINED uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash, int shared);
+KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
+					 uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word,
+					 int shared);
+int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
+			 __u64 *value_word, uint32_t *value_bytes);
 
 /* Ask for the bucket's first line. With the index at its intended load a lookup rarely needs the second one. */
-KV_PREFETCHING void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash)
+KV_INLINED void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash)
 {
-	__builtin_prefetch(kv_store_line(store, kv_store_bucket(store, key_hash), 0));
+	uint64_t bucket = kv_store_bucket(store, key_hash);
+
+	__builtin_prefetch(kv_store_line(store, bucket, 0));
+	if (store->versions)
+		__builtin_prefetch(&store->versions[bucket]);
 }
 
 /*
  * Ask for the item that the first matching tag of the (prefetched) bucket points to. Without a branch, even where no
  * tag matches and some other item is fetched, so that a loop of these runs ahead of its loads.
  */
-KV_PREFETCHING void kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash)
+KV_INLINED void kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash)
 {
 	const __u64 *line = kv_store_line(store, kv_store_bucket(store, key_hash), 0);
 	uint32_t last = 1u << (KV_LINE_WORDS - 1);
-	uint32_t way = (uint32_t)__builtin_ctz(kv_bucket_matches(line, key_hash) | last);
+	uint32_t matches =
+		store->versions ? kv_bucket_matches(line, key_hash, 1) : kv_bucket_matches(line, key_hash, 0);
 
-	__builtin_prefetch(kv_store_item(store, line[way]));
+	__builtin_prefetch(kv_store_item(store, kv_load(&line[__builtin_ctz(matches | last)], 1)));
 }
 
 /*
  * GET of a key of 1-8 bytes held in a word, zero padded: KV_SUCCESS or KV_NOT_FOUND (with *value_bytes 0). A value of
- * at most 8 bytes comes back in *value_word, zero padded; a longer one as *long_value, a pointer into the log that is
- * good until the next SET.
+ * at most 8 bytes comes back in *value_word, zero padded; of a longer one its length, and *long_value, a pointer into
+ * the log that is good until the next SET. In shared mode *long_value is NULL: another thread's SET may come at any
+ * time, so kv_store_get() must copy the value, and it may find another length or nothing by then.
  */
 static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 				__u64 *value_word, uint32_t *value_bytes, const uint8_t **long_value)
 {
+	const struct kv_item *item;
 	__u64 *word;
-	const struct kv_item *item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word);
 
+	if (__builtin_expect(store->versions != NULL, 0)) {
+		*long_value = NULL;
+		return kv_store_get8_shared(store, key_hash, key_word, key_bytes, value_word, value_bytes);
+	}
+	item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
 	if (__builtin_expect(!item, 0)) {
 		store->stats.get_not_found++;
 		*value_bytes = 0;
@@ -102,9 +149,11 @@ static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint6
 static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 				uint64_t value_word, uint32_t value_bytes)
 {
+	struct kv_item *item = NULL;
 	__u64 *word;
-	struct kv_item *item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word);
 
+	if (__builtin_expect(!store->versions, 1))
+		item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
 	if (__builtin_expect(!item, 0))
 		return kv_store_set(store, key_hash, (const uint8_t *)&key_word, key_bytes,
 				    (const uint8_t *)&value_word, value_bytes);
@@ -137,22 +186,66 @@ static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64
 	return (struct kv_item *)(store->log + (word & (store->log_bytes - 1)));
 }
 
-/* Bytes from an item's start to the tail. More than log_bytes: the item is (partly) overwritten. */
-static inline uint64_t kv_store_distance(const struct kv_store *store, uint64_t word)
+/* Words that other threads may read or write at the same time. */
+typedef __u64 __attribute__((may_alias)) kv_shared_word;
+
+KV_INLINED uint64_t kv_load(const __u64 *word, int shared)
 {
-	return (store->tail - word) & KV_LOG_OFFSET_MASK;
+	return shared ? __atomic_load_n(word, __ATOMIC_RELAXED) : *word;
 }
+
+KV_INLINED void kv_save(__u64 *word, uint64_t value, int shared)
+{
+	if (shared)
+		__atomic_store_n(word, value, __ATOMIC_RELAXED);
+	else
+		*word = value;
+}
+
+/* An item's kv_length. In shared mode its header is read and written by words, as any word of the log is. */
+KV_INLINED uint32_t kv_item_length(const struct kv_item *item, int shared)
+{
+	return shared ? (uint32_t)__atomic_load_n((const kv_shared_word *)item, __ATOMIC_RELAXED) : item->kv_length;
+}
+
+KV_INLINED uint64_t kv_store_tail(const struct kv_store *store, int shared)
+{
+	return shared ? kv_load(&store->common->progress.tail, 1) : store->progress.tail;
+}
+
+/* Bytes from an item's start to the tail. More than log_bytes: the item is (partly) overwritten. */
+KV_INLINED uint64_t kv_store_distance(const struct kv_store *store, uint64_t word, int shared)
+{
+	return (kv_store_tail(store, shared) - word) & KV_LOG_OFFSET_MASK;
+}
+
+#ifdef __SSE2__
+/* Words 2 * `pair` and the next one of a line. In shared mode by an instruction that the compiler does not know for a
+ * load: x86 reads each of the two at once, while C has no word for such a read (and two words read one by one cost 2 ns
+ * a lookup). */
+KV_INLINED __m128 kv_line_pair(const __u64 *line, uint32_t pair, int shared)
+{
+	const __m128 *words = &((const __m128 *)line)[pair];
+	__m128 loaded;
+
+	if (!shared)
+		return *words;
+	__asm__ volatile("movaps %1, %0" : "=x"(loaded) : "m"(*words));
+	return loaded;
+}
+#endif
 
 /* Bit i is set if word i of a bucket's line has the hash's tag. Without branches: which word it is cannot be
  * predicted, and a miss costs as much as the whole lookup. */
-static inline uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash)
+KV_INLINED uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash, int shared)
 {
 	uint64_t tag = KV_STORE_TAG(key_hash);
 #ifdef __SSE2__
-	const __m128 *pairs = (const __m128 *)line;
 	/* High halves of the words, four at a time; then their high 16 bits, all eight. */
-	__m128i low = _mm_castps_si128(_mm_shuffle_ps(pairs[0], pairs[1], 0xdd));
-	__m128i high = _mm_castps_si128(_mm_shuffle_ps(pairs[2], pairs[3], 0xdd));
+	__m128i low =
+		_mm_castps_si128(_mm_shuffle_ps(kv_line_pair(line, 0, shared), kv_line_pair(line, 1, shared), 0xdd));
+	__m128i high =
+		_mm_castps_si128(_mm_shuffle_ps(kv_line_pair(line, 2, shared), kv_line_pair(line, 3, shared), 0xdd));
 	__m128i tags = _mm_packs_epi32(_mm_srai_epi32(low, 16), _mm_srai_epi32(high, 16));
 	__m128i equal = _mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag));
 
@@ -161,35 +254,70 @@ static inline uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash)
 	uint32_t matches = 0;
 
 	for (uint32_t i = 0; i < KV_LINE_WORDS; i++)
-		matches |= (uint32_t)(line[i] >> KV_LOG_OFFSET_BITS == tag) << i;
+		matches |= (uint32_t)(kv_load(&line[i], shared) >> KV_LOG_OFFSET_BITS == tag) << i;
 	return matches;
 #endif
 }
 
+/* The first bytes of a text, at most 8, as a word, zero padded. */
+static inline uint64_t kv_word_of(const uint8_t *bytes, uint32_t length)
+{
+	uint64_t word = 0;
+
+	if (length >= 8)
+		memcpy(&word, bytes, 8);
+	else
+		memcpy(&word, bytes, length);
+	return word;
+}
+
+/* Whether an item's words hold this text, zero padded. */
+KV_INLINED int kv_words_equal(const __u64 *words, const uint8_t *bytes, uint32_t length, int shared)
+{
+	if (!shared)
+		return memcmp(words, bytes, length) == 0;
+	for (uint32_t i = 0; i < length; i += 8)
+		if (kv_load(&words[i / 8], 1) != kv_word_of(bytes + i, length - i))
+			return 0;
+	return 1;
+}
+
+/* Whether so many bytes lie inside the log. In shared mode an item's length may be another item's bytes. */
+KV_INLINED int kv_store_holds(const struct kv_store *store, const __u64 *words, uint32_t bytes, int shared)
+{
+	return !shared || (uint64_t)((const uint8_t *)words - store->log) + KV_ROUNDUP8(bytes) <= store->log_bytes;
+}
+
 /*
  * The live item with this hash and key, and the bucket's word that points to it; NULL if there is none. The key is
- * its first 8 bytes as a word, zero padded, and the rest.
+ * its first 8 bytes as a word, zero padded, and the rest. In shared mode the answer is a guess until the bucket's
+ * version and the item's distance have been looked at again: see get() in store.c.
  */
-static inline struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
-					    uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word)
+KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
+					 uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word,
+					 int shared)
 {
 	uint64_t bucket = kv_store_bucket(store, key_hash);
 
 	for (uint32_t half = 0; half < 2; half++) {
 		__u64 *line = kv_store_line(store, bucket, half);
 
-		for (uint32_t matches = kv_bucket_matches(line, key_hash); matches; matches &= matches - 1) {
+		for (uint32_t matches = kv_bucket_matches(line, key_hash, shared); matches; matches &= matches - 1) {
 			__u64 *candidate = &line[__builtin_ctz(matches)];
-			struct kv_item *item = kv_store_item(store, *candidate);
+			uint64_t candidate_word = kv_load(candidate, shared);
+			struct kv_item *item = kv_store_item(store, candidate_word);
 
-			if (kv_store_distance(store, *candidate) <= store->log_bytes && item->key_hash == key_hash &&
-			    item->kv_length >> KV_LENGTH_KEY_SHIFT == key_bytes && item->words[0] == first_word &&
-			    (rest_bytes == 0 || memcmp(&item->words[1], rest, rest_bytes) == 0)) {
+			if (kv_store_distance(store, candidate_word, shared) <= store->log_bytes &&
+			    kv_load(&item->key_hash, shared) == key_hash &&
+			    kv_item_length(item, shared) >> KV_LENGTH_KEY_SHIFT == key_bytes &&
+			    kv_load(&item->words[0], shared) == first_word &&
+			    (rest_bytes == 0 || (kv_store_holds(store, &item->words[1], rest_bytes, shared) &&
+						 kv_words_equal(&item->words[1], rest, rest_bytes, shared)))) {
 				*word = candidate;
 				return item;
 			}
 		}
-		if (half == 0 && !line[KV_LINE_WORDS - 1])
+		if (half == 0 && !kv_load(&line[KV_LINE_WORDS - 1], shared))
 			break;
 	}
 	return NULL;

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from dpukv_xdp import abi, codec, loader
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.codec import Endpoint, Reply, Request
-from dpukv_xdp.engine import ProcessingEngine
+from dpukv_xdp.engine import HostCore, ProcessingEngine, Store
+from dpukv_xdp.placement import partition_table
 
 CPU = min(os.sched_getaffinity(0))
 """The communication core: tests/bpf/conftest.py pins the tests to it, because BPF_PROG_RUN runs
@@ -82,7 +83,9 @@ def run_once(program_fd: int, frame: bytes) -> tuple[Verdict, bytes]:
 
 
 class Dpu:
-    """kv_receive and kv_flush with their maps."""
+    """kv_receive and kv_flush with their maps; every engine is on the host, behind the DPU's
+    door.
+    """
 
     def __init__(
         self,
@@ -97,20 +100,31 @@ class Dpu:
         """`depth` is (KV_DEPTH_MIN, KV_DEPTH_MAX); `source` a file in bpf/ or an absolute path."""
         settings = {
             "KV_ENGINES": engines,
+            "KV_DPU_ENGINES": engines,
             "KV_CPUS": cpus,
             "KV_PORT": port,
             "KV_ADDRESS": int.from_bytes(codec.ip_to_bytes(address), "little"),
             "KV_DEPTH_MIN": depth[0],
             "KV_DEPTH_MAX": depth[1],
+            "KV_PROCESS_HERE": 0,
+            "KV_TRANSPORT": abi.KV_TRANSPORT_RING,
+            "KV_HOST_FRAMES": abi.KV_TRANSPORT_RING,
+            "KV_SENDER_ONLY": 0,
+            "KV_TRANSFER_PER_REQUEST": 0,
+            "KV_PREPARE_OVERLAPS": 1,
+            "KV_SLOWER_PERCENT": 0,
         }
         self.engines, self.cpus = engines, cpus
-        self._loaded = loader.load(source, ["kv_receive", "kv_flush"], settings)
+        self._loaded = loader.load(source, ["kv_receive", "kv_flush"], settings, ["kv_wait"])
         self.receive_fd = self._loaded.programs["kv_receive"]
         self.flush_fd = self._loaded.programs["kv_flush"]
         count = engines * cpus
         element = "struct kv_queue_pair"
         self.memory = loader.map_memory(self._loaded.map_fd("kv_queue_pairs"), element, count)
         self.pairs = queue_pairs_view(self.memory, count)
+        self.partitions = loader.map_memory(
+            self._loaded.map_fd("kv_partitions"), "struct kv_partition_table", 1
+        )
         self._queues = self._loaded._bpf[b"kv_dpu_queues"]
 
     def close(self) -> None:
@@ -118,7 +132,9 @@ class Dpu:
         self._loaded.close()
 
     def reset(self, start: int = 0, engine_cpu: int = CPU + 1, alive: bool = True) -> None:
-        """As just loaded, with an engine on `engine_cpu` and all batch counters at `start`."""
+        """As just loaded, with an engine on `engine_cpu` and all batch counters at `start`; each
+        engine owns one partition.
+        """
         self.pairs.view(np.uint8)[:] = 0
         blank = np.zeros(1, abi.dtype("kv_dpu_queue"))[0]
         for field in ("published", "answered"):
@@ -129,6 +145,8 @@ class Dpu:
         self.pairs["response_control"]["engine_cpu"] = engine_cpu
         for index in range(self.engines * self.cpus):
             self._write(index, blank)
+        table = partition_table(tuple(range(self.engines)), exclusive=True)
+        ffi.memmove(self.partitions, table.tobytes(), table.nbytes)
 
     def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
         """One frame from the wire."""
@@ -256,26 +274,30 @@ def serving(
 ) -> Iterator[list[ProcessingEngine]]:
     """Real, small processing engines on all of the communication engine's queue pairs."""
     with ExitStack() as cleanup:
+        host = HostCore(OTHER_CPU)
         engines = []
         for engine_id in range(dpu.engines):
-            engine = ProcessingEngine(
+            engine = small_engine(
+                cleanup,
                 engine_id=engine_id,
-                engines=dpu.engines,
-                cpu=OTHER_CPU,
-                cpus=dpu.cpus,
-                pairs=dpu.memory + engine_id * dpu.cpus,
-                items=1 << 12,
-                log_bytes=1 << 20,
-                huge_pages=False,
+                partitions=dpu.partitions,
                 response_bytes_max=response_bytes_max,
                 flush_after_us=flush_after_us,
             )
-            cleanup.callback(engine.close)
-            engine.start(senders)
-            cleanup.callback(engine.stop)
+            engine.add_pairs(dpu.memory + engine_id * dpu.cpus, dpu.cpus, senders.array)
+            host.add_engine(engine)
             engines.append(engine)
+        cleanup.callback(host.stop)
+        host.start()
         wait_until(lambda: dpu.pairs["response_control"]["alive"].all(), "the engines start")
         yield engines
+
+
+def small_engine(cleanup: ExitStack, **settings: Any) -> ProcessingEngine:
+    """A processing engine with a store of its own, which `cleanup` gives back."""
+    store = Store(items=1 << 12, log_bytes=1 << 20, huge_pages=False)
+    cleanup.callback(store.close)
+    return ProcessingEngine(cpu=OTHER_CPU, store=store, **settings)
 
 
 def wait_until(condition: Any, what: str) -> None:

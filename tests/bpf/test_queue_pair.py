@@ -4,7 +4,7 @@ an other end that breaks every rule.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from bpf.harness import (
     OTHER_CPU,
     RESPONSE_BYTES_MAX,
     Dpu,
-    NoSenders,
     PlayedEngine,
     Verdict,
     expected_replies,
@@ -23,6 +22,7 @@ from bpf.harness import (
     reply_frame,
     request_frame,
     serving,
+    small_engine,
     wait_until,
     with_dirty_padding,
 )
@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from dpukv_xdp import abi, codec
 from dpukv_xdp._core._native import ffi
 from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.engine import ProcessingEngine
+from dpukv_xdp.engine import HostCore, ProcessingEngine
 
 WAIT = (0, 0)
 LAPS = 3
@@ -99,7 +99,7 @@ def test_request_records(
 
     expected = before.copy()
     slot = expected["requests"][0]
-    slot["count"], slot["has_payload"] = len(requests), payload
+    slot["count"], slot["has_payload"], slot["ready"] = len(requests), payload, 0
     slot["records"][: len(requests)] = expected_records(requests)
     if payload:
         slot["payload"][: len(body)] = list(body)
@@ -371,25 +371,15 @@ class PlayedDpu:
     @contextmanager
     def served(self) -> Iterator["PlayedDpu"]:
         """The engine runs."""
-        self.engine = ProcessingEngine(
-            engine_id=0,
-            engines=1,
-            cpu=OTHER_CPU,
-            cpus=1,
-            pairs=self.memory,
-            items=1 << 10,
-            log_bytes=1 << 16,
-            huge_pages=False,
-            response_bytes_max=RESPONSE_BYTES_MAX,
-            flush_after_us=30.0,
-        )
-        self.engine.start(NoSenders)  # type: ignore[arg-type]
-        try:
+        with ExitStack() as cleanup:
+            self.engine = small_engine(cleanup, engine_id=0, response_bytes_max=RESPONSE_BYTES_MAX)
+            self.engine.add_pairs(self.memory, 1)
+            host = HostCore(OTHER_CPU)
+            host.add_engine(self.engine)
+            cleanup.callback(host.stop)
+            host.start()
             wait_until(lambda: self.pair["response_control"]["alive"], "the engine starts")
             yield self
-        finally:
-            self.engine.stop()
-            self.engine.close()
 
     def next_slot(self) -> Any:
         return self.pair["requests"][self.published % abi.KV_SLOTS]
@@ -403,10 +393,12 @@ class PlayedDpu:
         wait_until(lambda: control["published"] == self.published, "the batch is processed")
         return self.pair["responses"][index].copy()
 
-    def request(self, count: int, header: int, key: int = 0, value: int = 0) -> Any:
+    def request(
+        self, count: int, header: int, key: int = 0, value: int = 0, has_payload: bool = True
+    ) -> Any:
         """One kind of record `count` times in a batch that says so."""
         slot = self.next_slot()
-        slot["count"] = count
+        slot["count"], slot["has_payload"] = count, has_payload
         for name, content in (("header", header), ("key", key), ("value", value)):
             slot["records"][name] = content
         slot["records"]["key_hash"] = abi.hash_key(KEY)
@@ -508,6 +500,23 @@ def test_value_offset(played: PlayedDpu, value_bytes: int, offset: int, result: 
     played.assert_serves()
 
 
+@pytest.mark.parametrize(
+    ("header", "result"),
+    [
+        (header_word(abi.KV_OP_GET, 0, 9, 0), abi.KV_ERROR),
+        (header_word(abi.KV_OP_SET, 0, 8, 9), abi.KV_INSUFFICIENT_SPACE),
+        (header_word(abi.KV_OP_SET, 0, 9, 8), abi.KV_ERROR),
+    ],
+)
+def test_offsets_into_a_payload_that_the_batch_has_not(
+    played: PlayedDpu, header: int, result: int
+) -> None:
+    """What an earlier batch left in the slot is not this batch's."""
+    slot = played.request(1, header, has_payload=False)
+    assert slot["records"]["header"][0] == header_word(header & 0xFF, result, 0, 0)
+    played.assert_serves()
+
+
 def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
     """Records of random bytes: a result for each, lengths that add up, the engine lives."""
     random = np.random.default_rng(20260101)
@@ -519,7 +528,7 @@ def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
         words = slot["records"]["header"]
         words[::2] = words[::2] & ~np.uint64(0xFF) | np.uint64(abi.KV_OP_GET)
         words[1::4] = words[1::4] & ~np.uint64(0xFF) | np.uint64(abi.KV_OP_SET)
-        slot["count"] = count
+        slot["count"], slot["has_payload"] = count, random.integers(2)
         responses = played.hand_over()
         headers = responses["records"]["header"][:count]
         lengths = [int(word) >> 32 & 0xFFFFFF for word in headers]

@@ -5,7 +5,8 @@
  * An item may be lost only because the log came round to it or because it was the oldest of a full bucket. Both follow
  * from sizes alone, so the model below, which keeps no index and no log, says exactly which keys must be found. Both
  * ways in are driven, the inline ones for small items and the general ones. The log may start just before the tail's
- * 2^48, where offsets repeat.
+ * 2^48, where offsets repeat. The store may be in shared mode and used through two handles in turn, which must make no
+ * difference at all.
  *
  *   clang-14 -fsanitize=fuzzer,address,undefined -I dpukv_xdp/_core -I bpf tests/fuzz/store_fuzz.c \
  *            dpukv_xdp/_core/{hash,memory,store}.c
@@ -48,7 +49,7 @@ struct input {
 };
 
 static uint8_t next_byte(struct input *input);
-static struct kv_store *create(struct input *input, struct model *model);
+static void create(struct input *input, struct model *model, struct kv_store *handles[2]);
 static void check_get(struct kv_store *store, const struct model *model, const struct model_item *item);
 static void check_set(struct kv_store *store, struct model *model, struct model_item *item, uint32_t value_bytes,
 		      uint8_t seed);
@@ -60,11 +61,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct input input = { data, size };
 	struct model model = { 0 };
-	struct kv_store *store = create(&input, &model);
+	struct kv_store *handles[2];
 
+	create(&input, &model, handles);
 	for (uint32_t i = 0; input.left && i < OPERATIONS_MAX; i++) {
-		uint8_t operation = next_byte(&input);
-		struct model_item *item = &model.items[next_byte(&input) % KEYS];
+		uint8_t operation = next_byte(&input), choice = next_byte(&input);
+		struct model_item *item = &model.items[choice % KEYS];
+		struct kv_store *store = handles[choice / KEYS % 2];
 		uint8_t seed = (uint8_t)(i * 31 + 1);
 
 		switch (operation % 8) {
@@ -90,8 +93,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 	}
 	for (uint32_t k = 0; k < KEYS; k++)
-		check_get(store, &model, &model.items[k]);
-	kv_store_destroy(store);
+		check_get(handles[k % 2], &model, &model.items[k]);
+	kv_store_destroy(handles[0]);
+	if (handles[1] != handles[0])
+		kv_store_destroy(handles[1]);
 	return 0;
 }
 
@@ -103,20 +108,20 @@ static uint8_t next_byte(struct input *input)
 	return *input->data++;
 }
 
-/* Four bytes choose the sizes, how much of the hashes is left (so that keys share buckets and tags), what the keys
- * look like and where the tail starts. */
-static struct kv_store *create(struct input *input, struct model *model)
+/* Five bytes choose the sizes, how much of the hashes is left (so that keys share buckets and tags), what the keys
+ * look like, where the tail starts, and whether there are two handles. */
+static void create(struct input *input, struct model *model, struct kv_store *handles[2])
 {
 	static const uint64_t hash_masks[] = { ~0ULL, ~0xfffcULL, 3ULL << 46 | 3, 0xffffULL << 48, 0 };
 	uint8_t sizes = next_byte(input), mask = next_byte(input), lengths = next_byte(input);
-	uint8_t start = next_byte(input);
+	uint8_t start = next_byte(input), shared = next_byte(input);
 	struct kv_store *store = kv_store_create(1 + sizes % 16 * 4, 64ULL << sizes / 16 % 10, 0);
 
 	CHECK(store);
 	/* Whole laps, so that positions in the log stay as they were. */
-	store->tail = start % 4 ? (1ULL << KV_LOG_OFFSET_BITS) - (start / 4 * store->log_bytes) : 0;
-	store->cleaned = store->tail >> store->cleanup_shift;
-	model->tail = store->tail;
+	model->tail = start % 4 ? (1ULL << KV_LOG_OFFSET_BITS) - (start / 4 * store->log_bytes) : 0;
+	store->progress.tail = model->tail;
+	store->progress.cleaned = model->tail >> store->cleanup_shift;
 	model->log_bytes = store->log_bytes;
 	model->buckets = store->buckets;
 	for (uint32_t k = 0; k < KEYS; k++) {
@@ -127,7 +132,9 @@ static struct kv_store *create(struct input *input, struct model *model)
 		item->key[item->key_bytes - 1] = lengths % 2 ? 0 : (uint8_t)k;
 		item->key_hash = kv_hash(item->key, item->key_bytes) & hash_masks[mask % 5];
 	}
-	return store;
+	handles[0] = store;
+	handles[1] = shared % 2 ? kv_store_share(store) : store;
+	CHECK(handles[1]);
 }
 
 /* ---- The model ---- */
@@ -204,7 +211,7 @@ static uint64_t word_of(const uint8_t *bytes, uint32_t length)
 
 static void check_get8(struct kv_store *store, const struct model_item *item, int expected, const uint8_t *value)
 {
-	uint64_t value_word = ~0ULL;
+	__u64 value_word = ~0ULL;
 	uint32_t value_bytes = ~0u;
 	const uint8_t *long_value = NULL;
 	int result = kv_store_get8(store, item->key_hash, word_of(item->key, item->key_bytes), item->key_bytes,
@@ -218,6 +225,8 @@ static void check_get8(struct kv_store *store, const struct model_item *item, in
 	CHECK(value_bytes == item->value_bytes);
 	if (value_bytes <= 8)
 		CHECK(value_word == word_of(value, value_bytes));
+	else if (store->versions)
+		CHECK(!long_value);
 	else
 		CHECK(memcmp(long_value, value, value_bytes) == 0);
 }
@@ -254,7 +263,7 @@ static void check_set(struct kv_store *store, struct model *model, struct model_
 	else
 		result = kv_store_set(store, item->key_hash, item->key, item->key_bytes, value, value_bytes);
 	CHECK(result == model_set(model, item, value_bytes, seed));
-	CHECK(store->tail == model->tail);
+	CHECK(kv_store_tail(store, store->versions != NULL) == model->tail);
 	check_get(store, model, item);
 }
 

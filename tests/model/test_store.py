@@ -31,15 +31,31 @@ SMALL_LOG_BYTES = 1 << 14
 class Store:
     """A native store, with the calls as Python methods."""
 
-    def __init__(self, item_count: int, log_bytes: int, want_huge: bool = False) -> None:
-        self.handle = lib.kv_store_create(item_count, log_bytes, want_huge)
-        if self.handle == ffi.NULL:
+    def __init__(
+        self, item_count: int, log_bytes: int, want_huge: bool = False, handles: int = 1
+    ) -> None:
+        """More than one handle puts the store into shared mode; `use` chooses among them."""
+        self.handles = [lib.kv_store_create(item_count, log_bytes, want_huge)]
+        if self.handles[0] == ffi.NULL:
             raise OSError(ffi.errno, "kv_store_create failed")
+        self.use(0)
         self.room = ffi.new("uint8_t[]", abi.KV_VALUE_MAX)
         self.length = ffi.new("uint32_t *")
+        for _ in range(1, handles):
+            self.share()
+
+    def share(self) -> None:
+        shared = lib.kv_store_share(self.handle)
+        if shared == ffi.NULL:
+            raise OSError(ffi.errno, "kv_store_share failed")
+        self.handles.append(shared)
+
+    def use(self, handle: int) -> None:
+        self.handle = self.handles[handle % len(self.handles)]
 
     def close(self) -> None:
-        lib.kv_store_destroy(self.handle)
+        for handle in self.handles:
+            lib.kv_store_destroy(handle)
 
     def set(self, key: bytes, value: bytes, key_hash: int | None = None) -> int:
         key_hash = lib.kv_hash(key, len(key)) if key_hash is None else key_hash
@@ -62,6 +78,7 @@ class Store:
         )
 
     def stats(self) -> Any:
+        """Of the handle in use."""
         stats = ffi.new("struct kv_store_stats *")
         lib.kv_store_get_stats(self.handle, stats)
         return SimpleNamespace(
@@ -163,9 +180,11 @@ def pattern(value_bytes: int, seed: int) -> bytes:
 class StoreMachine(RuleBasedStateMachine):
     """Sets and gets in a small store; every answer must be the model's."""
 
+    handles = 1
+
     @initialize(item_count=st.integers(1, 64), log_shift=st.integers(6, 14), hash_mask=HASH_MASKS)
     def create(self, item_count: int, log_shift: int, hash_mask: int) -> None:
-        self.store = Store(item_count, 1 << log_shift)
+        self.store = Store(item_count, 1 << log_shift, handles=self.handles)
         stats = self.store.stats()
         self.model = Model(stats.index_bytes // BUCKET_BYTES, stats.log_bytes)
         self.hash_mask = hash_mask
@@ -197,10 +216,17 @@ class StoreMachine(RuleBasedStateMachine):
     def holds_what_the_model_holds(self) -> None:
         for key in self.model.items:
             assert self.store.get(key, self.hash(key)) == self.model.get(key)
-        stats = self.store.stats()
+        stats = self.stats_of_all_handles()
         live = sum(self.model.is_live(item) for item in self.model.items.values())
-        assert stats.set_evicted == self.model.evicted
-        assert stats.items_estimate >= live
+        assert sum(each.set_evicted for each in stats) == self.model.evicted
+        assert all(each.items_estimate >= live for each in stats)
+
+    def stats_of_all_handles(self) -> list[Any]:
+        stats = []
+        for i in range(self.handles):
+            self.store.use(i)
+            stats.append(self.store.stats())
+        return stats
 
     def hash(self, key: bytes) -> int:
         return int(lib.kv_hash(key, len(key))) & self.hash_mask
@@ -210,6 +236,16 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.close()
 
 
+class SharedStoreMachine(StoreMachine):
+    """The same through two handles of one store in turn: nobody can tell the difference."""
+
+    handles = 2
+
+    @rule(handle=st.integers(0, 1))
+    def change_handle(self, handle: int) -> None:
+        self.store.use(handle)
+
+
 TestStoreAgainstModel = StoreMachine.TestCase
 TestStoreAgainstModel.settings = settings(
     max_examples=200,
@@ -217,6 +253,8 @@ TestStoreAgainstModel.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+TestSharedStoreAgainstModel = SharedStoreMachine.TestCase
+TestSharedStoreAgainstModel.settings = TestStoreAgainstModel.settings
 
 
 # ---- Limits ------------------------------------------------------------------------------------
@@ -420,6 +458,55 @@ def test_a_store_of_a_million_items_holds_them_all(want_huge: bool) -> None:
         wrong += word[0] != ~i & 0xFFFF_FFFF
     assert wrong == 0
     assert store.stats().get_found == items
+    store.close()
+
+
+# ---- Handles -----------------------------------------------------------------------------------
+
+
+def test_a_store_in_use_can_be_shared_and_every_handle_sees_every_write() -> None:
+    store = Store(item_count=64, log_bytes=SMALL_LOG_BYTES)
+    store.set(b"before", b"exclusive")
+    for _ in range(2):
+        store.share()
+    for i in range(3):
+        store.use(i)
+        assert store.set(b"key", b"%d" % i) == abi.KV_SUCCESS
+        store.use(i + 1)
+        assert (store.get(b"key"), store.get(b"before")) == (b"%d" % i, b"exclusive")
+    store.close()
+
+
+def test_each_handle_counts_its_own_operations_and_all_know_the_items() -> None:
+    store = Store(item_count=64, log_bytes=SMALL_LOG_BYTES, handles=2)
+    store.set(b"one", b"1")
+    store.use(1)
+    store.set(b"two", b"2")
+    store.get(b"one")
+    second = store.stats()
+    store.use(0)
+    first = store.stats()
+    assert (first.set_new, first.get_found, first.items_estimate) == (1, 0, 2)
+    assert (second.set_new, second.get_found, second.items_estimate) == (1, 1, 2)
+    assert (first.index_bytes, first.log_bytes) == (second.index_bytes, second.log_bytes)
+    store.close()
+
+
+def test_the_store_lives_as_long_as_one_handle_and_a_place_given_back_can_be_taken() -> None:
+    store = Store(item_count=64, log_bytes=SMALL_LOG_BYTES, handles=abi.KV_ENGINES_MAX)
+    store.set(b"key", b"value")
+    with pytest.raises(OSError, match="Errno 28"):
+        store.share()
+    for place in (0, 3):
+        lib.kv_store_destroy(store.handles.pop(place))
+    store.use(5)
+    store.share()
+    store.use(-1)
+    assert store.get(b"key") == b"value"
+    while len(store.handles) > 1:
+        lib.kv_store_destroy(store.handles.pop(0))
+    store.use(0)
+    assert store.get(b"key") == b"value"
     store.close()
 
 

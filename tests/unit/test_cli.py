@@ -20,7 +20,7 @@ from dpukv_xdp import bench, cli, config, lab, server
 from dpukv_xdp.demo import story
 from dpukv_xdp.report import results_table
 
-COMMANDS = {"bench", "demo", "doctor", "get", "lab", "serve", "set"}
+COMMANDS = {"bench", "demo", "doctor", "get", "lab", "qp-bench", "serve", "set"}
 LAB_COMMANDS = {"down", "status", "up"}
 
 
@@ -235,15 +235,21 @@ def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
         assert "1.0 GiB are free" in outcome.errors
 
 
-def test_memory_bytes_are_what_the_stores_take() -> None:
+@pytest.mark.parametrize(
+    ("design", "engines", "stores"), [("lat", 2, 2), ("cpu-only", 3, 3), ("dual", 2, 1)]
+)
+def test_memory_bytes_are_what_the_stores_take(design: str, engines: int, stores: int) -> None:
     from dpukv_xdp._core._native import ffi, lib
 
-    settings = config.ServerConfig(items=100_000, log_bytes=3_000_000, engines=2)
+    settings = config.ServerConfig(
+        design=design, items=100_000, log_bytes=3_000_000, engines=engines
+    )
     stats = ffi.new("struct kv_store_stats *")
     taken = 0
-    for _ in range(settings.engines):
+    assert settings.store_count() == stores
+    for _ in range(stores):
         store = lib.kv_store_create(
-            settings.items_per_engine(), settings.log_bytes_per_engine(), False
+            settings.items_per_store(), settings.log_bytes_per_store(), False
         )
         lib.kv_store_get_stats(store, stats)
         taken += stats.index_bytes + stats.log_bytes

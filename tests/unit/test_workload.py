@@ -60,7 +60,7 @@ def assert_fits(observed: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     name=st.sampled_from(["A", "B", "C"]),
     key_size=st.sampled_from([1, 2, 7, 8, 9, 16, 20, 100, 255]),
     value_size=st.sampled_from([0, 1, 7, 8, 9, 16, 100, 700, 1184]),
-    engines=st.sampled_from([1, 2, 5]),
+    owners=st.sampled_from([(0,), (0, 1), (0, 1, 2, 3, 4), (0, 2, 0, 1), (1, 1, 1, 0)]),
     distribution=st.sampled_from(workload.DISTRIBUTIONS),
     seed=st.integers(0, 1000),
     data=st.data(),
@@ -69,7 +69,7 @@ def test_frames_say_what_the_plan_says(
     name: str,
     key_size: int,
     value_size: int,
-    engines: int,
+    owners: tuple[int, ...],
     distribution: workload.Distribution,
     seed: int,
     data: st.DataObject,
@@ -81,7 +81,7 @@ def test_frames_say_what_the_plan_says(
         keys=min(1000, 256**key_size),
         key_size=key_size,
         value_size=value_size,
-        engines=engines,
+        owners=owners,
         distribution=distribution,
         seed=seed,
         requests_per_packet=data.draw(st.integers(1, fit)),
@@ -115,7 +115,7 @@ def check_template(plan: Plan, template: Any, keys: set[bytes]) -> None:
     for request in requests:
         assert request.key in keys
         assert request.key_hash == abi.hash_key(request.key)
-        assert (request.key_hash >> 48) % plan.engines == engine
+        assert plan.owners[(request.key_hash >> 48) % len(plan.owners)] == engine
         is_get = request.operation == abi.Operation.GET
         value = workload.value_bytes(request.key, plan.value_size)
         assert request.value == (b"" if is_get else value)
@@ -172,7 +172,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
 @pytest.mark.parametrize(("key_size", "value_size"), [(8, 8), (20, 100), (2, 0)])
 def test_the_load_phase_sets_every_key_once(engines: int, key_size: int, value_size: int) -> None:
     plan = replace(
-        PLAN, keys=5000, key_size=key_size, value_size=value_size, engines=engines,
+        PLAN, keys=5000, key_size=key_size, value_size=value_size, owners=tuple(range(engines)),
         requests_per_packet=1,
     )  # fmt: skip
     pool = new_pool(40)
@@ -256,9 +256,11 @@ def test_the_maximum_is_the_best_of_all_mixes(key_size: int, value_size: int, mt
         {"value_size": 10**12},
         {"requests_per_packet": 0},
         {"requests_per_packet": 46},
-        {"engines": 0},
-        {"engines": abi.KV_ENGINES_MAX + 1},
-        {"engines": 2, "destination": replace(PLAN.destination, port=65535)},
+        {"owners": ()},
+        {"owners": (0, -1)},
+        {"owners": (0,) * (abi.KV_PARTITIONS_MAX + 1)},
+        {"owners": tuple(range(abi.KV_ENGINES_MAX + 1))},
+        {"owners": (0, 1), "destination": replace(PLAN.destination, port=65535)},
         {"distribution": "normal"},
         {"spacing": "linear"},
         {"gap_mean_ns": -1},
@@ -269,6 +271,19 @@ def test_the_maximum_is_the_best_of_all_mixes(key_size: int, value_size: int, mt
 def test_a_plan_that_cannot_be_sent_is_a_usage_error(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         workload.build_templates(replace(PLAN, **change), new_pool(4))
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        (0,) * abi.KV_PARTITIONS_MAX,
+        tuple(range(abi.KV_ENGINES_MAX)),
+        (0,) * (abi.KV_PARTITIONS_MAX - 1) + (abi.KV_ENGINES_MAX - 1,),
+    ],
+)
+def test_as_many_partitions_and_engines_as_there_may_be(owners: tuple[int, ...]) -> None:
+    plan = replace(PLAN, owners=owners)
+    assert workload.build_templates(plan, new_pool(4)).templates == 4
 
 
 def test_loading_past_the_last_key_is_a_usage_error() -> None:

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * kv_transfer.c - the DPU's end of the transfer primitives that `dpukv qp-bench` compares (the paper's Figure 9). The
+ * host's end is dpukv_xdp/_core/transfer.c.
+ *
+ * BPF_PROG_RUN calls a program again and again; each run polls for a bounded time and does one hand-over, or one
+ * fragment of it, if it can. Whoever takes a payload compares all of it: reading it is part of a hand-over.
+ */
+#include "kv_abi.h"
+
+#define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
+#define KV_WRITE_ONCE(word, new_value) (*(volatile __typeof__(word) *)&(word) = (new_value))
+/* Enough on x86, see maps.h. */
+#define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
+
+#define KV_GROUP_WORDS 8
+#define KV_GROUPS_MAX (KV_TRANSFER_BYTES_MAX / (8 * KV_GROUP_WORDS))
+
+/* Bytes for bcc and not words, as in maps.h. */
+struct kv_transfer_payload {
+	__u8 bytes[KV_TRANSFER_BYTES_MAX];
+};
+struct kv_transfer_fragment {
+	__u8 bytes[KV_TRANSFER_FRAGMENT_MAX];
+};
+
+BPF_F_TABLE("array", __u32, struct kv_transfer_control, kv_transfer_control, 1, BPF_F_MMAPABLE);
+/* Where payloads come from: KV_TRANSFER_PAYLOADS of them, prepared by the host. */
+BPF_F_TABLE("array", __u32, struct kv_transfer_payload, kv_transfer_payloads, KV_TRANSFER_PAYLOADS, BPF_F_MMAPABLE);
+/* The mapped ring: one of each direction is in use. */
+BPF_F_TABLE("array", __u32, struct kv_transfer_payload, kv_transfer_slots, KV_TRANSFER_SLOTS, BPF_F_MMAPABLE);
+BPF_RINGBUF_OUTPUT(kv_transfer_ringbuf, KV_TRANSFER_RINGBUF_PAGES);
+BPF_XSKMAP(kv_transfer_sockets, 1);
+/* What a frame brought, out of its packet memory. */
+BPF_ARRAY(kv_transfer_fragments, struct kv_transfer_fragment, 1);
+
+static __always_inline int kv_may_send(struct kv_transfer_control *control);
+static __always_inline int kv_has_come(struct kv_transfer_control *control);
+static __always_inline __u64 kv_payload_bytes(const struct kv_transfer_control *control);
+static __always_inline void kv_publish(struct kv_transfer_control *control);
+static __always_inline int kv_is_wrong(const __u8 *data, __u32 bytes, __u32 bytes_max, __u64 expected);
+
+/* DPU to host through the mapped ring. */
+int kv_transfer_ring_send(struct xdp_md *ctx)
+{
+	struct kv_transfer_payload *payload, *slot;
+	struct kv_transfer_control *control;
+	__u32 zero = 0, payload_index, slot_index;
+	__u64 bytes;
+
+	control = kv_transfer_control.lookup(&zero);
+	if (!control || !kv_may_send(control))
+		return XDP_DROP;
+	payload_index = control->dpu_count % KV_TRANSFER_PAYLOADS;
+	slot_index = control->dpu_count % KV_TRANSFER_SLOTS;
+	payload = kv_transfer_payloads.lookup(&payload_index);
+	slot = kv_transfer_slots.lookup(&slot_index);
+	bytes = kv_payload_bytes(control);
+	if (!payload || !slot || bytes > KV_TRANSFER_BYTES_MAX)
+		return XDP_ABORTED;
+	if (bpf_probe_read_kernel(slot->bytes, bytes, payload->bytes))
+		return XDP_ABORTED;
+	kv_publish(control);
+	return XDP_DROP;
+}
+
+/* Host to DPU through the mapped ring. */
+int kv_transfer_ring_receive(struct xdp_md *ctx)
+{
+	struct kv_transfer_control *control;
+	struct kv_transfer_payload *slot;
+	__u32 zero = 0, slot_index;
+	__u64 bytes, expected;
+
+	control = kv_transfer_control.lookup(&zero);
+	if (!control || !kv_has_come(control))
+		return XDP_DROP;
+	slot_index = control->dpu_count % KV_TRANSFER_SLOTS;
+	slot = kv_transfer_slots.lookup(&slot_index);
+	bytes = kv_payload_bytes(control);
+	if (!slot || bytes > KV_TRANSFER_BYTES_MAX)
+		return XDP_ABORTED;
+	expected = KV_TRANSFER_WORD(control->dpu_count % KV_TRANSFER_PAYLOADS, 0);
+	if (kv_is_wrong(slot->bytes, bytes, KV_TRANSFER_BYTES_MAX, expected))
+		control->dpu_wrong++;
+	kv_publish(control);
+	return XDP_DROP;
+}
+
+/* DPU to host through the BPF ring buffer. */
+int kv_transfer_ringbuf_send(struct xdp_md *ctx)
+{
+	struct kv_transfer_control *control;
+	struct kv_transfer_payload *payload;
+	__u32 zero = 0, payload_index;
+	__u64 bytes;
+
+	control = kv_transfer_control.lookup(&zero);
+	if (!control || !kv_may_send(control))
+		return XDP_DROP;
+	payload_index = control->dpu_count % KV_TRANSFER_PAYLOADS;
+	payload = kv_transfer_payloads.lookup(&payload_index);
+	bytes = kv_payload_bytes(control);
+	if (!payload || bytes == 0 || bytes > KV_TRANSFER_BYTES_MAX)
+		return XDP_ABORTED;
+	if (kv_transfer_ringbuf.ringbuf_output(payload, bytes, control->ringbuf_wakeup))
+		return XDP_DROP; /* full: the next run tries again */
+	kv_publish(control);
+	return XDP_DROP;
+}
+
+/* DPU to host through AF_XDP: a live frame takes one fragment straight to the socket. */
+int kv_transfer_frame_send(struct xdp_md *ctx)
+{
+	__u64 bytes, offset, fragment_bytes;
+	__u32 zero = 0, payload_index;
+	struct kv_transfer_frame header = {};
+	struct kv_transfer_control *control;
+	struct kv_transfer_payload *payload;
+
+	control = kv_transfer_control.lookup(&zero);
+	if (!control || !kv_may_send(control))
+		return XDP_DROP;
+	payload_index = control->dpu_count % KV_TRANSFER_PAYLOADS;
+	payload = kv_transfer_payloads.lookup(&payload_index);
+	bytes = kv_payload_bytes(control);
+	offset = control->dpu_fragments * KV_TRANSFER_FRAGMENT_MAX;
+	if (!payload || offset > KV_TRANSFER_BYTES_MAX - KV_TRANSFER_FRAGMENT_MAX || bytes <= offset)
+		return XDP_ABORTED;
+	fragment_bytes = bytes - offset;
+	if (fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
+		fragment_bytes = KV_TRANSFER_FRAGMENT_MAX;
+	header.eth_type = bpf_htons(KV_TRANSFER_ETHERTYPE);
+	header.fragment = control->dpu_fragments;
+	header.operation = control->dpu_count;
+	/* Clang would take the lower bound that the verifier needs out again. */
+	asm volatile("" : "+r"(fragment_bytes));
+	if (fragment_bytes == 0 || fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
+		return XDP_ABORTED;
+	if (bpf_xdp_store_bytes(ctx, 0, &header, sizeof(header)) ||
+	    bpf_xdp_store_bytes(ctx, sizeof(header), payload->bytes + offset, fragment_bytes))
+		return XDP_ABORTED;
+	if (offset + fragment_bytes < bytes) {
+		control->dpu_fragments++;
+	} else {
+		control->dpu_fragments = 0;
+		kv_publish(control);
+	}
+	return kv_transfer_sockets.redirect_map(0, XDP_DROP);
+}
+
+/* Host to DPU through AF_XDP: what the host's socket sends comes in here, on the far end of its link. */
+int kv_transfer_frame_receive(struct xdp_md *ctx)
+{
+	struct kv_transfer_fragment *fragment;
+	__u64 bytes, offset, fragment_bytes, expected;
+	__u32 zero = 0;
+	struct kv_transfer_control *control;
+	struct kv_transfer_frame header;
+
+	if (bpf_xdp_load_bytes(ctx, 0, &header, sizeof(header)) || header.eth_type != bpf_htons(KV_TRANSFER_ETHERTYPE))
+		return XDP_PASS;
+	control = kv_transfer_control.lookup(&zero);
+	fragment = kv_transfer_fragments.lookup(&zero);
+	if (!control || !fragment)
+		return XDP_ABORTED;
+	bytes = kv_payload_bytes(control);
+	offset = control->dpu_fragments * KV_TRANSFER_FRAGMENT_MAX;
+	if (header.operation != control->dpu_count || header.fragment != control->dpu_fragments || bytes <= offset) {
+		control->dpu_wrong++;
+		return XDP_DROP;
+	}
+	fragment_bytes = bytes - offset;
+	if (fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
+		fragment_bytes = KV_TRANSFER_FRAGMENT_MAX;
+	asm volatile("" : "+r"(fragment_bytes));
+	if (fragment_bytes == 0 || fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
+		return XDP_ABORTED;
+	if (bpf_xdp_load_bytes(ctx, sizeof(header), fragment->bytes, fragment_bytes)) {
+		control->dpu_wrong++;
+		return XDP_DROP;
+	}
+	expected = KV_TRANSFER_WORD(control->dpu_count % KV_TRANSFER_PAYLOADS, offset / 8);
+	if (kv_is_wrong(fragment->bytes, fragment_bytes, KV_TRANSFER_FRAGMENT_MAX, expected))
+		control->dpu_wrong++;
+	if (offset + fragment_bytes < bytes) {
+		control->dpu_fragments++;
+	} else {
+		control->dpu_fragments = 0;
+		kv_publish(control);
+	}
+	return XDP_DROP;
+}
+
+/* Whether another payload may go: polls for room in the window. */
+static __always_inline int kv_may_send(struct kv_transfer_control *control)
+{
+	__u32 sent = control->dpu_count, window = control->window;
+	int turn;
+
+	if (sent == control->operations || KV_READ_ONCE(control->stop))
+		return 0;
+#pragma clang loop unroll(disable)
+	for (turn = 0; turn < KV_TRANSFER_TURNS; turn++) {
+		if (sent - KV_READ_ONCE(control->host_count) < window)
+			return 1;
+	}
+	return 0;
+}
+
+/* Whether a payload of the host's has come: polls for one. */
+static __always_inline int kv_has_come(struct kv_transfer_control *control)
+{
+	__u32 taken = control->dpu_count;
+	int turn;
+
+	if (taken == control->operations || KV_READ_ONCE(control->stop))
+		return 0;
+#pragma clang loop unroll(disable)
+	for (turn = 0; turn < KV_TRANSFER_TURNS; turn++) {
+		if (KV_READ_ONCE(control->host_count) != taken) {
+			KV_PUBLISH_BARRIER();
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* 64 bits and kept from clang: it would check 32 of them, and the verifier wants bounds of the whole register. */
+static __always_inline __u64 kv_payload_bytes(const struct kv_transfer_control *control)
+{
+	__u64 bytes = KV_READ_ONCE(control->bytes);
+
+	asm volatile("" : "+r"(bytes));
+	return bytes;
+}
+
+/* One payload more has been handed over, or taken. */
+static __always_inline void kv_publish(struct kv_transfer_control *control)
+{
+	KV_PUBLISH_BARRIER();
+	KV_WRITE_ONCE(control->dpu_count, control->dpu_count + 1);
+}
+
+/* Whether one of the bytes is not what KV_TRANSFER_WORD says; `expected` is the first word. */
+static __always_inline int kv_is_wrong(const __u8 *data, __u32 bytes, __u32 bytes_max, __u64 expected)
+{
+	__u32 groups = bytes / (8 * KV_GROUP_WORDS), words = bytes / 8 % KV_GROUP_WORDS, rest = bytes % 8;
+	__u32 offset = 0, group, word;
+	__u64 difference = 0;
+
+	/*
+	 * The offset is masked, and unknown to the verifier: all turns are alike to it. Both tests of a loop must stay:
+	 * were clang to make one of them, the verifier would see no end ("Program too large").
+	 */
+#pragma clang loop unroll(disable)
+	for (group = 0; group < KV_GROUPS_MAX && group < groups; group++) {
+		const __u64 *at;
+
+		asm volatile("" : "+r"(offset), "+r"(groups));
+		offset &= bytes_max - 8 * KV_GROUP_WORDS;
+		at = (const __u64 *)(data + offset);
+#pragma clang loop unroll(full)
+		for (word = 0; word < KV_GROUP_WORDS; word++)
+			difference |= at[word] ^ (expected + KV_TRANSFER_STEP * word);
+		expected += KV_TRANSFER_STEP * KV_GROUP_WORDS;
+		offset += 8 * KV_GROUP_WORDS;
+	}
+#pragma clang loop unroll(disable)
+	for (word = 0; word < KV_GROUP_WORDS && word < words; word++) {
+		asm volatile("" : "+r"(offset), "+r"(words));
+		offset &= bytes_max - 8;
+		difference |= *(const __u64 *)(data + offset) ^ expected;
+		expected += KV_TRANSFER_STEP;
+		offset += 8;
+	}
+	if (rest) {
+		asm volatile("" : "+r"(offset));
+		offset &= bytes_max - 8;
+		difference |= KV_LOW_BYTES(*(const __u64 *)(data + offset) ^ expected, rest);
+	}
+	return difference != 0;
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * host.c - the loop of one host core.
+ *
+ * A turn receives, processes and answers, each for whatever the core has of communication and processing engines. With
+ * both it runs every batch to completion ("fused"); with processing engines alone it is the host's end of their queue
+ * pairs, served round robin.
+ */
+#include <errno.h>
+#include <time.h>
+
+#include "host.h"
+#include "ticks.h"
+
+#define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
+
+static int kv_host_begin(struct kv_host *host);
+static uint32_t kv_host_turn(struct kv_host *host);
+static void kv_host_end(struct kv_host *host);
+
+int kv_host_run(struct kv_host *host)
+{
+	uint64_t start_ticks = kv_ticks();
+	uint32_t idle_rounds = 0;
+	int status = kv_host_begin(host);
+
+	if (status)
+		return status;
+	while (!__atomic_load_n(&host->stop, __ATOMIC_RELAXED)) {
+		uint32_t work = kv_host_turn(host);
+
+		host->rounds++;
+		if (work || ++idle_rounds % KV_IDLE_ROUNDS_TO_CLOCK)
+			continue;
+		host->total_ticks = kv_ticks() - start_ticks;
+		for (uint32_t i = 0; i < host->engine_count; i++)
+			kv_engine_idle(host->engines[i], start_ticks + host->total_ticks);
+		for (uint32_t i = 0; i < host->communicator_count; i++)
+			kv_communicator_idle(host->communicators[i], start_ticks + host->total_ticks);
+	}
+	kv_host_end(host);
+	host->total_ticks = kv_ticks() - start_ticks;
+	return 0;
+}
+
+uint64_t kv_ticks_per_second(void)
+{
+	struct timespec start, end, pause = { .tv_nsec = 2000000 };
+	uint64_t start_ticks, ticks, elapsed_ns;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &start);
+	start_ticks = kv_ticks();
+	nanosleep(&pause, NULL);
+	clock_gettime(CLOCK_MONOTONIC_RAW, &end);
+	ticks = kv_ticks() - start_ticks;
+	elapsed_ns =
+		(uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
+	return elapsed_ns ? ticks * 1000000000 / elapsed_ns : 0;
+}
+
+static int kv_host_begin(struct kv_host *host)
+{
+	int status = 0;
+
+	if (host->engine_count > KV_ENGINES_MAX || host->communicator_count > KV_HOST_COMMUNICATORS_MAX)
+		return -EINVAL;
+	for (uint32_t i = 0; i < host->engine_count && !status; i++)
+		status = kv_engine_begin(host->engines[i]);
+	for (uint32_t i = 0; i < host->communicator_count && !status; i++)
+		status = kv_communicator_begin(host->communicators[i], host->cpu);
+	return status;
+}
+
+/* Returns how much there was to do: 0 = idle. */
+static uint32_t kv_host_turn(struct kv_host *host)
+{
+	uint32_t work = 0;
+
+	for (uint32_t i = 0; i < host->communicator_count; i++)
+		work += kv_communicator_receive(host->communicators[i]);
+	for (uint32_t i = 0; i < host->engine_count; i++)
+		work += kv_engine_turn(host->engines[i]);
+	for (uint32_t i = 0; i < host->communicator_count; i++)
+		work += kv_communicator_answer(host->communicators[i]);
+	return work;
+}
+
+static void kv_host_end(struct kv_host *host)
+{
+	for (uint32_t i = 0; i < host->communicator_count; i++)
+		kv_communicator_end(host->communicators[i]);
+	for (uint32_t i = 0; i < host->engine_count; i++)
+		kv_engine_end(host->engines[i]);
+}

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Several runs on the same load: all designs, or one design with its optimisations switched."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from dpukv_xdp.bench import Bench, BenchOptions, Progress
+from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.designs import DESIGNS, Design
+from dpukv_xdp.errors import UsageError
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One switch in another position than the default's."""
+
+    label: str
+    changes: dict[str, Any]
+    applies: Callable[[Design], bool]
+
+
+def _hands_over(design: Design) -> bool:
+    return any(door == "dpu" != design.processing_of(door) for door in design.communication)
+
+
+def _has_host_door(design: Design) -> bool:
+    return "host" in design.communication
+
+
+ABLATIONS = (
+    Ablation("one transfer for each request", {"transfer": "request"}, _hands_over),
+    Ablation("prepare before handing over", {"prepare": "serial"}, _hands_over),
+    Ablation("wait for each response", {"respond": "wait"}, _hands_over),
+    Ablation("always 4 batches parked", {"respond": "pipeline", "depth": 4}, _hands_over),
+    Ablation("always 24 batches parked", {"respond": "pipeline", "depth": 24}, _hands_over),
+    Ablation("responses by the sender alone", {"respond": "sender"}, _hands_over),
+    Ablation("requests by BPF ring buffer", {"transport": "ringbuf"}, _hands_over),
+    Ablation("frames with records by AF_XDP", {"transport": "af_xdp"}, _hands_over),
+    Ablation("send before the next parse", {"send": "before-parse"}, _has_host_door),
+    Ablation("whole frames by mapped ring", {"frames": "ring"}, _has_host_door),
+    Ablation("128 receive descriptors", {"rx_descriptors": 128}, _has_host_door),
+    Ablation("256 receive descriptors", {"rx_descriptors": 256}, _has_host_door),
+)
+"""The paper's optimisations (section 4.3) and this system's choices, each undone."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of it."""
+
+    runs: list[Result] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """What could not be run, and why."""
+
+
+def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
+    """Every design that the paper compares, one after the other, each in a lab of its own.
+
+    A design that the profile cannot run is named with the reason. Raises UsageError if none can.
+    """
+    configs, comparison = {}, Comparison()
+    for design in (design for design in DESIGNS.values() if design.is_compared):
+        candidate = msgspec.structs.replace(config, design=design.name)
+        try:
+            candidate.check()
+        except UsageError as error:
+            comparison.refused[design.name] = str(error)
+        else:
+            configs[design.name] = candidate
+    if not configs:
+        raise UsageError("; ".join(comparison.refused.values()))
+    _run_each(configs, options, progress, comparison)
+    return comparison
+
+
+def run_ablations(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
+    """The configuration as it is, then each switch that means something to its design, changed."""
+    comparison = Comparison()
+    configs = {"as it is": config}
+    for ablation in ABLATIONS:
+        if not ablation.applies(config.row()):
+            continue
+        candidate = msgspec.structs.replace(config, **ablation.changes)
+        try:
+            candidate.check()
+        except UsageError as error:
+            comparison.refused[ablation.label] = str(error)
+        else:
+            configs[ablation.label] = candidate
+    _run_each(configs, options, progress, comparison)
+    return comparison
+
+
+def _run_each(
+    configs: dict[str, ServerConfig],
+    options: BenchOptions,
+    progress: Progress,
+    comparison: Comparison,
+) -> None:
+    for done, (label, config) in enumerate(configs.items()):
+
+        def step(what: str, fraction: float, label: str = label, done: int = done) -> None:
+            progress(f"{label}: {what}", (done + fraction) / len(configs))
+
+        step("starting", 0.0)
+        with Bench(config, options) as bench:
+            load = bench.load_keys(options)
+            result = bench.measure(options, step)
+        comparison.runs.append({"label": label, **result, "load": load})
+
+
+def effects(runs: Sequence[Result]) -> list[tuple[str, float, float]]:
+    """Label, and change of throughput and of the median round trip against the first run, as
+    fractions.
+    """
+    first = runs[0]
+    return [
+        (
+            run["label"],
+            run["throughput_mops"] / first["throughput_mops"] - 1,
+            run["latency_us"]["p50"] / first["latency_us"]["p50"] - 1,
+        )
+        for run in runs
+    ]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""AF_XDP sockets for a server: opened down a ladder of modes, and tried before they are trusted."""
+
+import os
+import time
+from typing import Any
+
+from dpukv_xdp import abi, codec, loader, nic
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.codec import Endpoint
+from dpukv_xdp.errors import DpukvError, SocketError
+
+MODES = {
+    "auto": ("zero-copy", "copy"),
+    "zero-copy": ("zero-copy",),
+    "copy": ("copy",),
+}
+"""What each setting tries, best first."""
+INSTEAD = "--frames ring and --transport ring"
+PROBE_SECONDS = 0.5
+PROBE = codec.Request(abi.Operation.NOOP_READ, b"")
+
+
+class ReceiveSocket:
+    """One socket for one receive queue."""
+
+    def __init__(self, interface: str, queue: int, descriptors: int, wanted: str) -> None:
+        """Raises SocketError if no mode can be had, with the kernel's reason for each."""
+        self.queue = queue
+        refusals: list[str] = []
+        for mode in MODES[wanted]:
+            self.native = lib.kv_socket_open(
+                interface.encode(), queue, descriptors, int(mode == "zero-copy")
+            )
+            if self.native != ffi.NULL:
+                break
+            refusals.append(f"{mode}: {os.strerror(ffi.errno)}")
+        else:
+            raise SocketError(
+                f"AF_XDP on queue {queue} of {interface}",
+                f"a driver that takes it ({'; '.join(refusals)}): use {INSTEAD} instead",
+            )
+        self.mode = mode
+        self.fd = int(self._stats().fd)
+        self.refused = (
+            f"queue {queue} of {interface} copies frames: {'; '.join(refusals)}"
+            if refusals
+            else None
+        )
+
+    def check(self, programs: loader.LoadedObject, interface: nic.Interface, port: int) -> None:
+        """Send a probe to `port` through the XDP program.
+
+        Raises SocketError if the socket never gets it. Sockets that the kernel's test frames cannot
+        reach are left alone, and their counters say what they receive: those of other queues than
+        the first one, which all test frames seem to come from, and those in zero-copy mode, which
+        expect frames in the driver's memory.
+        """
+        if self.queue > 0 or self.mode != "copy":
+            return
+        before = int(self._stats().received)
+        frame = _probe_frame(interface, port)
+        program_fd = programs.programs["kv_receive"]
+        status = lib.kv_bpf_run_live_frame(program_fd, interface.index, 0, frame, len(frame))
+        if status < 0:
+            raise DpukvError(f"cannot try the socket of queue {self.queue}: {os.strerror(-status)}")
+        deadline = time.monotonic() + PROBE_SECONDS
+        while int(self._stats().received) == before:
+            if time.monotonic() > deadline:
+                raise SocketError(
+                    f"AF_XDP on queue {self.queue} of {interface.name}",
+                    f"a driver that delivers: it is bound and receives nothing; use {INSTEAD} "
+                    "instead",
+                )
+            time.sleep(0.001)
+
+    def stats(self) -> dict[str, Any]:
+        """Its counters and the kernel's, and the mode."""
+        stats = self._stats()
+        names = (name for name, _ in ffi.typeof("struct kv_socket_stats").fields)
+        numbers = {name: int(getattr(stats, name)) for name in names if name not in ("mode", "fd")}
+        return {"queue": self.queue, "mode": self.mode, **numbers}
+
+    def close(self) -> None:
+        """Unbind."""
+        lib.kv_socket_close(self.native)
+
+    def _stats(self) -> Any:
+        stats = ffi.new("struct kv_socket_stats *")
+        lib.kv_socket_get_stats(self.native, stats)
+        return stats
+
+
+def _probe_frame(interface: nic.Interface, port: int) -> bytes:
+    """A request that does nothing, from the interface to itself: its answer gets nowhere."""
+    here = Endpoint(interface.mac, interface.address or "0.0.0.0", port)
+    return codec.encode_frame(here, here, codec.encode_batch([PROBE]))

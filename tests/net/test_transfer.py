@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Transfer primitives: each hands over every byte, in order, and notices when one is wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpukv_xdp import abi, transfer
+from dpukv_xdp import lab as labs
+from dpukv_xdp.errors import DpukvError
+from dpukv_xdp.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
+
+DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp", "qp-bench"]
+TIMEOUT_SECONDS = 60.0
+OPERATIONS = 50
+DAMAGED = 1
+"""The payload that tests damage."""
+SIZES = (2, 1024, 8192)
+ODD_SIZES = (1, 7, 65, 1025, 8191)
+WAYS = [
+    pytest.param(way, id=f"{name} {direction}")
+    for name, primitive in PRIMITIVES.items()
+    for direction, way in primitive.ways.items()
+    if isinstance(way, Way)
+]
+
+
+@pytest.fixture(scope="module")
+def transfers() -> Iterator[Transfers]:
+    with Transfers(needs_link=True) as ready:
+        yield ready
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_payload_arrives(transfers: Transfers, way: Way, mode: str) -> None:
+    for size in SIZES:
+        found = transfers.run(way, size, OPERATIONS, MODES[mode])
+        assert found["wrong"] == 0, size
+        assert 0 < found["latency_ns"]["p50"] <= found["latency_ns"]["p99"]
+        assert found["frames"] == (-(-size // abi.KV_TRANSFER_FRAGMENT_MAX) if way.frames else 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_payloads_of_any_length_arrive(transfers: Transfers, way: Way) -> None:
+    for size in ODD_SIZES:
+        assert transfers.run(way, size, 5, MODES["non-blocking"])["wrong"] == 0, size
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("size", "byte"), [(2, 1), (1024, 517), (8191, 8190)])
+def test_a_damaged_byte_is_noticed(transfers: Transfers, way: Way, size: int, byte: int) -> None:
+    """One of the payloads that are sent in turn is damaged: that share of the operations."""
+    total = transfer.WARM_UP_OPERATIONS + OPERATIONS
+    with damaged(transfers, byte):
+        wrong = transfers.run(way, size, OPERATIONS, 1)["wrong"]
+    assert wrong == len(range(DAMAGED, total, abi.KV_TRANSFER_PAYLOADS))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [2, 8191])
+def test_nothing_behind_the_payload_is_looked_at(transfers: Transfers, way: Way, size: int) -> None:
+    with damaged(transfers, size):
+        assert transfers.run(way, size, OPERATIONS, 1)["wrong"] == 0
+
+
+@contextmanager
+def damaged(transfers: Transfers, byte: int) -> Iterator[None]:
+    """A byte of one of the prepared payloads is wrong within the block."""
+    transfers.damage(DAMAGED, byte)
+    try:
+        yield
+    finally:
+        transfers.damage(DAMAGED, byte)
+
+
+def test_an_end_without_the_other_gives_up(
+    transfers: Transfers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that nobody sends: the host's end waits for its time and says so."""
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
+    lonely = Way("kv_transfer_frame_receive", PRIMITIVES["ring"].ways["dpu-to-host"].end)
+    began = time.monotonic()
+    with pytest.raises(DpukvError, match=r"host end: operations got lost"):
+        transfers.run(lonely, 8, OPERATIONS, 1)
+    assert time.monotonic() - began < 5
+
+
+def test_statistics_leave_interruptions_out() -> None:
+    times_ns = np.cumsum([0.0, 100, 300, 100, 5e6, 300, 200])
+    found = transfer._statistics(times_ns, size=10, window=1)
+    assert found["latency_ns"]["mean"] == pytest.approx(200)
+    assert found["latency_ns"]["p50"] == pytest.approx(200)
+    assert found["mb_per_s"] == pytest.approx(50)
+    assert found["interruptions"] == {"count": 1, "ms": pytest.approx(5)}
+    assert transfer._statistics(times_ns, 10, 5)["latency_ns"]["p99"] == pytest.approx(200)
+
+
+# ---- The command
+
+
+def qp_bench(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [*DPUKV, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    return result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sizes", "2,x"], "not a list of sizes"),
+        (["--sizes", "0"], "payload of 0 bytes is not 1 to 8192"),
+        (["--sizes", "8,8193"], "payload of 8193 bytes"),
+        (["--sizes", ""], "not a list of sizes"),
+        (["--operations", "0"], "0 operations are not"),
+        (["--primitive", "dma"], "no primitive 'dma': choose from ring, ringbuf"),
+        (["--output", "picture.txt"], "choose another --output"),
+        (["--json", "/nowhere/result.json"], "choose another --json"),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments: list[str], says: str) -> None:
+    run = qp_bench(*arguments, status=2)
+    assert says in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert run.stdout == ""
+
+
+def test_the_json_has_a_measurement_or_a_reason_for_everything() -> None:
+    small = ["--sizes", "2,2048", "--operations", "100", "--json", "-"]
+    run = qp_bench(*small, "--primitive", "ring", "--primitive", "af-xdp-poll")
+    assert run.stderr == ""
+    result = json.loads(run.stdout)
+    assert (result["sizes"], result["operations"]) == ([2, 2048], 100)
+    assert list(result["primitives"]) == ["ring", "af-xdp-poll"]
+    assert result["cores"]["dpu"] != result["cores"]["host"]
+    assert result["machine"]["kernel"]
+    cells = {name: [_cell(each) for each in result[name]] for name in ("measurements", "missing")}
+    wanted = [(p, d, m) for p in result["primitives"] for d in DIRECTIONS for m in MODES]
+    assert sorted(set(cells["measurements"]) | set(cells["missing"])) == sorted(wanted)
+    assert all(cells["measurements"].count(cell) == 2 for cell in cells["measurements"])
+    assert all("poll()" in each["reason"] for each in result["missing"])
+    for found in result["measurements"]:
+        assert found["wrong"] == 0
+        assert set(found["latency_ns"]) == {"mean", "p50", "p99"}
+        assert found["mb_per_s"] == pytest.approx(found["bytes"] * found["mops"])
+
+
+def test_the_tables_fit_and_the_picture_is_one(tmp_path: Path) -> None:
+    picture = tmp_path / "transfers.png"
+    run = qp_bench(
+        "--operations", "20", "--primitive", "ring", "--primitive", "ringbuf-epoll",
+        "--output", str(picture),
+    )  # fmt: skip
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for part in ("median, ns", "MB/s", "ringbuf-epoll d→h blk", "goes only to the", "8192"):
+        assert part in run.stdout
+    assert "…" not in run.stdout
+
+
+def test_an_interrupted_qp_bench_leaves_nothing() -> None:
+    before = {record.lab_id for record in labs.list_labs()}
+    with subprocess.Popen(
+        [*DPUKV, "--operations", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            record = _wait_for_lab(process)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+        finally:
+            process.kill()
+    assert (process.returncode, output) == (128 + signal.SIGINT, "")
+    assert errors == "dpukv: interrupted; everything has been taken down\n"
+    assert record not in {each.lab_id for each in labs.list_labs()} - before
+    assert list(labs.NAMESPACE_DIR.glob(f"*{record}*")) == []
+
+
+def _wait_for_lab(process: subprocess.Popen[str]) -> str:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        for record in labs.list_labs():
+            attached = [a for a in labs.list_attachments() if a.owner.pid == process.pid]
+            if record.owner.pid == process.pid and attached:
+                return record.lab_id
+        time.sleep(0.01)
+    raise AssertionError("qp-bench built no lab")
+
+
+def _cell(found: dict[str, Any]) -> tuple[str, str, str]:
+    return found["primitive"], found["direction"], found["mode"]
