@@ -337,7 +337,9 @@ enum kv_store_limit {
 	KV_LOG_OFFSET_BITS = 48,   /* an item word: its tag in the 16 bits above, its offset in the log below */
 	KV_ITEMS_PER_BUCKET = 3,   /* intended load; store.c says why */
 	KV_VALUE_CAPACITY_MIN = 8, /* bytes that even an empty value has, so that short ones are overwritten in place */
-	KV_LENGTH_KEY_SHIFT = 24   /* in kv_length */
+	KV_LENGTH_KEY_SHIFT = 24,  /* in kv_length */
+	KV_SEGMENT_BYTES = 65536,  /* XDP's log is made of these: a map's value, and what a 16-bit offset reaches */
+	KV_SEGMENT_SLACK = 2048	   /* behind each, so that any offset plus any masked length stays inside */
 };
 
 /* Half a bucket. Small items' lookups read the first half only, so the first halves stand together and fill caches. */
@@ -354,6 +356,40 @@ struct kv_item {
 	__u64 words[];	      /* 16 */
 };
 KV_ASSERT(sizeof(struct kv_item) == 16);
+
+/* A partition in XDP: what its engine knows besides index and log, which are maps of their own. */
+struct kv_dpu_store {
+	__u32 lock;	/*  0, struct bpf_spin_lock: only the kernel's helpers touch it */
+	__u32 owner;	/*  4, 1 + the core that works on this partition, 0 if none does */
+	__u64 tail;	/*  8, bytes ever appended; position in the log = tail % log_bytes */
+	__u64 appended; /* 16, items ever appended */
+	__u64 cleaned;	/* 24, buckets ever visited by the cleanup; position = cleaned % buckets */
+	__u64 buckets;	/* 32, as loaded */
+	__u64 log_bytes;
+	/* The batch at hand: here, so that the verifier knows nothing of them */
+	__u32 wire_bytes;    /* 48, of the responses so far */
+	__u32 payload_bytes; /* 52, likewise */
+	__u64 scratch;	     /* 56, see KV_UNKNOWN in bpf/side.h */
+	/* As in struct kv_engine_stats */
+	__u64 batches;
+	__u64 requests;
+	__u64 gets;
+	__u64 sets;
+	__u64 noops;
+	__u64 errors;
+	__u64 not_supported;
+	__u64 rejected;
+	/* As in struct kv_store_stats */
+	__u64 get_found;
+	__u64 get_not_found;
+	__u64 set_new;
+	__u64 set_in_place;
+	__u64 set_moved;
+	__u64 set_evicted;
+	__u64 set_refused;
+	__u64 cleanup;
+};
+KV_ASSERT(sizeof(struct kv_dpu_store) == 192);
 
 /* ---- The load generator ---- */
 

@@ -67,6 +67,8 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 	__u32 has_payload = 0;
 	int verdict, count;
 
+	/* A VLAN tag or none: not two programs for the verifier. */
+	packet->header_offset = KV_UNKNOWN(queue, packet->header_offset) & KV_VLAN_BYTES;
 	if (packet->engine >= KV_DPU_ENGINES) {
 		verdict = kv_pass_frame(ctx, packet, pair, queue);
 		return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, pair, queue, own)
@@ -126,6 +128,29 @@ static __always_inline void *kv_ring_of(__u32 engine)
 	return NULL;
 #endif
 }
+
+#if KV_PROCESS_HERE
+/* The store's tables, see store.h. */
+static __always_inline void *kv_line_at(__u32 index)
+{
+	return kv_dpu_lines.lookup(&index);
+}
+
+static __always_inline void *kv_segment_at(__u32 index)
+{
+	return kv_dpu_segments.lookup(&index);
+}
+
+static __always_inline void *kv_store_at(__u32 engine)
+{
+	return kv_dpu_stores.lookup(&engine);
+}
+
+static __always_inline void *kv_partition_table_at(__u32 index)
+{
+	return kv_partitions.lookup(&index);
+}
+#endif
 
 /* Such a core has no counters of its own either: it counts among the first core's, where nobody else counts this. */
 static __always_inline int kv_drop_without_queue_pair(void)

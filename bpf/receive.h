@@ -67,7 +67,8 @@ static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_
 	KV_OPAQUE(shift);
 	shift &= KV_VLAN_BYTES;
 	header = data + shift;
-	if ((void *)(header + 1) > data_end)
+	/* The second says nothing new to anybody but the verifier. */
+	if ((void *)(header + 1) > data_end || data + KV_ETH_BYTES + KV_VLAN_BYTES > data_end)
 		return -1;
 	kv_prepare_reply(data, header, request_count, parked);
 	return 0;

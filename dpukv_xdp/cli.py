@@ -21,7 +21,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dpukv_xdp.config import FRAMES, RESPOND_WAYS, SOCKET_MODES, TRANSPORTS
+from dpukv_xdp.config import (
+    FRAMES,
+    PREPARES,
+    RESPOND_WAYS,
+    SENDS,
+    SOCKET_MODES,
+    TRANSFERS,
+    TRANSPORTS,
+)
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 
 # What takes long to import is imported by the command that needs it: `dpukv --help` and `get`
@@ -184,6 +192,13 @@ server_options = _together(
         type=float,
         help="Share of the keys behind the host's door (bench: by measured speed; else half).",
     ),
+    click.option(
+        "--transfer", type=click.Choice(TRANSFERS), help="What is handed over at once (batch)."
+    ),
+    click.option(
+        "--prepare", type=click.Choice(PREPARES), help="Responses, while the host works (overlap)."
+    ),
+    click.option("--send", type=click.Choice(SENDS), help="A host door's responses (after-parse)."),
     click.option("--profile", help="local, or emulate a DPU: bf2, bf3 (local)."),
     click.option("--depth", type=int, help="Most batches that stay parked (24)."),
     click.option(

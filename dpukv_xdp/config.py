@@ -12,6 +12,7 @@ import msgspec
 from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.designs import Design, find_design
+from dpukv_xdp.dpu_store import DpuStoreSizes
 from dpukv_xdp.errors import MissingError, UsageError
 from dpukv_xdp.placement import Placement, default_host_cpus, partition_owners, place_engines
 from dpukv_xdp.profiles import Profile, find_profile
@@ -25,8 +26,11 @@ FRAMES: tuple[Frames, ...] = get_args(Frames)
 SocketMode = Literal["auto", "copy", "zero-copy"]
 SOCKET_MODES: tuple[SocketMode, ...] = get_args(SocketMode)
 Transfer = Literal["batch", "request"]
+TRANSFERS: tuple[Transfer, ...] = get_args(Transfer)
 Prepare = Literal["overlap", "serial"]
+PREPARES: tuple[Prepare, ...] = get_args(Prepare)
 Send = Literal["after-parse", "before-parse"]
+SENDS: tuple[Send, ...] = get_args(Send)
 
 LOG_BYTES_MAX = 1 << 40
 ITEMS_MAX = 1 << 34
@@ -145,11 +149,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
     def memory_bytes(self) -> int:
-        """Bytes that all stores take: the index, and logs rounded up to powers of two."""
+        """Bytes that all stores take: indexes, and logs rounded up to powers of two."""
+        in_xdp = len(self.placement().engines) - len(self.placement().native())
+        native = max(self.store_count() - in_xdp, 0)
         log_bytes = 1 << (self.log_bytes_per_store() - 1).bit_length()
-        return self.store_count() * (
-            int(self.items_per_store() * _index_bytes_per_item()) + log_bytes
-        )
+        index_bytes = int(self.items_per_store() * _index_bytes_per_item())
+        dpu_bytes = self.dpu_store_sizes().memory_bytes() if in_xdp else 0
+        return native * (index_bytes + log_bytes) + in_xdp * dpu_bytes
 
     @staticmethod
     def entry_bytes(key_bytes: int, value_bytes: int) -> int:
@@ -196,6 +202,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Log bytes of one store."""
         total = self.log_bytes or 2 * self.items * self.entry_bytes(8, 8)
         return -(-total // (1 if self.row().has_one_store else self.engines))
+
+    def dpu_store_sizes(self) -> DpuStoreSizes:
+        """The partitions of engines in XDP."""
+        return DpuStoreSizes.of(self.items_per_store(), self.log_bytes_per_store())
 
     def depths(self) -> tuple[int, int]:
         """Batches that may stay parked: always, and on a busy link."""

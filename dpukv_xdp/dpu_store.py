@@ -1,9 +1,60 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The store inside XDP: its sizes as -D settings, and its counters."""
+"""The store inside XDP (bpf/store.h): its sizes as -D settings, and its counters."""
 
-from dpukv_xdp.config import ServerConfig
+from dataclasses import dataclass
+from typing import Any
+
+from dpukv_xdp import abi, loader
+from dpukv_xdp.errors import UsageError
+
+BUCKETS_MAX = 1 << 26
+SEGMENTS_MAX = 1 << 15
 
 
-def settings(config: ServerConfig) -> dict[str, int]:
-    """The -D settings of bpf/store.h."""
-    raise NotImplementedError(config)
+@dataclass(frozen=True, slots=True)
+class DpuStoreSizes:
+    """Of each engine's partition."""
+
+    buckets: int
+    segments: int
+    """64 KiB each; a power of two."""
+
+    @classmethod
+    def of(cls, items: int, log_bytes: int) -> "DpuStoreSizes":
+        """For about `items` items and a log of at least `log_bytes`, as the host's store has them.
+
+        Raises UsageError for more than BPF maps should hold.
+        """
+        segments = 1 << (max(-(-log_bytes // abi.KV_SEGMENT_BYTES), 1) - 1).bit_length()
+        sizes = cls(-(-items // abi.KV_ITEMS_PER_BUCKET), segments)
+        if sizes.buckets > BUCKETS_MAX or segments > SEGMENTS_MAX:
+            raise UsageError(
+                f"a store in XDP cannot be laid out for {items} items and a log of {log_bytes} "
+                f"bytes: {BUCKETS_MAX * abi.KV_ITEMS_PER_BUCKET} items and "
+                f"{SEGMENTS_MAX * abi.KV_SEGMENT_BYTES} bytes are the most"
+            )
+        return sizes
+
+    def memory_bytes(self) -> int:
+        """Kernel memory that the maps of one engine take."""
+        segment_bytes = abi.KV_SEGMENT_BYTES + abi.KV_SEGMENT_SLACK
+        return 2 * self.buckets * abi.SIZE("kv_line") + self.segments * segment_bytes
+
+    def settings(self, response_bytes_max: int) -> dict[str, int]:
+        """The -D settings of bpf/store.h and bpf/process.h."""
+        return {
+            "KV_DPU_BUCKETS": self.buckets,
+            "KV_DPU_SEGMENTS": self.segments,
+            "KV_RESPONSE_BYTES_MAX": response_bytes_max,
+        }
+
+
+def stats(programs: loader.LoadedObject, engines: int) -> list[dict[str, Any]]:
+    """The counters of the first engines' stores, by their names in struct kv_dpu_store."""
+    stores = programs.read_array("kv_dpu_stores", abi.dtype("kv_dpu_store"))[:engines]
+    hidden = ("lock", "owner", "wire_bytes", "payload_bytes", "scratch")
+    return [
+        {"engine": engine, "place": "xdp"}
+        | {name: int(store[name]) for name in stores.dtype.names or () if name not in hidden}
+        for engine, store in enumerate(stores)
+    ]

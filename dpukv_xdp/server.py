@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp import abi, lab, loader, nic, queues
+from dpukv_xdp import abi, dpu_store, lab, loader, nic, queues
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.engine import (
@@ -31,10 +31,8 @@ from dpukv_xdp.engine import (
 from dpukv_xdp.errors import MissingError, SocketError, UsageError
 from dpukv_xdp.placement import partition_table
 from dpukv_xdp.sockets import ReceiveSocket
-from dpukv_xdp.wiring import Wiring, network_order_word
+from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
 
-ETHERNET_BYTES = abi.offset("kv_packet_header", "ip_version_ihl")
-VLAN_BYTES = 4
 RINGBUF_BYTES = 1 << 20
 """Of each engine's BPF ring buffer: some hundred batches."""
 
@@ -141,6 +139,7 @@ class Server:
             "counters": self.counters(),
             "stages": self._stages(),
             "engines": [engine.stats() for engine in self._engines],
+            "dpu_stores": self._dpu_stores(),
             "hosts": [host.stats() for host in self._hosts.values()],
             "senders": self._senders.stats() if self._senders else None,
             "sockets": [socket.stats() for socket in self._sockets],
@@ -160,6 +159,11 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def _dpu_stores(self) -> list[dict[str, Any]]:
+        if not self._wiring.processes_here:
+            return []
+        return dpu_store.stats(self._programs, self._wiring.dpu_engines)
 
     def _queues(self) -> list[npt.NDArray[np.void]]:
         """The private sides of all queue pairs, in XDP and on the host."""
@@ -240,7 +244,6 @@ class Server:
 
     def _make_engines(self, cleanup: contextlib.ExitStack) -> None:
         config = self.config
-        frame_bytes_max = min(self.interface.mtu + ETHERNET_BYTES + VLAN_BYTES, abi.KV_FRAME_MAX)
         owns_all = len(set(self.owners)) == 1 or self._design.has_one_store
         store: Store | None = None
         for place in self.placement.native():
@@ -258,7 +261,7 @@ class Server:
                 engine_id=place.engine,
                 cpu=place.cpu,
                 store=store,
-                response_bytes_max=frame_bytes_max - VLAN_BYTES - abi.SIZE("kv_packet_header"),
+                response_bytes_max=response_bytes_max(self.interface),
                 flush_after_us=config.flush_after_us,
                 partitions=ffi.NULL if owns_all else self._partitions,
                 burst_requests=self._profile.burst_requests,

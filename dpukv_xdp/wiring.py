@@ -6,7 +6,7 @@ which -D settings, and what they hand to the host.
 import socket
 from dataclasses import dataclass
 
-from dpukv_xdp import abi, dpu_store, nic
+from dpukv_xdp import abi, nic
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.placement import EnginePlace, Placement
 
@@ -16,6 +16,8 @@ TRANSPORTS = {
     "af_xdp": "KV_TRANSPORT_AF_XDP",
 }
 """What configuration and kv_abi.h call the same transport."""
+ETHERNET_BYTES = abi.offset("kv_packet_header", "ip_version_ihl")
+VLAN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,11 @@ class Wiring:
             "KV_TRANSFER_PER_REQUEST": int(config.transfer == "request"),
             "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap"),
             "KV_SLOWER_PERCENT": config.profile_row().slower_percent,
-            **(dpu_store.settings(config) if self.processes_here else {}),
+            **(
+                config.dpu_store_sizes().settings(response_bytes_max(interface))
+                if self.processes_here
+                else {}
+            ),
         }
 
     def serves_pairs(self, place: EnginePlace) -> bool:
@@ -88,6 +94,12 @@ class Wiring:
         fed = placement.behind("host") if placement.behind("host") else placement.engines
         cpus = tuple(dict.fromkeys(place.cpu for place in fed if place.cpu is not None))
         return cpus or placement.host_cpus
+
+
+def response_bytes_max(interface: nic.Interface) -> int:
+    """Bytes of responses in one packet, behind the packet header, with room for a VLAN tag."""
+    frame_bytes_max = min(interface.mtu + ETHERNET_BYTES + VLAN_BYTES, abi.KV_FRAME_MAX)
+    return frame_bytes_max - VLAN_BYTES - abi.SIZE("kv_packet_header")
 
 
 def network_order_word(address: str | None) -> int:

@@ -49,7 +49,7 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
     """
     defaults = {"engine_cpus": (ENGINE_CPU,), "items": 1 << 16}
     if settings.get("engines", 1) > 1:
-        del defaults["engine_cpus"]
+        defaults["engine_cpus"] = tuple(CPUS)
     with pinned(*CPUS), labs.in_namespace(lab.server.namespace):
         config = load_config(None, defaults | settings)
         server = Server(config, lab.server.interface)
@@ -244,9 +244,10 @@ def run_load(generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float) -
 
 
 def native_threads() -> list[str]:
-    """Engines and senders that run in this process."""
+    """Host cores and senders that run in this process."""
+    kinds = ("host core", "sender", "live sender", "generator")
     names = (thread.name for thread in threading.enumerate())
-    return sorted(name for name in names if name.startswith(("engine", "sender", "generator")))
+    return sorted(name for name in names if name.startswith(kinds))
 
 
 def bpf_descriptors(pid: int | str = "self") -> int:

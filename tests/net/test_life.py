@@ -136,8 +136,8 @@ def test_a_veth_peer_without_xdp_gets_its_answers_in_generic_mode(lab: Lab) -> N
 
 
 def test_a_thread_that_may_not_run_on_its_core_says_so() -> None:
-    thread = NativeThread("engine 0", abi.KV_CPUS_MAX * 64, lambda: 0, lambda: None)
-    with pytest.raises(DpukvError, match="engine 0 cannot run on core"):
+    thread = NativeThread("host core 0", abi.KV_CPUS_MAX * 64, lambda: 0, lambda: None)
+    with pytest.raises(DpukvError, match="host core 0 cannot run on core"):
         thread.start(lambda: None)
     assert native_threads() == []
 
@@ -202,7 +202,8 @@ def request_frame(lab: Lab, magic: int = abi.KV_MAGIC_REQUEST) -> bytes:
 
 def test_packets_for_a_stopped_engine_are_dropped_at_once(lab: Lab) -> None:
     with serving(lab) as server, Wire(lab.client) as wire:
-        server._engines[0].stop()
+        (host,) = server._hosts.values()
+        host.stop()
         at_once = min(seconds_for(wire, request_frame(lab, magic=0)) for _ in range(3))
         before = server.counters()
         seconds = min(seconds_for(wire, request_frame(lab)) for _ in range(3))

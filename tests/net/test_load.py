@@ -53,7 +53,7 @@ def test_two_engines_share_the_keys_by_partition(lab: Lab) -> None:
             client.get_many(items)
         assert rejected.value.result == "KV_REJECTED"
         with generating(lab, engines=2) as generator:
-            plan = plan_for(lab, keys=2048, requests_per_packet=20, engines=2)
+            plan = plan_for(lab, keys=2048, requests_per_packet=20, owners=(0, 1))
             stored = generator.load(plan, window=16)
             assert (stored["stored"], stored["lost"], stored["corrupt"]) == (2048, 0, 0)
             assert_all_right(run_load(generator, plan, Loop(32), RUN_SECONDS))
@@ -63,8 +63,9 @@ def test_two_engines_share_the_keys_by_partition(lab: Lab) -> None:
 
 def renice_engines(server: Server) -> None:
     """Two engines on two cores leave none to this test: let them share."""
-    for engine in server._engines:
-        thread = engine.thread._thread
+    assert len(server._hosts) == 2
+    for host in server._hosts.values():
+        thread = host.thread._thread
         assert thread.native_id is not None
         os.setpriority(os.PRIO_PROCESS, thread.native_id, 0)
 
@@ -169,9 +170,9 @@ def test_an_open_loop_keeps_its_rate_and_does_not_lag(loaded: Loaded) -> None:
 def engine_share(server: Server) -> Iterator[list[float]]:
     """The share of the block's time that the engine had its core: all, if nobody else wants it."""
     share = [0.0]
-    start_ns, cpu_ns = time.monotonic_ns(), server.stats()["engines"][0]["cpu_ns"]
+    start_ns, cpu_ns = time.monotonic_ns(), server.stats()["hosts"][0]["cpu_ns"]
     yield share
-    spent_ns = server.stats()["engines"][0]["cpu_ns"] - cpu_ns
+    spent_ns = server.stats()["hosts"][0]["cpu_ns"] - cpu_ns
     share[0] = spent_ns / (time.monotonic_ns() - start_ns)
 
 

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp import bench, cli, config, lab, server
+from dpukv_xdp import bench, cli, config, lab, profiles, server
 from dpukv_xdp.demo import story
 from dpukv_xdp.report import results_table
 
-COMMANDS = {"bench", "demo", "doctor", "get", "lab", "qp-bench", "serve", "set"}
+COMMANDS = {"bench", "demo", "designs", "doctor", "get", "lab", "qp-bench", "serve", "set"}
 LAB_COMMANDS = {"down", "status", "up"}
 
 
@@ -257,6 +258,25 @@ def test_memory_bytes_are_what_the_stores_take(design: str, engines: int, stores
     assert settings.memory_bytes() == pytest.approx(taken, rel=1e-3)
 
 
+def test_every_setting_is_an_option_of_serve() -> None:
+    """`lab up` hands all of them on that way."""
+    settings = {
+        "engine_cpus": tuple(os.sched_getaffinity(0)),
+        "dpu_cpus": tuple(os.sched_getaffinity(0)),
+        "huge_pages": False,
+        "design": "dual",
+        "depth": 3,
+    }
+    place = SimpleNamespace(server=SimpleNamespace(interface="lo"))
+    wanted = config.ServerConfig(**settings)
+    arguments = cli._serve_arguments(place, wanted)
+    command = cli.cli.commands["serve"]
+    given = command.make_context("serve", arguments[1:]).params
+    assert given.pop("iface") == "lo"
+    assert given.pop("json_path") is None
+    assert cli._server_config(given) == wanted
+
+
 @pytest.mark.parametrize(
     "arguments", [["bench"], ["demo"], ["serve", "--iface", "lo"], ["lab", "up"], ["lab", "down"]]
 )
@@ -309,6 +329,7 @@ def a_result(**changes: object) -> dict[str, object]:
         "rate": None,
         "throughput_mops": 123.45,
         "latency_us": {"p50": 4030.5, "p99": 12345.6, "p999": 54321.0},
+        "emulation": None,
         "roles": {name: {"cpu_ns_per_op": 1234.5} for name in ("client", "dpu", "host")},
         "qp_bytes_per_op": {"request": 1432.1, "response": 1432.1},
         "corrupt": 0,
@@ -323,6 +344,7 @@ def a_result(**changes: object) -> dict[str, object]:
     [
         {},
         {"roles": {"client": {"cpu_ns_per_op": 9.0}, "dpu": None, "host": None}},
+        {"emulation": profiles.find_profile("bf2").label()},
         {"qp_bytes_per_op": None, "design": None, "target": "10.77.0.1:9800", "rate": 1e6},
     ],
 )

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The same random conversation with any server: packets of requests, and the very frames that must
+come back, from a dict that plays the store.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from net.serving import CLIENT_PORT, PORT, Wire, ends
+
+from dpukv_xdp import abi, codec
+from dpukv_xdp.codec import Reply, Request, item_bytes
+from dpukv_xdp.lab import Lab
+from dpukv_xdp.server import Server
+
+SEED = 20250720
+GROUPS = 16
+"""Packets of one group have keys of one partition, whatever the number of partitions."""
+KEY_LENGTHS = (1, 2, 7, 8, 8, 8, 9, 16, 17, 100, 254, 255)
+"""Of a group's keys."""
+VALUE_BYTES_MAX = 1400
+REQUESTS_MAX = 40
+"""In a packet: so many responses of the shortest items fit into one frame."""
+WINDOW = 8
+"""Packets on their way at once."""
+GROUP_SHIFT = 48
+"""Above it the key hash chooses the partition: KV_PARTITION of kv_abi.h."""
+HEADERS_BYTES = abi.SIZE("kv_packet_header")
+
+KNOWN = (abi.Operation.GET, abi.Operation.SET)
+NOOPS = (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE)
+UNKNOWN = (*(code for code in abi.Operation if code not in KNOWN + NOOPS), 9, 99, 255)
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Requests of one group, and what the server must say to them."""
+
+    group: int
+    requests: tuple[Request, ...]
+    replies: tuple[Reply, ...]
+
+
+@cache
+def conversation(packets: int, mtu: int) -> tuple[Packet, ...]:
+    """Always the same: some hundred keys of all lengths, written and read over and over."""
+    speaker = Speaker(random.Random(SEED), mtu)
+    return tuple(speaker.packet() for _ in range(packets))
+
+
+def converse(lab: Lab, server: Server, packets: tuple[Packet, ...]) -> None:
+    """Say it all to the server. Each answer must be, byte for byte, the frame that is expected.
+
+    Where several doors lead to one store every packet takes any of them; else its owner's.
+    """
+    one_store = server.config.row().has_one_store
+    engines = len(server.placement.engines)
+    routes = random.Random(SEED)
+    with Wire(lab.client, range(PORT, PORT + engines)) as wire:
+        expected: dict[int, tuple[int, bytes]] = {}
+        for packet in packets:
+            # Two doors keep no order between them.
+            while len(expected) >= WINDOW or (
+                one_store and packet.group in {group for group, _ in expected.values()}
+            ):
+                take_answer(wire, expected)
+            owner = server.owners[packet.group % len(server.owners)]
+            engine = routes.randrange(engines) if one_store else owner
+            request, reply = frames_of(lab, packet, engine)
+            expected[packet.requests[0].opaque] = packet.group, reply
+            wire.send(request)
+        while expected:
+            take_answer(wire, expected)
+
+
+def take_answer(wire: Wire, expected: dict[int, tuple[int, bytes]]) -> None:
+    """The next answer is one of those expected, which are known by their first opaque."""
+    frame = wire.receive()
+    first = codec.decode_replies(codec.decode_frame(frame).payload)[0]
+    _, wanted = expected.pop(first.opaque)
+    if frame != wanted:
+        assert codec.decode_replies(wanted[codec.NETWORK_HEADER_BYTES :]) == codec.decode_replies(
+            frame[codec.NETWORK_HEADER_BYTES :]
+        )
+    assert frame == wanted
+
+
+def frames_of(lab: Lab, packet: Packet, engine: int) -> tuple[bytes, bytes]:
+    """The request and its answer, on their way to an engine and back."""
+    client, server = ends(lab, PORT + engine)
+    client = replace(client, port=CLIENT_PORT + packet.group)
+    request = codec.encode_batch(packet.requests, lab.record.mtu, strict=False)
+    reply = codec.encode_batch(packet.replies, lab.record.mtu)
+    return codec.encode_frame(client, server, request), codec.encode_frame(server, client, reply)
+
+
+class Speaker:
+    """Makes requests, and plays the store that answers them."""
+
+    def __init__(self, choices: random.Random, mtu: int) -> None:
+        self._choices = choices
+        self._mtu = mtu
+        self._opaque = choices.getrandbits(31)
+        self._values: dict[bytes, bytes] = {}
+        self._keys = {group: list(self._keys_of(group)) for group in range(GROUPS)}
+
+    def packet(self) -> Packet:
+        """Up to REQUESTS_MAX requests, as many as one datagram carries."""
+        group = self._choices.randrange(GROUPS)
+        count = self._choices.choice((1, 1, 1, 2, 3, 5, 8, REQUESTS_MAX))
+        room = codec.payload_max(self._mtu) - codec.BATCH_HEADER_BYTES
+        requests: list[Request] = []
+        while len(requests) < count:
+            request = self._request(group, room)
+            room -= item_bytes(len(request.key), len(request.value))
+            if room < 0:
+                break
+            requests.append(request)
+        if not requests:
+            return self.packet()
+        return Packet(group, tuple(requests), tuple(self._answers(requests)))
+
+    def _keys_of(self, group: int) -> Iterator[bytes]:
+        """Keys that no other group has."""
+        for number, length in enumerate(KEY_LENGTHS):
+            yield (bytes([group, number]) + self._choices.randbytes(length))[:length]
+
+    def _request(self, group: int, room: int) -> Request:
+        choices = self._choices
+        kind = choices.choices(("set", "get", "noop", "empty", "unknown"), (9, 9, 1, 1, 1))[0]
+        operation = {
+            "set": int(abi.Operation.SET),
+            "get": int(abi.Operation.GET),
+            "noop": choices.choice(NOOPS),
+            "empty": choices.choice(KNOWN),
+            "unknown": choices.choice(UNKNOWN),
+        }[kind]
+        key, value = choices.choice(self._keys[group]), b""
+        if kind == "empty" or (kind == "noop" and choices.random() < 0.5):
+            key = b""
+        if operation != abi.Operation.GET:
+            most = min(room - item_bytes(len(key), 0), VALUE_BYTES_MAX)
+            length = choices.choice((0, 1, 7, 8, 8, 8, 9, choices.randrange(300), VALUE_BYTES_MAX))
+            value = choices.randbytes(min(length, max(most & ~7, 0)))
+        self._opaque += 1
+        hashed = abi.hash_key(key) if key else 0
+        key_hash = hashed & ((1 << GROUP_SHIFT) - 1) | group << GROUP_SHIFT
+        return Request(operation, key, value, self._opaque, key_hash)
+
+    def _answers(self, requests: list[Request]) -> Iterator[Reply]:
+        """A value that does not fit beside a header and a short value for each later response is
+        left out: docs/PROTOCOL.md.
+        """
+        reserved = item_bytes(0, abi.KV_INLINE_MAX)
+        room = min(self._mtu + abi.KV_ETH_BYTES, abi.KV_FRAME_MAX - abi.KV_VLAN_BYTES)
+        room -= HEADERS_BYTES + reserved * (len(requests) - 1)
+        for request in requests:
+            result, value = self._result(request, room)
+            yield Reply(request.operation, result, value, request.opaque, request.key_hash)
+            room -= item_bytes(0, len(value)) - reserved
+
+    def _result(self, request: Request, room: int) -> tuple[abi.Result, bytes]:
+        if request.operation in NOOPS:
+            return abi.Result.SUCCESS, b""
+        if request.operation not in KNOWN:
+            return abi.Result.NOT_SUPPORTED, b""
+        if not request.key:
+            return abi.Result.ERROR, b""
+        if request.operation == abi.Operation.SET:
+            self._values[request.key] = request.value
+            return abi.Result.SUCCESS, b""
+        value = self._values.get(request.key)
+        if value is None:
+            return abi.Result.NOT_FOUND, b""
+        if item_bytes(0, len(value)) > room:
+            return abi.Result.INSUFFICIENT_SPACE, b""
+        return abi.Result.SUCCESS, value

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Every design of the table answers alike, byte for byte, and stays right under load."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from net.conversation import conversation, converse
+from net.serving import (
+    DROPS,
+    client_of,
+    gained,
+    generating,
+    leave_room,
+    plan_for,
+    run_load,
+    serving,
+)
+
+from dpukv_xdp import abi
+from dpukv_xdp import lab as labs
+from dpukv_xdp.designs import DESIGNS, Design
+from dpukv_xdp.errors import ResultError
+from dpukv_xdp.lab import Lab
+from dpukv_xdp.loadgen import LoadGenerator, Loop
+from dpukv_xdp.server import Server
+from dpukv_xdp.workload import WORKLOADS
+
+ROWS = DESIGNS.values()
+LONG_MTU = 2100
+"""Frames as long as any, KV_FRAME_MAX: with their records behind them they do not fit anywhere."""
+PACKETS = 300
+LOAD_SECONDS = 0.3
+LOAD_KEYS = 4096
+LOAD_ENDPOINTS = 2
+WINDOW = 16
+FAIR = 2
+"""How many times what one endpoint gets another may get."""
+
+
+@pytest.fixture(scope="module", params=[(1, 1500), (2, LONG_MTU)], ids=["1-queue", "2-queues"])
+def wide_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """One lab for all designs; they have as many engines behind each door as it has queues."""
+    queues, mtu = request.param
+    labs.remove_stale()
+    with Lab.up(queues=queues, mtu=mtu) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_all_designs_give_the_same_answers(wide_lab: Lab, row: Design) -> None:
+    engines = wide_lab.record.queues
+    packets = conversation(PACKETS, wide_lab.record.mtu)
+    with serving(wide_lab, design=row.name, engines=engines, log_bytes=1 << 23) as server:
+        leave_room(server)
+        before = server.counters()
+        converse(wide_lab, server, packets)
+        moved = gained(server, before)
+        assert DROPS & set(moved) == set()
+        assert moved["frames_received"] == moved["frames_sent"] == len(packets)
+        assert moved["requests_received"] == sum(len(packet.requests) for packet in packets)
+        check_client(wide_lab, server)
+        check_doors(wide_lab, server)
+
+
+def check_client(lab: Lab, server: Server) -> None:
+    """What the Python client stores it finds again."""
+    items = {secrets.token_bytes(1 + length % 255): secrets.token_bytes(length)
+             for length in range(0, 1200, 13)}  # fmt: skip
+    with client_of(lab, ports=len(server.placement.engines), owners=server.owners) as client:
+        assert client.set_many(items) == []
+        assert client.get_many([*items, b"a key that nobody has set"]) == items
+
+
+def check_doors(lab: Lab, server: Server) -> None:
+    """What went in by one endpoint comes out by all others if they have one store; else each has
+    its own keys and refuses those of others.
+    """
+    row, engines = server.config.row(), len(server.placement.engines)
+    items = {b"door %d" % number: b"value %d" % number for number in range(40)}
+    with client_of(lab, ports=engines, owners=server.owners) as client:
+        client.set_many(items)
+    for engine in range(engines):
+        with client_of(lab, ports=engines, owners=[engine]) as client:
+            if row.has_one_store or engines == 1:
+                assert client.get_many(items) == items
+                assert client.set_many({key: value + b"!" for key, value in items.items()}) == []
+                items = {key: value + b"!" for key, value in items.items()}
+                continue
+            for key, value in items.items():
+                if owner_of(server, key) == engine:
+                    assert client.get(key) == value
+                else:
+                    with pytest.raises(ResultError) as refused:
+                        client.get(key)
+                    assert refused.value.result == "KV_REJECTED"
+
+
+def owner_of(server: Server, key: bytes) -> int:
+    return server.owners[(abi.hash_key(key) >> 48) % len(server.owners)]
+
+
+# ---- Load
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[tuple[Lab, LoadGenerator]]:
+    """A lab with a load generator; its client's end takes answers for the generator's."""
+    labs.remove_stale()
+    with Lab.up() as lab, generating(lab, engines=LOAD_ENDPOINTS) as generator:
+        yield lab, generator
+
+
+def ways_of(row: Design) -> list[dict[str, str]]:
+    """Each way that requests or frames may take from the DPU to the host in a design."""
+    if row.processing_of("dpu") == "host" and "dpu" in row.communication:
+        ways = [{"transport": transport} for transport in ("ring", "ringbuf", "af_xdp")]
+    else:
+        ways = [{}]
+    if "host" in row.communication:
+        ways = [way | {"frames": frames} for way in ways for frames in ("af_xdp", "ring")]
+    return ways
+
+
+LOADS = [
+    pytest.param(row, way, id="-".join((row.name, *way.values())))
+    for row in ROWS
+    for way in ways_of(row)
+]
+
+
+@pytest.mark.parametrize(("row", "way"), LOADS)
+def test_every_answer_is_right_under_load(
+    loaded: tuple[Lab, LoadGenerator], row: Design, way: dict[str, str]
+) -> None:
+    lab, generator = loaded
+    engines = LOAD_ENDPOINTS // len(row.communication)
+    with serving(lab, design=row.name, engines=engines, **way) as server:
+        leave_room(server)
+        settings: dict[str, Any] = {"keys": LOAD_KEYS, "owners": server.owners}
+        plan = plan_for(lab, workload=WORKLOADS["B"], requests_per_packet=20, **settings)
+        before = server.counters()
+        stored = generator.load(plan, WINDOW)
+        assert (stored["stored"], stored["lost"], stored["corrupt"]) == (LOAD_KEYS, 0, 0)
+        measured = run_load(generator, plan, Loop(WINDOW), LOAD_SECONDS)
+        wrong = ("corrupt", "misses", "refused", "late")
+        assert {name: measured.received[name] for name in wrong} == dict.fromkeys(wrong, 0)
+        assert (measured.sent["lost_packets"], measured.sent["lost_requests"]) == (0, 0)
+        assert measured.received["responses"] == measured.sent["requests_sent"] > 0
+        moved = gained(server, before)
+        assert DROPS & set(moved) == set()
+        check_shares(server, moved)
+
+
+def check_shares(server: Server, moved: dict[str, int]) -> None:
+    """Every endpoint got its share, and only what has to cross to the host did."""
+    placement = server.placement
+    requests = [engine["requests"] for engine in server.stats()["engines"]]
+    if len(placement.native()) < len(placement.engines):
+        requests.append(moved["requests_received"] - sum(requests))
+    assert max(requests) < FAIR * min(requests)
+    if all(place.door == place.processing for place in placement.engines):
+        assert moved.get("qp_request_bytes", 0) == moved.get("qp_response_bytes", 0) == 0
+    else:
+        assert moved["qp_request_bytes"] > moved["requests_received"] * abi.SIZE("kv_request")
+    assert ("redirected" in moved) == (
+        "host" in server.config.row().communication or server.config.transport == "af_xdp"
+    )
