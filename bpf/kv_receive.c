@@ -252,6 +252,12 @@ static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_pa
 	verdict = kv_write_reply(ctx, pair, queue, slot);
 	kv_stage_end(own, KV_STAGE_PREPARE);
 	kv_be_slower(own);
+	if (verdict == KV_TAIL_REFUSED) { /* park it, finished: the sender has frames that can */
+		queue->published++;
+		KV_PUBLISH_BARRIER();
+		KV_WRITE_ONCE(pair->response_control.published, queue->published);
+		return XDP_DROP;
+	}
 	if (verdict == XDP_TX)
 		queue->counters[KV_COUNTER_RESPONSES_WAITED]++;
 	return verdict;

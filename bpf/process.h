@@ -63,7 +63,7 @@ static __always_inline void kv_execute_batch(struct kv_batch *batch);
 static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engine, __u32 slot, __u32 request_count,
 						 struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
 {
-	struct kv_batch batch = { .engine = KV_ENGINES == 1 ? 0 : engine };
+	struct kv_batch batch = { .engine = KV_DPU_ENGINES == 1 ? 0 : engine };
 	struct kv_dpu_store_bytes *leaf;
 
 	KV_OPAQUE(slot);
@@ -166,6 +166,7 @@ static __always_inline void kv_touch_items(const struct kv_batch *batch)
 
 /* ---- Execution ---- */
 
+static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash);
 static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
 					    struct kv_response *response);
 static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind);
@@ -205,7 +206,7 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 	__u64 word = response->value;
 	struct kv_item *item;
 
-	if (KV_ENGINES > 1 || store->appended != batch->appended)
+	if (store->appended != batch->appended || kv_is_rejected(batch, request->key_hash))
 		return 0;
 	if (header != KV_HEADER(KV_OP_GET, 0, 8, 0) && header != KV_HEADER(KV_OP_SET, 0, 8, 8))
 		return 0;
@@ -240,7 +241,6 @@ static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses
 	batch->room = taken < KV_RESPONSE_BYTES_MAX ? KV_RESPONSE_BYTES_MAX - taken : 0;
 }
 
-static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash);
 static __always_inline int kv_set_is_refused(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes);
 static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
 					 struct kv_key *key);
@@ -279,8 +279,7 @@ static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_
 	if (operation == KV_OP_GET) {
 		store->gets++;
 		/* The host's short path does not ask for room: no request takes less than such a response. */
-		if (KV_ENGINES == 1 && request->header == KV_HEADER(KV_OP_GET, 0, 8, 0) &&
-		    batch->room < KV_INLINE_REPLY_BYTES)
+		if (request->header == KV_HEADER(KV_OP_GET, 0, 8, 0) && batch->room < KV_INLINE_REPLY_BYTES)
 			batch->room = KV_INLINE_REPLY_BYTES;
 		if (batch->room < KV_INLINE_REPLY_BYTES)
 			return KV_HEADER(operation, KV_INSUFFICIENT_SPACE, 0, 0);
@@ -308,15 +307,19 @@ static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_
 static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash)
 {
 	const struct kv_partition_table *table;
-	__u32 partition;
+	__u32 partitions, partition;
 
 	if (KV_ENGINES == 1)
 		return 0;
 	table = kv_partition_table_at(0);
 	if (!table || !table->exclusive)
 		return 0;
-	partition = KV_PARTITION(key_hash, table->partitions) & (KV_PARTITIONS_MAX - 1);
-	return table->owner[partition] != batch->engine;
+	partitions = KV_READ_ONCE(table->partitions);
+	if (partitions == 0 || partitions > KV_PARTITIONS_MAX)
+		return 1;
+	partition = KV_PARTITION(key_hash, partitions);
+	KV_OPAQUE(partition);
+	return table->owner[partition & (KV_PARTITIONS_MAX - 1)] != batch->engine;
 }
 
 /* A SET of more than a value may have, or of what a GET could never return in one frame. */

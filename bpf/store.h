@@ -4,11 +4,12 @@
  * out as the native core's (dpukv_xdp/_core/store.h), whose terms are used here. Settings, passed with -D:
  *
  *	KV_DPU_BUCKETS	buckets of each engine's index
- *	KV_DPU_SEGMENTS	segments of each engine's log, a power of two
+ *	KV_DPU_SEGMENTS	segments of each engine's log: a power of two, and 2 at least where there is one engine
  *
  * The log is cut into segments, one map value each; an item never crosses from one into the next. Otherwise it differs
- * from the native store in two ways, both within what a lossy store may do: of two long keys that agree in hash, length
- * and first eight bytes only the one stored last is kept, and the cleanup runs after a batch, not after each append.
+ * from the native store in what it may lose: a bucket keeps at most KV_TAG_TURNS items of one 16-bit tag, and of long
+ * keys that agree in hash, length and first eight bytes only the one stored last; and dead words are cleaned up after
+ * a batch, not after each append. No key is ever in a bucket twice: nothing stale can be found.
  *
  * One frame's requests have a partition to themselves (kv_store_claim): no locks below that.
  */
@@ -18,6 +19,7 @@
 #include "maps.h"
 
 _Static_assert((KV_DPU_SEGMENTS & (KV_DPU_SEGMENTS - 1)) == 0, "segments are picked by a mask");
+_Static_assert(KV_DPU_SEGMENTS > 1 || KV_DPU_ENGINES > 1, "of the only segment the verifier knows too much");
 
 #define KV_LOG_BYTES ((__u64)KV_DPU_SEGMENTS * KV_SEGMENT_BYTES)
 #define KV_SEGMENT_MASK (KV_SEGMENT_BYTES - 8u) /* offset of a word in its segment */
@@ -48,11 +50,11 @@ struct kv_dpu_store_bytes {
 
 /* struct kv_line: for each engine the first lines of its buckets, then the second ones. Mmapable arrays start on a
  * page, so that a line is a cache line; others do not. */
-BPF_F_TABLE("array", __u32, struct kv_line_bytes, kv_dpu_lines, KV_ENGINES * 2 * KV_DPU_BUCKETS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct kv_line_bytes, kv_dpu_lines, KV_DPU_ENGINES * 2 * KV_DPU_BUCKETS, BPF_F_MMAPABLE);
 /* Engine 0's segments, then engine 1's ... */
-BPF_F_TABLE("array", __u32, struct kv_segment_bytes, kv_dpu_segments, KV_ENGINES *KV_DPU_SEGMENTS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct kv_segment_bytes, kv_dpu_segments, KV_DPU_ENGINES *KV_DPU_SEGMENTS, BPF_F_MMAPABLE);
 /* struct kv_dpu_store, one for each engine. */
-BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_ENGINES);
+BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_DPU_ENGINES);
 
 /*
  * An element of each table, and of kv_partitions. They are in kv_receive.c: bcc rewrites map calls in its main file
@@ -228,7 +230,7 @@ static __always_inline void kv_find(__u32 engine, struct kv_dpu_store *store, co
 	}
 }
 
-/* The last of a line's words, and of the bucket's first `ways_before`, that has the tag and is alive, if there is one. */
+/* The last of a line's words, and of the bucket's first `ways_before`, that has the tag and is alive, if there is. */
 static __always_inline void kv_match_line(const struct kv_line *line, __u32 first_way, __u32 ways_before, __u64 tag,
 					  __u64 tail, struct kv_place *place)
 {

@@ -357,7 +357,6 @@ def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str,
     if not ablate:
         _check_picture(output)
     signals.catch()
-    config.leave_engine_cpus()
     with _progress() as progress:
         comparison = (run_ablations if ablate else run_designs)(config, options, progress)
     if not ablate:

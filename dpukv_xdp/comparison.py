@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Several runs on the same load: all designs, or one design with its optimisations switched."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,9 +109,14 @@ def _run_each(
             progress(f"{label}: {what}", (done + fraction) / len(configs))
 
         step("starting", 0.0)
-        with Bench(config, options) as bench:
-            load = bench.load_keys(options)
-            result = bench.measure(options, step)
+        cpus = os.sched_getaffinity(0)
+        try:
+            with Bench(config, options) as bench:
+                config.leave_engine_cpus()
+                load = bench.load_keys(options)
+                result = bench.measure(options, step)
+        finally:
+            os.sched_setaffinity(0, cpus)  # what the next one's processes inherit
         comparison.runs.append({"label": label, **result, "load": load})
 
 

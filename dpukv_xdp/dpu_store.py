@@ -8,6 +8,7 @@ from dpukv_xdp import abi, loader
 from dpukv_xdp.errors import UsageError
 
 BUCKETS_MAX = 1 << 26
+SEGMENTS_MIN = 2  # with one the verifier knows every offset, and follows each: see bpf/store.h
 SEGMENTS_MAX = 1 << 15
 
 
@@ -25,7 +26,8 @@ class DpuStoreSizes:
 
         Raises UsageError for more than BPF maps should hold.
         """
-        segments = 1 << (max(-(-log_bytes // abi.KV_SEGMENT_BYTES), 1) - 1).bit_length()
+        least = max(-(-log_bytes // abi.KV_SEGMENT_BYTES), SEGMENTS_MIN)
+        segments = 1 << (least - 1).bit_length()
         sizes = cls(-(-items // abi.KV_ITEMS_PER_BUCKET), segments)
         if sizes.buckets > BUCKETS_MAX or segments > SEGMENTS_MAX:
             raise UsageError(

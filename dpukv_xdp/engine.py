@@ -320,13 +320,23 @@ def catch_stop_signal() -> None:
 class Senders:
     """One sleeping thread for each communication core; see sender.c."""
 
-    def __init__(self, *, cpus: int, engines: int, program_fd: int, socket_fd: int) -> None:
+    def __init__(
+        self,
+        *,
+        cpus: int,
+        engines: int,
+        program_fd: int,
+        socket_fd: int,
+        polled_engines: int = 0,
+    ) -> None:
+        """`polled_engines`: the first ones, if they are in XDP; the others wake their sender."""
         self.array = ffi.new("struct kv_sender[]", cpus)
         self._threads: list[NativeThread] = []
         for cpu in range(cpus):
             sender = ffi.addressof(self.array, cpu)
             sender.cpu, sender.cpus, sender.engines = cpu, cpus, engines
             sender.program_fd, sender.socket_fd = program_fd, socket_fd
+            sender.polled_engines = polled_engines
 
     def start(self) -> None:
         """Start a sender on each core that this process may use."""

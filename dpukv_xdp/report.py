@@ -63,9 +63,9 @@ def designs_table(results: Sequence[Result]) -> Table:
         "\ndesign",
         "\nMops",
         "round trip, µs\np50    p99",
-        "CPU, ns/op\nclient  dpu  host",
+        "CPU, ns/op\nclient dpu host",
         "cores\ndpu host",
-        "\nhost %",
+        "host\n%",
         "answers\nwrong lost",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -78,7 +78,7 @@ def designs_table(results: Sequence[Result]) -> Table:
             f"{_short(latency['p50']):>6} {_short(latency['p99']):>6}",
             _cpu_cell(roles),
             f"{roles['dpu']['cores']:.2f} {roles['host']['cores']:.2f}",
-            "-" if usage is None else f"{usage:.0%}",
+            "-" if usage is None else f"{usage * 100:.0f}",
             f"{result['corrupt']} {result['lost']:4}",
         )
     return table

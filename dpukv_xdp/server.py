@@ -33,6 +33,7 @@ from dpukv_xdp.placement import partition_table
 from dpukv_xdp.sockets import ReceiveSocket
 from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
 
+QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
 RINGBUF_BYTES = 1 << 20
 """Of each engine's BPF ring buffer: some hundred batches."""
 
@@ -126,10 +127,20 @@ class Server:
         self._write_partitions(exclusive=False)
 
     def counters(self) -> dict[str, int]:
-        """The communication engines' counters over all queue pairs, by their names in kv_abi.h."""
-        totals = sum(own["counters"].sum(axis=0, dtype=np.uint64) for own in self._queues())
-        names = list(abi.Counter)
-        return {counter.name.lower(): int(totals[counter]) for counter in names}
+        """The communication engines' counters over all queue pairs, by their names in kv_abi.h.
+
+        Bytes in a queue pair whose two ends are in the same place do not count: they cross nothing.
+        """
+        totals = np.zeros(abi.KV_COUNTERS, np.uint64)
+        places = self.placement.engines
+        in_xdp, *on_host = self._queues()
+        for here, own in (("dpu", in_xdp), *(("host", own) for own in on_host)):
+            by_engine = own["counters"].reshape(len(places), -1, abi.KV_COUNTERS)
+            counters = by_engine.sum(axis=1, dtype=np.uint64)
+            inside = [place.engine for place in places if place.door == place.processing == here]
+            counters[np.ix_(inside, QUEUE_PAIR_BYTES)] = 0
+            totals += counters.sum(axis=0, dtype=np.uint64)
+        return {counter.name.lower(): int(totals[counter]) for counter in abi.Counter}
 
     def stats(self) -> dict[str, Any]:
         """Everything that can be counted, for reports."""
@@ -223,6 +234,7 @@ class Server:
                 engines=len(self.placement.engines),
                 program_fd=self._programs.programs["kv_flush"],
                 socket_fd=packet_socket.fileno(),
+                polled_engines=self._wiring.dpu_engines if self._wiring.processes_here else 0,
             )
             cleanup.callback(self._senders.stop)
             self._senders.start()

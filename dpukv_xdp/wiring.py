@@ -48,12 +48,16 @@ class Wiring:
         records_in_frames = sends_records and config.transport == "af_xdp"
         needs_frame_rings = bool(behind_host) and config.frames == "ring"
         parks_batches = (sends_records and not records_in_frames) or needs_frame_rings
-        respond = ("kv_send",) if config.respond == "sender" else ("kv_flush",)
+        processes_here = any(place.processing == "dpu" for place in behind_dpu)
+        if config.respond == "sender" and parks_batches:
+            respond: tuple[str, ...] = ("kv_send",)
+        else:
+            respond = ("kv_flush",) if parks_batches or processes_here else ()
         return cls(
-            programs=("kv_receive", *(respond if parks_batches else ())),
+            programs=("kv_receive", *respond),
             tail_calls=("kv_wait",) if parks_batches else (),
             dpu_engines=len(behind_dpu),
-            processes_here=any(place.processing == "dpu" for place in behind_dpu),
+            processes_here=processes_here,
             needs_sockets=records_in_frames or (bool(behind_host) and config.frames == "af_xdp"),
             needs_frame_rings=needs_frame_rings,
             records_in_frames=records_in_frames,

@@ -123,9 +123,9 @@ struct kv_sender {
 	uint32_t cpu;
 	uint32_t cpus; /* KV_CPUS of the loaded programs */
 	uint32_t engines;
-	int32_t program_fd; /* kv_flush */
-	int32_t socket_fd;  /* a packet socket bound to the interface */
-	uint32_t padding;
+	int32_t program_fd;	 /* kv_flush */
+	int32_t socket_fd;	 /* a packet socket bound to the interface */
+	uint32_t polled_engines; /* the first ones are in XDP, where nobody can wake it: it looks for itself */
 	uint64_t frames_sent;
 	uint64_t send_failures; /* frames that the packet socket refused */
 	uint64_t run_failures;	/* BPF_PROG_RUN calls that failed */

@@ -20,6 +20,7 @@ from net.serving import (
 
 from dpukv_xdp import abi
 from dpukv_xdp import lab as labs
+from dpukv_xdp.config import FRAMES, TRANSPORTS
 from dpukv_xdp.designs import DESIGNS, Design
 from dpukv_xdp.errors import ResultError
 from dpukv_xdp.lab import Lab
@@ -114,13 +115,15 @@ def loaded() -> Iterator[tuple[Lab, LoadGenerator]]:
 
 def ways_of(row: Design) -> list[dict[str, str]]:
     """Each way that requests or frames may take from the DPU to the host in a design."""
-    if row.processing_of("dpu") == "host" and "dpu" in row.communication:
-        ways = [{"transport": transport} for transport in ("ring", "ringbuf", "af_xdp")]
-    else:
-        ways = [{}]
+    frames: list[dict[str, str]] = [{}]
     if "host" in row.communication:
-        ways = [way | {"frames": frames} for way in ways for frames in ("af_xdp", "ring")]
-    return ways
+        frames = [{"frames": way} for way in FRAMES]
+    if "dpu" not in row.communication or row.processing_of("dpu") == "dpu":
+        return frames
+    return [
+        {"transport": transport} | frames[index % len(frames)]
+        for index, transport in enumerate(TRANSPORTS)
+    ]
 
 
 LOADS = [
@@ -140,7 +143,7 @@ def test_every_answer_is_right_under_load(
         leave_room(server)
         settings: dict[str, Any] = {"keys": LOAD_KEYS, "owners": server.owners}
         plan = plan_for(lab, workload=WORKLOADS["B"], requests_per_packet=20, **settings)
-        before = server.counters()
+        before = server.stats()
         stored = generator.load(plan, WINDOW)
         assert (stored["stored"], stored["lost"], stored["corrupt"]) == (LOAD_KEYS, 0, 0)
         measured = run_load(generator, plan, Loop(WINDOW), LOAD_SECONDS)
@@ -148,22 +151,34 @@ def test_every_answer_is_right_under_load(
         assert {name: measured.received[name] for name in wrong} == dict.fromkeys(wrong, 0)
         assert (measured.sent["lost_packets"], measured.sent["lost_requests"]) == (0, 0)
         assert measured.received["responses"] == measured.sent["requests_sent"] > 0
-        moved = gained(server, before)
-        assert DROPS & set(moved) == set()
-        check_shares(server, moved)
+        assert DROPS & set(gained(server, before["counters"])) == set()
+        check_shares(server, before)
 
 
-def check_shares(server: Server, moved: dict[str, int]) -> None:
-    """Every endpoint got its share, and only what has to cross to the host did."""
-    placement = server.placement
-    requests = [engine["requests"] for engine in server.stats()["engines"]]
-    if len(placement.native()) < len(placement.engines):
-        requests.append(moved["requests_received"] - sum(requests))
+def check_shares(server: Server, before: dict[str, Any]) -> None:
+    """Every endpoint got its share, and the queue pairs carried 32 bytes a request, 16 bytes a
+    response and a count for each batch, but nothing where both their ends are in one place.
+    """
+    moved = gained(server, before["counters"])
+    after, requests = server.stats(), []
+    expected = {"qp_request_bytes": 0, "qp_response_bytes": 0}
+    for place in server.placement.engines:
+        done, done_before = engine_of(after, place.engine), engine_of(before, place.engine)
+        count, batches = (done[name] - done_before[name] for name in ("requests", "batches"))
+        requests.append(count)
+        if place.door != place.processing:
+            expected["qp_request_bytes"] += count * abi.SIZE("kv_request") + batches
+            expected["qp_response_bytes"] += count * abi.SIZE("kv_response") + batches
+    assert sum(requests) == moved["requests_received"]
     assert max(requests) < FAIR * min(requests)
-    if all(place.door == place.processing for place in placement.engines):
-        assert moved.get("qp_request_bytes", 0) == moved.get("qp_response_bytes", 0) == 0
-    else:
-        assert moved["qp_request_bytes"] > moved["requests_received"] * abi.SIZE("kv_request")
-    assert ("redirected" in moved) == (
-        "host" in server.config.row().communication or server.config.transport == "af_xdp"
-    )
+    frames_cross = server.placement.behind("host") and server.config.frames == "ring"
+    for name, count in expected.items():
+        assert moved.get(name, 0) > count if frames_cross else moved.get(name, 0) == count
+    goes_around = server.placement.behind("host") or server.config.transport == "af_xdp"
+    assert ("redirected" in moved) == bool(goes_around)
+
+
+def engine_of(stats: dict[str, Any], engine: int) -> dict[str, int]:
+    """An engine's counters, wherever it runs."""
+    (found,) = (one for one in stats["engines"] + stats["dpu_stores"] if one["engine"] == engine)
+    return found

@@ -48,6 +48,7 @@ VALUE_SIZES = (0, 1, 7, 8, 9, 100, 1400)
 LONG_VALUE = 1400
 """Far more than the frame of a GET can grow to where it came in: it must leave by the sender."""
 
+PAUSE_SECONDS = 0.005
 ANSWER_SECONDS = 0.005
 """A parked response leaves by the sender after 30 us; the rest is for a busy machine."""
 
@@ -165,7 +166,12 @@ SO_TIMESTAMPNS = 35  # not in the socket module
 
 
 def timed_exchange(plain: socket.socket, batch: bytes) -> float:
-    """Seconds until the answer lay in the socket, by the kernel's time stamp."""
+    """Seconds until the answer lay in the socket, by the kernel's time stamp.
+
+    Who has just slept gets its core at once, and keeps it until the request is out: with answers
+    that come before it waits for them, the client would never sleep.
+    """
+    time.sleep(PAUSE_SECONDS)
     start_ns = time.time_ns()
     plain.send(batch)
     _, ancillary, _, _ = plain.recvmsg(2048, 256)

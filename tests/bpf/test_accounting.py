@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What a result says about CPU time is true: each method against a load whose time is known."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from bpf.harness import CPU, OTHER_CPU, Dpu, Verdict, request_frame
+
+from dpukv_xdp import abi, loader
+from dpukv_xdp.bench import Interval
+from dpukv_xdp.codec import Request
+from dpukv_xdp.engine import NativeThread
+from dpukv_xdp.loadgen import Snapshot
+
+FRAME = request_frame([Request.get(b"known")])
+SPIN_SECONDS = 0.3
+
+
+def test_thread_time_is_what_a_thread_has_spun() -> None:
+    """The host's method: a thread's own CPU clock, against a loop of known length."""
+    stop = threading.Event()
+
+    def spin_then_sleep() -> int:
+        end = time.thread_time() + SPIN_SECONDS
+        while time.thread_time() < end:
+            pass
+        while not stop.wait(0.01):
+            pass
+        return 0
+
+    thread = NativeThread("known load", OTHER_CPU, spin_then_sleep, stop.set)
+    thread.start(lambda: None)
+    deadline = time.monotonic() + 20
+    while thread.cpu_ns() < SPIN_SECONDS * 1e9 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    used_seconds = thread.cpu_ns() / 1e9
+    thread.stop()
+    assert SPIN_SECONDS <= used_seconds < 1.2 * SPIN_SECONDS
+
+
+def test_program_time_is_what_a_program_has_waited(load: Callable[..., Dpu]) -> None:
+    """The DPU's method: BPF run-time statistics, against waits that last KV_WAIT_NS each."""
+    dpu = load(depth=(0, 0))
+    dpu.reset(engine_cpu=CPU + 1)
+    with loader.enabled_stats():
+        before = loader.program_stats(dpu.receive_fd)
+        for _ in range(abi.KV_STALLED_WAITS):
+            assert dpu.receive(FRAME)[0] == Verdict.DROP
+        after = loader.program_stats(dpu.receive_fd)
+    waited_ns = abi.KV_STALLED_WAITS * abi.KV_WAIT_NS
+    assert dpu.counters()["WAIT_TIMEOUTS"] == abi.KV_STALLED_WAITS
+    assert after[1] - before[1] == abi.KV_STALLED_WAITS
+    assert waited_ns <= after[0] - before[0] < 3 * waited_ns
+
+
+def test_statistics_that_are_off_count_nothing(load: Callable[..., Dpu]) -> None:
+    dpu = load(depth=(0, 0))
+    before = loader.program_stats(dpu.receive_fd)
+    dpu.receive(FRAME)
+    assert loader.program_stats(dpu.receive_fd) == before
+
+
+def test_a_sampled_wait_is_in_the_stage_clocks(load: Callable[..., Dpu]) -> None:
+    """One frame in KV_STAGE_FRAMES is timed; this one waits for KV_WAIT_NS."""
+    dpu = load(depth=(0, 0))
+    dpu.reset(engine_cpu=CPU + 1)
+    dpu.set_queue(sampled=abi.KV_STAGE_FRAMES - 1)
+    dpu.receive(FRAME)
+    queue = dpu.queue()
+    assert (queue["stage_frames"], queue["stage_requests"]) == (1, 1)
+    wait_ns = int(queue["stage_ns"][abi.Stage.WAIT])
+    assert abi.KV_WAIT_NS <= wait_ns < 3 * abi.KV_WAIT_NS
+    for stage in (abi.Stage.RECEIVE, abi.Stage.PARSE, abi.Stage.PREPARE):
+        assert 0 < int(queue["stage_ns"][stage]) < abi.KV_WAIT_NS
+    assert int(queue["stage_ns"][abi.Stage.SEND]) == 0
+
+
+@pytest.mark.parametrize("napi", [None, {7: {"cpu": CPU, "cpu_ns": 0}}])
+def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int]] | None) -> None:
+    """Half a core of client with a tenth of DPU on top of it, or the DPU's thread beside it."""
+    interval = Interval(
+        before=snapshot(0, 0, 0),
+        after=snapshot(10**9, 500_000_000, 1_000_000),
+        server_before=server_stats(0, napi),
+        server_after=server_stats(10**8, napi and {7: {"cpu": CPU, "cpu_ns": 10**8}}),
+    )
+    roles = interval.roles()
+    client, dpu, host = roles["client"], roles["dpu"], roles["host"]
+    assert client and dpu and host
+    assert dpu["cpu_ns_per_op"] == 100
+    assert client["cpu_ns_per_op"] == (500 if napi else 400)
+    assert host["cores"] == pytest.approx(0.1)
+    assert host["busy_fraction"] == pytest.approx(0.1)
+
+
+def snapshot(at_ns: int, cpu_ns: int, responses: int) -> Snapshot:
+    received = {"responses": responses}
+    return Snapshot(at_ns, {}, received, np.zeros(1, np.uint64), cpu_ns, 0)
+
+
+def server_stats(ns: int, napi: dict[int, dict[str, int]] | None) -> dict[str, object]:
+    return {
+        "xdp": {"run_time_ns": ns},
+        "napi": napi,
+        "hosts": [{"cpu_ns": ns}],
+        "engines": [{"busy_ticks": ns, "requests": ns}],
+        "ticks_per_second": 10**9,
+        "stages": {},
+    }
+
+

@@ -1,0 +1,602 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The store inside XDP (bpf/process.h, bpf/store.h): parse, process and reply in one run.
+
+It must answer as the native engine does: the same batches go through both, and the records are
+compared byte for byte. What a small log or a full bucket loses is checked against a dict.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from bpf.harness import (
+    CPU,
+    OTHER_CPU,
+    PORT,
+    RESPONSE_BYTES_MAX,
+    SERVER,
+    Verdict,
+    expected_replies,
+    queue_pairs_view,
+    reply_frame,
+    request_frame,
+    run_once,
+    wait_until,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dpukv_xdp import abi, codec, loader
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.codec import Endpoint, Request
+from dpukv_xdp.engine import HostCore, ProcessingEngine, Store
+
+TAG_TURNS = 3
+"""KV_TAG_TURNS of bpf/store.h: live items of one tag that a bucket may hold."""
+BATCH_BYTES = RESPONSE_BYTES_MAX
+"""Requests in one frame."""
+LAST_VALUE_BYTES = abi.KV_VALUE_MAX
+"""The longest value, which a frame can bring under a short key only."""
+
+
+CPUS = max(CPU, OTHER_CPU) + 1
+SMALL_SEGMENTS = 2
+"""The smallest log: 128 KiB."""
+
+
+class XdpStore:
+    """kv_receive with its store in maps."""
+
+    def __init__(
+        self,
+        *,
+        engines: int = 1,
+        buckets: int = 1 << 10,
+        segments: int = 64,
+        response_bytes_max: int = RESPONSE_BYTES_MAX,
+    ) -> None:
+        self.engines = engines
+        names = {
+            "KV_ENGINES": engines,
+            "KV_DPU_ENGINES": engines,
+            "KV_PROCESS_HERE": 1,
+            "KV_TRANSPORT": abi.KV_TRANSPORT_RING,
+            "KV_HOST_FRAMES": abi.KV_TRANSPORT_RING,
+            "KV_CPUS": CPUS,
+            "KV_PORT": PORT,
+            "KV_ADDRESS": 0,
+            "KV_DEPTH_MIN": 0,
+            "KV_DEPTH_MAX": 0,
+            "KV_SENDER_ONLY": 0,
+            "KV_TRANSFER_PER_REQUEST": 0,
+            "KV_PREPARE_OVERLAPS": 1,
+            "KV_SLOWER_PERCENT": 0,
+            "KV_DPU_BUCKETS": buckets,
+            "KV_DPU_SEGMENTS": segments,
+            "KV_RESPONSE_BYTES_MAX": response_bytes_max,
+        }
+        self._loaded = loader.load("kv_receive.c", ["kv_receive"], names)
+        self.lines = self._mapped("kv_dpu_lines", "kv_line", engines * 2 * buckets)
+        self.partitions = self._mapped("kv_partitions", "kv_partition_table", 1)[0]
+        self.memory = loader.map_memory(
+            self._loaded.map_fd("kv_queue_pairs"), "struct kv_queue_pair", engines * CPUS
+        )
+        self.pairs = queue_pairs_view(self.memory, engines * CPUS)
+        self._stores = self._loaded._bpf[b"kv_dpu_stores"]
+        self._queues = self._loaded._bpf[b"kv_dpu_queues"]
+
+    def close(self) -> None:
+        """Unload it."""
+        self._loaded.close()
+
+    def reset(self) -> None:
+        """As just loaded."""
+        self.lines.view(np.uint64)[:] = 0
+        self.partitions["exclusive"] = 0
+        for engine in range(self.engines):
+            self.write_store(np.zeros(1, abi.dtype("kv_dpu_store"))[0], engine)
+        for index in range(self.engines * CPUS):
+            blank = self._queues.Leaf.from_buffer_copy(bytes(abi.SIZE("kv_dpu_queue")))
+            self._queues[ctypes.c_uint32(index)] = blank
+
+    def run(self, requests: Sequence[Request], engine: int = 0) -> tuple[Verdict, bytes]:
+        """One frame of requests."""
+        server = Endpoint(SERVER.mac, SERVER.ip, PORT + engine)
+        frame = request_frame(requests, server=server)
+        assert len(frame) <= abi.KV_FRAME_MAX
+        return run_once(self._loaded.programs["kv_receive"], frame)
+
+    def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
+        """Any frame."""
+        return run_once(self._loaded.programs["kv_receive"], frame)
+
+    def replies(self, requests: Sequence[Request], engine: int = 0) -> list[codec.Reply]:
+        """What comes back for a frame; it must come back."""
+        verdict, out = self.run(requests, engine)
+        assert verdict == Verdict.TX
+        return list(codec.decode_replies(codec.decode_frame(out).payload))
+
+    def set(self, key: bytes, value: bytes, key_hash: int | None = None) -> None:
+        """Store one value."""
+        (reply,) = self.replies([request(abi.Operation.SET, key, value, key_hash)])
+        assert reply.result == abi.Result.SUCCESS
+
+    def get(self, key: bytes, key_hash: int | None = None) -> bytes | None:
+        """One value; None if it is not there."""
+        (reply,) = self.replies([request(abi.Operation.GET, key, b"", key_hash)])
+        if reply.result == abi.Result.NOT_FOUND:
+            assert not reply.value
+            return None
+        assert reply.result == abi.Result.SUCCESS
+        return bytes(reply.value)
+
+    def store(self, engine: int = 0) -> Any:
+        """A copy of an engine's struct kv_dpu_store."""
+        raw = bytes(self._stores[ctypes.c_uint32(engine)])
+        return np.frombuffer(raw, abi.dtype("kv_dpu_store"))[0].copy()
+
+    def write_store(self, store: Any, engine: int = 0) -> None:
+        """Overwrite it."""
+        leaf = self._stores.Leaf.from_buffer_copy(store.tobytes())
+        self._stores[ctypes.c_uint32(engine)] = leaf
+
+    def counters(self) -> dict[str, int]:
+        """The counters that are not 0."""
+        count = self.engines * CPUS
+        raw = b"".join(bytes(self._queues[ctypes.c_uint32(i)]) for i in range(count))
+        totals = np.frombuffer(raw, abi.dtype("kv_dpu_queue"))["counters"].sum(axis=0)
+        return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
+
+    def pair(self, engine: int = 0) -> Any:
+        """This core's queue pair with an engine: its first slot has the latest batch."""
+        return self.pairs[engine * CPUS + CPU]
+
+    def _mapped(self, name: str, struct_name: str, count: int) -> Any:
+        return loader.map_array(self._loaded.map_fd(name), struct_name, count)
+
+
+@pytest.fixture(scope="module")
+def load_store() -> Iterator[Callable[..., XdpStore]]:
+    """XdpStore's constructor; the same settings give the same object again, reset."""
+    loaded: dict[tuple[Any, ...], XdpStore] = {}
+
+    def load(**names: Any) -> XdpStore:
+        key = tuple(sorted(names.items()))
+        if key not in loaded:
+            loaded[key] = XdpStore(**names)
+        loaded[key].reset()
+        return loaded[key]
+
+    yield load
+    for store in loaded.values():
+        store.close()
+
+
+@pytest.fixture
+def xdp(load_store: Callable[..., XdpStore]) -> XdpStore:
+    return load_store()
+
+
+def request(
+    operation: int, key: bytes, value: bytes = b"", key_hash: int | None = None, opaque: int = 0
+) -> Request:
+    return Request(
+        operation, key, value, opaque, abi.hash_key(key) if key_hash is None else key_hash
+    )
+
+
+# ---- Against a dict ------------------------------------------------------------------------------
+
+KEYS = st.one_of(
+    st.binary(min_size=8, max_size=8),
+    st.sampled_from([b"a", b"12345678", b"123456789", b"x" * 16, b"y" * 17, b"k" * 255]),
+    st.binary(min_size=1, max_size=255),
+)
+VALUES = st.one_of(
+    st.binary(min_size=8, max_size=8),
+    st.binary(max_size=20),
+    st.integers(0, 1000).map(lambda size: bytes(i % 251 for i in range(size))),
+)
+OPERATIONS = st.sampled_from(
+    [abi.Operation.GET] * 4
+    + [abi.Operation.SET] * 5
+    + [abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE, abi.Operation.DELETE]
+)
+
+
+@st.composite
+def batches(draw: Any, keys: Any = KEYS) -> list[list[Request]]:
+    """Batches that fit into frames, over few keys, so that they meet again."""
+    pool = draw(st.lists(keys, min_size=1, max_size=6, unique=True))
+    found: list[list[Request]] = []
+    for _ in range(draw(st.integers(1, 6))):
+        batch: list[Request] = []
+        free_bytes = BATCH_BYTES
+        for _ in range(draw(st.integers(1, abi.KV_BATCH_MAX))):
+            operation = draw(OPERATIONS)
+            key = draw(st.sampled_from(pool)) if draw(st.integers(0, 20)) else b""
+            value = draw(VALUES) if operation == abi.Operation.SET else b""
+            bytes_now = codec.item_bytes(len(key), len(value))
+            if bytes_now > free_bytes:
+                break
+            free_bytes -= bytes_now
+            batch.append(request(operation, key, value, opaque=len(batch)))
+        if batch:
+            found.append(batch)
+    return found
+
+
+def fits(replies: Sequence[codec.Reply]) -> bool:
+    """Whether no response can be pushed out by those before it."""
+    longest = max(codec.item_bytes(0, max(len(reply.value), 8)) for reply in replies)
+    return longest * len(replies) <= RESPONSE_BYTES_MAX
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(batches())
+def test_it_is_a_dict(xdp: XdpStore, found: list[list[Request]]) -> None:
+    xdp.reset()
+    model: dict[bytes, bytes] = {}
+    for batch in found:
+        expected = expected_replies(model, batch)
+        verdict, out = xdp.run(batch)
+        assert verdict == Verdict.TX
+        if fits(expected):
+            assert out == reply_frame(expected)
+    for key, value in model.items():
+        assert xdp.get(key) == value
+
+
+@pytest.mark.parametrize("key_bytes", [1, 7, 8, 9, 15, 16, 17, 63, 64, 254, 255])
+@pytest.mark.parametrize("value_bytes", [0, 1, 7, 8, 9, 16, 100, 1000])
+def test_lengths(xdp: XdpStore, key_bytes: int, value_bytes: int) -> None:
+    key, other = bytes(range(1, key_bytes + 1)), bytes(range(1, key_bytes)) + b"\0"
+    value = bytes(i % 255 + 1 for i in range(value_bytes))
+    xdp.set(key, value)
+    assert xdp.get(key) == value
+    assert xdp.get(other) is None
+    xdp.set(key, value[:1])
+    assert xdp.get(key) == value[:1]
+    xdp.set(key, value + b"more")
+    assert xdp.get(key) == value + b"more"
+
+
+def test_the_longest_value(xdp: XdpStore) -> None:
+    value = bytes(i % 251 for i in range(LAST_VALUE_BYTES))
+    xdp.set(b"k", value)
+    assert xdp.get(b"k") == value
+    (reply,) = xdp.replies([request(abi.Operation.SET, b"k", value[:-8] + b"ends now")])
+    assert reply.result == abi.Result.SUCCESS
+    assert xdp.get(b"k") == value[:-8] + b"ends now"
+
+
+@pytest.mark.parametrize("differs_at", [8, 9, 15, 16, 100, 248, 253, 254])
+def test_long_keys_of_one_hash_are_told_apart(xdp: XdpStore, differs_at: int) -> None:
+    """Only the one stored last is kept, and never given out for the other."""
+    first = bytes(255)
+    second = first[:differs_at] + b"\1" + first[differs_at + 1 :]
+    xdp.set(first, b"first", key_hash=0x1234567)
+    assert xdp.get(second, key_hash=0x1234567) is None
+    xdp.set(second, b"second", key_hash=0x1234567)
+    assert xdp.get(second, key_hash=0x1234567) == b"second"
+    assert xdp.get(first, key_hash=0x1234567) is None
+    assert int(xdp.store()["set_evicted"]) == 1
+
+
+def test_keys_of_one_tag(xdp: XdpStore) -> None:
+    """A bucket keeps TAG_TURNS of them, and always the one stored last; nothing stale."""
+    keys = [bytes([65 + i]) * 8 for i in range(6)]
+    hashes = [i << 50 for i in range(6)]  # one bucket, one tag (0, which counts as 1)
+    for turn in range(3):
+        for key, key_hash in zip(keys, hashes, strict=True):
+            xdp.set(key, b"%d" % turn, key_hash)
+            assert xdp.get(key, key_hash) == b"%d" % turn
+            values = [xdp.get(k, h) for k, h in zip(keys, hashes, strict=True)]
+            assert sum(value is not None for value in values) <= TAG_TURNS
+            assert all(value in (None, b"%d" % turn, b"%d" % (turn - 1)) for value in values)
+
+
+# ---- Losing --------------------------------------------------------------------------------------
+
+
+def test_a_tiny_log_wraps(load_store: Callable[..., XdpStore]) -> None:
+    """What is found is right, and what the log cannot have overwritten yet is found."""
+    xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
+    model: dict[bytes, bytes] = {}
+    order: list[bytes] = []
+    generator = np.random.default_rng(7)
+    for turn in range(2500):
+        key = b"key%d" % generator.integers(0, 150) * int(generator.integers(1, 12))
+        value = bytes([turn % 256]) * int(generator.integers(0, 1500))
+        xdp.set(key, value)
+        model[key] = value
+        order = [k for k in order if k != key] + [key]
+        assert xdp.get(key) == value
+        other = order[int(generator.integers(0, len(order)))]
+        assert xdp.get(other) in (None, model[other])
+    # The last 20 items take less than half of the log.
+    assert [xdp.get(key) for key in order[-20:]] == [model[key] for key in order[-20:]]
+    store = xdp.store()
+    assert int(store["tail"]) > 5 * abi.KV_SEGMENT_BYTES
+    assert int(store["cleanup"]) > 0
+    assert int(store["log_bytes"]) == SMALL_SEGMENTS * abi.KV_SEGMENT_BYTES
+    assert int(store["buckets"]) == 16
+
+
+def test_a_full_bucket_evicts_its_oldest(load_store: Callable[..., XdpStore]) -> None:
+    xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
+    ways = abi.KV_BUCKET_WAYS
+    keys = [b"%08d" % i for i in range(ways + 5)]
+    for i, key in enumerate(keys):
+        xdp.set(key, b"v%d" % i, key_hash=i + 1)  # one bucket, tags of their own
+    values = [xdp.get(key, key_hash=i + 1) for i, key in enumerate(keys)]
+    assert values == [None] * 5 + [b"v%d" % i for i in range(5, ways + 5)]
+    assert int(xdp.store()["set_evicted"]) == 5
+    assert int(xdp.store()["set_new"]) == ways
+
+
+def test_cleanup_drops_dead_words(load_store: Callable[..., XdpStore]) -> None:
+    xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
+    for i in range(30):
+        xdp.set(b"old%d" % i, b"v")
+    for turn in range(110):  # two laps of the log, and many rounds of the cleanup
+        for key in (b"new", b"other"):
+            xdp.set(key, b"w" * (1000 + turn * 8))
+    assert np.count_nonzero(xdp.lines["words"]) == 2
+    assert int(xdp.store()["cleanup"]) == 30
+    assert xdp.get(b"new") == xdp.get(b"other") == b"w" * (1000 + 109 * 8)
+
+
+def test_words_in_use_stay_a_prefix(load_store: Callable[..., XdpStore]) -> None:
+    """A lookup stops where the first line is not full."""
+    xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
+    generator = np.random.default_rng(3)
+    for i in range(2000):
+        xdp.set(b"%d" % i, b"v" * int(generator.integers(0, 600)))
+    halves = xdp.lines["words"].reshape(2, 16, abi.KV_LINE_WORDS)
+    used = np.concatenate([halves[0], halves[1]], axis=1) != 0
+    assert used.any()
+    assert not (used[:, 1:] & ~used[:, :-1]).any()
+    assert not used[:, abi.KV_BUCKET_WAYS].any()
+
+
+# ---- Against the native engine -------------------------------------------------------------------
+
+
+class NativeTwin:
+    """A native engine that is given the same request slots."""
+
+    def __init__(self, response_bytes_max: int) -> None:
+        self.memory = ffi.new("struct kv_queue_pair[1]")
+        self.pair = queue_pairs_view(self.memory, 1)[0]
+        self._store = Store(items=1 << 12, log_bytes=1 << 22, huge_pages=False)
+        self._engine = ProcessingEngine(
+            engine_id=0, cpu=OTHER_CPU, store=self._store, response_bytes_max=response_bytes_max
+        )
+        self._engine.add_pairs(self.memory, 1)
+        self._core = HostCore(OTHER_CPU)
+        self._core.add_engine(self._engine)
+        self._core.start()
+        self._published = 0
+
+    def close(self) -> None:
+        """Stop it."""
+        self._core.stop()
+        self._store.close()
+
+    def process(self, request_slot: Any) -> Any:
+        """The response slot for a request slot."""
+        slot = self._published % abi.KV_SLOTS
+        self.pair["requests"][slot] = request_slot
+        self.pair["requests"][slot]["has_payload"] = 1
+        self._published += 1
+        self.pair["request_control"]["answered"] = self._published
+        self.pair["request_control"]["published"] = self._published
+        wait_until(
+            lambda: self.pair["response_control"]["published"] == self._published, "it answers"
+        )
+        return self.pair["responses"][slot]
+
+
+def meaningful(slot: Any, count: int) -> tuple[int, bytes, bytes]:
+    """Of a response slot: bytes on the wire, records, and the payload in use."""
+    records = slot["records"][:count]
+    value_bytes = (records["header"] >> np.uint64(32)) & np.uint64(0xFFFFFF)
+    payload_bytes = sum(codec.roundup8(int(n)) for n in value_bytes if n > abi.KV_INLINE_MAX)
+    return int(slot["wire_bytes"]), records.tobytes(), slot["payload"][:payload_bytes].tobytes()
+
+
+@pytest.mark.parametrize("response_bytes_max", [RESPONSE_BYTES_MAX, 1452, 300])
+def test_records_are_the_native_engines(
+    load_store: Callable[..., XdpStore], response_bytes_max: int
+) -> None:
+    """Room included: what does not fit into a response is refused to the same requests."""
+    xdp = load_store(response_bytes_max=response_bytes_max)
+    compared = []
+
+    @settings(max_examples=120, deadline=None)
+    @given(batches())
+    def compare(found: list[list[Request]]) -> None:
+        xdp.reset()
+        twin = NativeTwin(response_bytes_max)
+        try:
+            for batch in found:
+                xdp.run(batch)
+                mine = meaningful(xdp.pair()["responses"][0], len(batch))
+                native = twin.process(xdp.pair()["requests"][0])
+                assert mine == meaningful(native, len(batch))
+                compared.append(mine[0])
+        finally:
+            twin.close()
+
+    compare()
+    assert len(compared) > 100
+
+
+def test_room_for_short_gets(load_store: Callable[..., XdpStore]) -> None:
+    """More responses than the rule has room for: as on the host, a short GET does not ask."""
+    xdp = load_store(response_bytes_max=300)
+    twin = NativeTwin(300)
+    try:
+        for batch in (
+            [request(abi.Operation.SET, b"%08d" % i, b"%08d" % i) for i in range(8)],
+            [request(abi.Operation.GET, b"%08d" % i) for i in range(16)],
+            [request(abi.Operation.GET, b"%07d" % i) for i in range(16)],
+        ):
+            xdp.run(batch)
+            native = twin.process(xdp.pair()["requests"][0])
+            mine = xdp.pair()["responses"][0]
+            assert meaningful(mine, len(batch)) == meaningful(native, len(batch))
+    finally:
+        twin.close()
+
+
+# ---- Who may ------------------------------------------------------------------------------------
+
+
+def test_another_engines_partition_is_rejected(load_store: Callable[..., XdpStore]) -> None:
+    xdp = load_store(engines=2)
+    xdp.partitions["partitions"] = 4
+    xdp.partitions["owner"][:4] = [0, 1, 1, 0]
+    requests = [
+        request(operation, b"%08d" % i, b"v" if operation == abi.Operation.SET else b"", i << 48)
+        for i in range(8)
+        for operation in (abi.Operation.SET, abi.Operation.GET, abi.Operation.NOOP_READ)
+    ]
+    for exclusive in (1, 0):
+        xdp.partitions["exclusive"] = exclusive
+        for engine in (0, 1):
+            replies = xdp.replies(requests, engine)
+            for sent, reply in zip(requests, replies, strict=True):
+                owner = (0, 1, 1, 0)[(sent.key_hash >> 48) % 4]
+                rejected = exclusive and owner != engine
+                wanted = abi.Result.REJECTED if rejected else abi.Result.SUCCESS
+                assert reply.result == wanted
+    assert [int(xdp.store(engine)["rejected"]) for engine in (0, 1)] == [12, 12]
+
+
+def test_engines_have_stores_of_their_own(load_store: Callable[..., XdpStore]) -> None:
+    xdp = load_store(engines=2)
+    xdp.replies([request(abi.Operation.SET, b"shared", b"zero")], 0)
+    xdp.replies([request(abi.Operation.SET, b"shared", b"one")], 1)
+    get = [request(abi.Operation.GET, b"shared")]
+    assert [xdp.replies(get, engine)[0].value for engine in (0, 1)] == [b"zero", b"one"]
+
+
+@pytest.mark.parametrize("partitions", [0, abi.KV_PARTITIONS_MAX + 1, 2**32 - 1])
+def test_a_broken_partition_table_owns_nothing(
+    load_store: Callable[..., XdpStore], partitions: int
+) -> None:
+    xdp = load_store(engines=2)
+    xdp.partitions["partitions"] = partitions
+    xdp.partitions["owner"][:] = 0
+    xdp.partitions["exclusive"] = 1
+    (reply,) = xdp.replies([request(abi.Operation.GET, b"k")])
+    assert reply.result == abi.Result.REJECTED
+
+
+def test_a_busy_partition(xdp: XdpStore) -> None:
+    """Another core that does not let go: the frame is dropped, counted, and nothing is done."""
+    xdp.set(b"k", b"before")
+    before = xdp.store()
+    before["owner"] = 99
+    xdp.write_store(before)
+    assert xdp.run([request(abi.Operation.SET, b"k", b"after")])[0] == Verdict.DROP
+    assert xdp.counters()["DROP_PARTITION_BUSY"] == 1
+    now = xdp.store()
+    assert now.tobytes() == before.tobytes()
+    now["owner"] = 0
+    xdp.write_store(now)
+    assert xdp.get(b"k") == b"before"
+    assert int(xdp.store()["owner"]) == 0
+
+
+@pytest.mark.skipif(OTHER_CPU == CPU, reason="needs two cores")
+def test_two_cores_share_a_partition(xdp: XdpStore) -> None:
+    """No update of one core is lost by the other: every frame that is answered has been counted,
+    and appended its items.
+    """
+    frames_each = 3000
+    answered = {CPU: 0, OTHER_CPU: 0}
+
+    def hammer(cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        for turn in range(frames_each):
+            keys = [b"%d %d %d" % (cpu, turn, i) for i in range(8)]
+            verdict, _ = xdp.run([request(abi.Operation.SET, key, key) for key in keys])
+            answered[cpu] += verdict == Verdict.TX
+
+    threads = [threading.Thread(target=hammer, args=[cpu]) for cpu in answered]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = xdp.store()
+    frames = sum(answered.values())
+    busy = xdp.counters().get("DROP_PARTITION_BUSY", 0)
+    assert frames + busy == 2 * frames_each
+    assert min(answered.values()) > frames_each // 2
+    assert int(store["batches"]) == frames
+    assert int(store["requests"]) == int(store["appended"]) == 8 * frames
+    assert int(store["owner"]) == 0
+
+
+def test_a_malformed_frame_changes_nothing(xdp: XdpStore) -> None:
+    xdp.set(b"k", b"before")
+    before = xdp.store().tobytes()
+    frame = request_frame([request(abi.Operation.SET, b"k", b"after")] * 2)
+    changed = bytearray(frame)
+    changed[len(frame) - codec.item_bytes(1, 5) + abi.offset("kv_item_header", "kv_length") + 1] = 1
+    assert xdp.receive(bytes(changed))[0] == Verdict.DROP
+    assert xdp.counters()["DROP_TRUNCATED"] == 1
+    assert xdp.store().tobytes() == before
+    assert xdp.get(b"k") == b"before"
+
+
+# ---- Counting ------------------------------------------------------------------------------------
+
+
+def test_statistics(xdp: XdpStore) -> None:
+    ops = abi.Operation
+    xdp.replies(
+        [
+            request(ops.SET, b"12345678", b"87654321"),
+            request(ops.GET, b"12345678"),
+            request(ops.GET, b"missing!"),
+            request(ops.SET, b"12345678", b"longer than before"),
+            request(ops.SET, b"12345678", b"short"),
+            request(ops.NOOP_READ, b""),
+            request(ops.DELETE, b"12345678"),
+            request(ops.GET, b""),
+        ]
+    )
+    xdp.replies([request(ops.GET, b"12345678"), request(ops.SET, b"12345678", b"eight ok")])
+    xdp.replies([request(ops.GET, b"12345678"), request(ops.SET, b"12345678", b"still ok")])
+    store = xdp.store()
+    counted = {
+        "batches": 3, "requests": 12, "gets": 4, "sets": 5, "noops": 1, "errors": 1,
+        "not_supported": 1, "rejected": 0, "get_found": 3, "get_not_found": 1, "set_new": 1,
+        "set_in_place": 3, "set_moved": 1, "set_evicted": 0, "set_refused": 0, "appended": 2,
+        "owner": 0,
+    }  # fmt: skip
+    assert {name: int(store[name]) for name in counted} == counted
+
+
+def test_a_value_that_no_response_could_hold(load_store: Callable[..., XdpStore]) -> None:
+    xdp = load_store(response_bytes_max=300)
+    (reply,) = xdp.replies([request(abi.Operation.SET, b"k", b"v" * 280)])
+    assert reply.result == abi.Result.INSUFFICIENT_SPACE
+    xdp.set(b"k", b"v" * 272)
+    assert xdp.get(b"k") == b"v" * 272
+    assert int(xdp.store()["errors"]) == 1
+
+
+def test_hash_of_the_library_is_used() -> None:
+    """The tests' keys are hashed as clients hash them."""
+    assert request(abi.Operation.GET, b"k").key_hash == lib.kv_hash(b"k", 1)
