@@ -459,7 +459,7 @@ def _host_core_usage(role: dict[str, float] | None, config: ServerConfig) -> flo
     """The paper's: cores used of the cores that the profile's host has (section 6.2)."""
     if role is None:
         return None
-    cores = config.profile_row().host_cores or len(os.sched_getaffinity(0))
+    cores = config.profile_row().host_cores or os.cpu_count() or 1
     return len(config.placement().host_cpus) / cores
 
 

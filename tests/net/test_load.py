@@ -19,6 +19,7 @@ from net.serving import (
     client_of,
     ends,
     generating,
+    leave_room,
     plan_for,
     run_load,
     serving,
@@ -40,7 +41,8 @@ KEYS = 1 << 16
 def test_two_engines_share_the_keys_by_partition(lab: Lab) -> None:
     items = {b"key %d" % number: b"value %d" % number for number in range(200)}
     with serving(lab, engines=2) as server:
-        renice_engines(server)
+        assert len(server._hosts) == 2
+        leave_room(server)
         with client_of(lab, ports=2) as client:
             assert client.set_many(items) == []
             assert client.get_many(items) == items
@@ -59,15 +61,6 @@ def test_two_engines_share_the_keys_by_partition(lab: Lab) -> None:
             assert_all_right(run_load(generator, plan, Loop(32), RUN_SECONDS))
         gets = [engine["gets"] for engine in server.stats()["engines"]]
         assert min(gets) > 0
-
-
-def renice_engines(server: Server) -> None:
-    """Two engines on two cores leave none to this test: let them share."""
-    assert len(server._hosts) == 2
-    for host in server._hosts.values():
-        thread = host.thread._thread
-        assert thread.native_id is not None
-        os.setpriority(os.PRIO_PROCESS, thread.native_id, 0)
 
 
 @dataclass

@@ -6,35 +6,33 @@ the same reasons, and lets pass what is not ours.
 import itertools
 import random
 import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 from unittest import mock
 
-import bpf.harness
 import pytest
-from bpf.test_malformed import FIELD_CASES, ITEM_CASES, TRUNCATED_CASES
+from bpf.harness import SERVER, Case, Verdict, expected_replies, reply_frame, request_frame
+from bpf.test_malformed import FIELD_CASES, GOOD, ITEM_CASES, TRUNCATED_CASES
 from net.conversation import conversation, converse
 from net.serving import (
     DROPS,
     PORT,
     TIMEOUT_SECONDS,
     Wire,
-    answer_of,
     bpf_descriptors,
-    client_of,
-    ends,
     gained,
     leave_room,
     native_threads,
+    programs_on,
     serving,
 )
-from pyroute2 import IPRoute
+from net.test_wire import readdress
 
-from dpukv_xdp import abi, codec, nic
+from dpukv_xdp import abi
 from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Request
 from dpukv_xdp.config import (
     FRAMES,
     RESPOND_WAYS,
@@ -51,7 +49,12 @@ from dpukv_xdp.loader import LoadedObject
 from dpukv_xdp.profiles import PROFILES
 
 PACKETS = 120
-DOOR = "door packet"
+STACK_PORT = PORT - 1
+"""Of the server's address, and not ours."""
+SENT_TOGETHER = 16
+"""Malformed frames between two looks at the counters: fewer than any queue holds."""
+Settings = dict[str, Any]
+
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "design": tuple(DESIGNS),
     "transport": TRANSPORTS,
@@ -62,18 +65,180 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "send": get_args(Send),
     "profile": tuple(PROFILES),
 }
-Settings = dict[str, Any]
 
 
 def every_pair() -> Iterator[Settings]:
-    """Settings in which every value meets every value of every other setting that it may meet."""
-    names = list(SETTINGS)
-    choices = [dict(zip(names, values, strict=True)) for values in itertools.product(*SETTINGS.values())]
-    random.Random(len(choices)).shuffle(choices)
-    choices = [settings for settings in choices if is_allowed(settings)]
-    pairs = {id(settings): set(itertools.combinations(settings.items(), 2)) for settings in choices}
-    left = set().union(*pairs.values())
+    """Settings in which each value meets each of every other setting, if it ever may."""
+    rows = [
+        settings
+        for values in itertools.product(*SETTINGS.values())
+        if makes_sense(settings := dict(zip(SETTINGS, values, strict=True)))
+    ]
+    random.Random(0).shuffle(rows)
+    pairs = [set(itertools.combinations(settings.items(), 2)) for settings in rows]
+    left = set().union(*pairs)
     while left:
-        best = max(choices, key=lambda settings: len(pairs[id(settings)] & left))
-        left -= pairs[id(best)]
-        yield best
+        best = max(range(len(rows)), key=lambda index: len(pairs[index] & left))
+        left -= pairs[best]
+        yield rows[best]
+
+
+def makes_sense(settings: Settings) -> bool:
+    """Whether a server can be started so, and each setting concerns the design."""
+    row = DESIGNS[settings["design"]]
+    crosses = any(door == "dpu" and row.processing_of(door) == "host" for door in row.communication)
+    if not crosses and settings["transport"] != TRANSPORTS[0]:
+        return False
+    if "host" not in row.communication and settings["frames"] != FRAMES[0]:
+        return False
+    try:
+        ServerConfig(**settings).check()
+    except UsageError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lab]:
+    """One lab for all tests that leave it as it is."""
+    labs.remove_stale()
+    with Lab.up() as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("settings", every_pair(), ids=lambda settings: "-".join(settings.values()))
+def test_every_way_gives_the_same_answers(shared: Lab, settings: Settings) -> None:
+    packets = conversation(PACKETS, shared.record.mtu)
+    with serving(shared, **settings) as server:
+        leave_room(server)
+        assert server.config.frames == settings["frames"], server.notes
+        before = server.counters()
+        converse(shared, server, packets)
+        moved = gained(server, before)
+        assert DROPS & set(moved) == set()
+        assert moved["frames_received"] == moved["frames_sent"] == len(packets)
+        requests = sum(len(packet.requests) for packet in packets)
+        assert moved["requests_received"] == moved["responses_sent"] == requests
+        check_stack(shared)
+
+
+def check_stack(lab: Lab) -> None:
+    """A datagram for another port gets to a socket of the server's, and its answer back."""
+    with (
+        labs.in_namespace(lab.server.namespace),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind((lab.server.address, STACK_PORT))
+        listener.settimeout(TIMEOUT_SECONDS)
+        with (
+            labs.in_namespace(lab.client.namespace),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
+        ):
+            asking.settimeout(TIMEOUT_SECONDS)
+            asking.sendto(b"not ours" * 10, (lab.server.address, STACK_PORT))
+            question, sender = listener.recvfrom(1000)
+            listener.sendto(question, sender)
+            assert asking.recv(1000) == b"not ours" * 10
+
+
+# ---- Malformed frames
+
+DOORS = (
+    {"design": "lat"},
+    {"design": "lat", "transport": "ringbuf"},
+    {"design": "lat", "transport": "af_xdp"},
+    {"design": "dpu-only"},
+    {"design": "cpu-only", "frames": "af_xdp"},
+    {"design": "cpu-only", "frames": "ring"},
+)
+CASES = [
+    case
+    for case in (*FIELD_CASES, *ITEM_CASES, *TRUNCATED_CASES)
+    if len(case.packet) > abi.KV_ETH_BYTES
+]
+
+
+@pytest.mark.parametrize("settings", DOORS, ids=lambda settings: "-".join(settings.values()))
+def test_malformed_frames_are_dropped_for_the_same_reasons(lab: Lab, settings: Settings) -> None:
+    readdress(lab, SERVER)
+    with serving(lab, **settings) as server, Wire(lab.client) as wire:
+        leave_room(server)
+        for first in range(0, len(CASES), SENT_TOGETHER):
+            cases = CASES[first : first + SENT_TOGETHER]
+            before = server.counters()
+            for case in cases:
+                wire.send(case.packet)
+            assert wire.exchange(request_frame(GOOD)) == reply_frame(expected_replies({}, GOOD))
+            moved = gained(server, before)
+            dropped = Counter({name: moved[name] for name in DROPS & set(moved)})
+            names = ", ".join(case.id for case in cases)
+            assert dropped == expected_drops(cases), names
+            assert moved.get("passed", 0) >= sum(case.verdict == Verdict.PASS for case in cases)
+            assert (moved["frames_received"], moved["frames_sent"]) == (1, 1), names
+
+
+def expected_drops(cases: list[Case]) -> Counter[str]:
+    """How often each counter must move."""
+    drops = (case for case in cases if case.verdict == Verdict.DROP)
+    return Counter(name.lower() for case in drops for name in case.counters or {})
+
+
+# ---- Where AF_XDP does not work
+
+SOCKET_USERS = (
+    {"design": "cpu-only"},
+    {"design": "lat", "transport": "af_xdp"},
+    {"design": "dual", "transport": "af_xdp"},
+)
+
+
+def deaf_sockets() -> Any:
+    """Sockets are bound, and no frame ever gets to them."""
+    set_fd = LoadedObject.set_fd
+
+    def set_but_sockets(self: LoadedObject, name: str, index: int, fd: int) -> None:
+        if name != "kv_sockets":
+            set_fd(self, name, index, fd)
+
+    return mock.patch.object(LoadedObject, "set_fd", set_but_sockets)
+
+
+@pytest.mark.parametrize("settings", SOCKET_USERS, ids=lambda settings: "-".join(settings.values()))
+def test_rings_take_over_from_sockets_that_receive_nothing(shared: Lab, settings: Settings) -> None:
+    threads, descriptors = native_threads(), bpf_descriptors()
+    packets = conversation(PACKETS, shared.record.mtu)
+    with deaf_sockets(), serving(shared, **settings) as server:
+        leave_room(server)
+        assert any("mapped rings" in note and "receives nothing" in note for note in server.notes)
+        assert (server.config.transport, server.config.frames) == ("ring", "ring")
+        assert server.stats()["sockets"] == []
+        before = server.counters()
+        converse(shared, server, packets)
+        moved = gained(server, before)
+        assert moved["frames_received"] == moved["frames_sent"] == len(packets)
+    assert (native_threads(), bpf_descriptors()) == (threads, descriptors)
+
+
+@pytest.mark.parametrize("mode", ["copy", "zero-copy"])
+def test_a_mode_that_was_asked_for_and_cannot_be_had_is_refused(shared: Lab, mode: str) -> None:
+    """A veth pair has no zero-copy, and here no copy either."""
+    threads, descriptors = native_threads(), bpf_descriptors()
+    with (
+        deaf_sockets(),
+        pytest.raises(SocketError, match=r"^AF_XDP on queue 0 of .*--frames ring"),
+        serving(shared, design="cpu-only", socket_mode=mode),
+    ):
+        pass
+    assert (native_threads(), bpf_descriptors()) == (threads, descriptors)
+    assert programs_on(shared.server) == []
+
+
+def test_the_command_refuses_it_in_one_sentence(shared: Lab) -> None:
+    argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", shared.server.interface]
+    argv += ["--design", "cpu-only", "--items", "65536", "--socket-mode", "zero-copy"]
+    with shared.spawn(shared.server, argv, stderr=subprocess.PIPE, text=True) as child:
+        _, said = child.communicate(timeout=60)
+    assert child.returncode != 0
+    lines = said.strip().splitlines()
+    assert "zero-copy: Operation not supported" in lines[-1]
+    assert [line for line in lines if "rror" in line or "Traceback" in line] == []
