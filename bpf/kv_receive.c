@@ -92,13 +92,13 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 			queue->counters[count]++;
 		return XDP_DROP;
 	}
+	if (!KV_PROCESS_HERE && KV_TRANSPORT == KV_TRANSPORT_AF_XDP) {
+		kv_be_slower(own);
+		return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
+	}
 	kv_count_batch(queue, packet, count, own);
 	if (KV_PROCESS_HERE)
 		return kv_answer_here(ctx, packet, pair, queue, count, has_payload, own);
-	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
-		kv_be_slower(own);
-	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
-		return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
 	if (KV_TRANSPORT == KV_TRANSPORT_RINGBUF && kv_pass_batch(packet, pair, queue, count, has_payload))
 		return XDP_DROP;
 	if (kv_send_batch(ctx, packet, pair, queue, count, has_payload, own))

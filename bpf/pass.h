@@ -59,7 +59,7 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 
 /*
  * The frame itself goes to the host, its records behind it, and comes back as the response. A frame that cannot grow so
- * far goes alone, and the host parses it again.
+ * far goes alone, and the host parses and counts it.
  */
 static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_packet *packet,
 					   struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
@@ -97,7 +97,10 @@ static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_p
 		    bpf_xdp_store_bytes(ctx, records_offset + parked_bytes, pair->requests[slot].records, record_bytes))
 			return XDP_ABORTED;
 		note.records_offset = records_offset;
+		kv_count_batch(queue, packet, request_count, own);
 		queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += record_bytes + 1;
+		if (has_payload)
+			queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += packet->body_bytes;
 	}
 	if (kv_write_note(ctx, &note))
 		return XDP_ABORTED;

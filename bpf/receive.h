@@ -24,7 +24,9 @@ static __always_inline int kv_take_requests(struct xdp_md *ctx, const struct kv_
 	if (kv_slots_in_use(queue) >= KV_SLOTS)
 		return -KV_COUNTER_DROP_QUEUE_FULL;
 	count = kv_parse_requests(ctx, packet, queue, &pair->requests[slot], &queue->parked[slot], has_payload);
-	if (count > 0 && *has_payload && kv_copy_payload(ctx, packet, &pair->requests[slot], queue))
+	/* Through AF_XDP the packet's body goes where the frame goes. */
+	if (count > 0 && *has_payload && KV_TRANSPORT != KV_TRANSPORT_AF_XDP &&
+	    kv_copy_payload(ctx, packet, &pair->requests[slot], queue))
 		return -KV_COUNTER_DROP_TRUNCATED;
 	return count;
 }

@@ -57,6 +57,7 @@ struct kv_side {
 static const __u32 kv_no_depth = 0; /* the host parks what its engines have not finished, and never waits */
 #define KV_DEPTH_MIN kv_no_depth
 #define KV_DEPTH_MAX kv_no_depth
+#define KV_TRANSPORT KV_TRANSPORT_RING
 #define KV_TRANSFER_PER_REQUEST 0
 #define KV_PREPARE_OVERLAPS 1
 

@@ -314,6 +314,11 @@ class Bench:
             "stages_ns_per_op": accounting.stages_ns_per_op(),
             "stage_method": STAGE_METHOD,
             "profile": self.config.profile,
+            "burst_requests": self.config.profile_row().burst_requests,
+            "buffer_bytes": {
+                "request": self.config.profile_row().request_buffer_bytes,
+                "response": self.config.profile_row().response_buffer_bytes,
+            },
             "emulation": self.config.profile_row().label(),
             "transport": self.config.transport,
             "frames": self.config.frames,

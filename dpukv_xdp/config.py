@@ -113,8 +113,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             f"profile {profile.name} emulates a bus on the mapped ring only: use --transport ring",
         )
         _require(
-            self.transport != "ringbuf" or self.transfer == "batch",
-            "a BPF ring buffer hands over whole batches: use --transfer batch",
+            self.transport == "ring" or self.transfer == "batch",
+            f"transport {self.transport} hands over whole batches: use --transfer batch",
         )
         _require(
             self.transport != "af_xdp" or self.respond == "adaptive",

@@ -277,7 +277,8 @@ class Server:
                 flush_after_us=config.flush_after_us,
                 partitions=ffi.NULL if owns_all else self._partitions,
                 burst_requests=self._profile.burst_requests,
-                transfer_per_request=config.transfer == "request",
+                transfer_per_request=config.transfer == "request"
+                and self._wiring.serves_pairs(place),
                 bus_latency_us=self._profile.bus_latency_us
                 if place.door != place.processing
                 else 0,

@@ -30,6 +30,8 @@ class Wiring:
     """Programs that these go on in, in the order of enum kv_program in bpf/maps.h."""
     dpu_engines: int
     """Engines whose frames XDP parses: the first ones."""
+    sends_records: bool
+    """Whether what XDP parses is processed on the host."""
     processes_here: bool
     """Whether XDP processes what it parses."""
     needs_sockets: bool
@@ -57,6 +59,7 @@ class Wiring:
             programs=("kv_receive", *respond),
             tail_calls=("kv_wait",) if parks_batches else (),
             dpu_engines=len(behind_dpu),
+            sends_records=sends_records,
             processes_here=processes_here,
             needs_sockets=records_in_frames or (bool(behind_host) and config.frames == "af_xdp"),
             needs_frame_rings=needs_frame_rings,
@@ -66,6 +69,7 @@ class Wiring:
     def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
         """The -D settings of bpf/maps.h."""
         depth_min, depth_max = config.depths()
+        transport = config.transport if self.sends_records else "ring"
         frames = config.frames if self.needs_sockets or self.needs_frame_rings else "ring"
         return {
             "KV_ENGINES": config.endpoint_count(),
@@ -74,7 +78,7 @@ class Wiring:
             "KV_PORT": config.port,
             "KV_ADDRESS": network_order_word(interface.address),
             "KV_PROCESS_HERE": int(self.processes_here),
-            "KV_TRANSPORT": getattr(abi, TRANSPORTS[config.transport]),
+            "KV_TRANSPORT": getattr(abi, TRANSPORTS[transport]),
             "KV_HOST_FRAMES": getattr(abi, TRANSPORTS[frames]),
             "KV_DEPTH_MIN": depth_min,
             "KV_DEPTH_MAX": depth_max,

@@ -3,8 +3,8 @@
  * communicate.c - the communication engine on the host: steps 1, 2 and 4 of a request in a host core's loop.
  *
  * It is XDP's communication engine, compiled from the same headers (bpf/receive.h, parse.h, queue.h, reply.h) for
- * frames in memory. Like a communication core it has a queue pair of its own with every engine; when the engine runs on the
- * same core, the loop in host.c serves both ends one after the other. Frames come from a port: an AF_XDP socket, or
+ * frames in memory. Like a communication core it has a queue pair of its own with every engine; when the engine runs on
+ * the same core, the loop in host.c serves both ends one after the other. Frames come from a port: an AF_XDP socket, or
  * mapped rings that XDP fills with whole frames.
  */
 #define KV_HOST_SIDE 1

@@ -24,8 +24,10 @@ int kv_host_run(struct kv_host *host)
 	uint32_t idle_rounds = 0;
 	int status = kv_host_begin(host);
 
-	if (status)
+	if (status) {
+		kv_host_end(host); /* nobody polls what did begin */
 		return status;
+	}
 	while (!__atomic_load_n(&host->stop, __ATOMIC_RELAXED)) {
 		uint32_t work = kv_host_turn(host);
 

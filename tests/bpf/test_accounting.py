@@ -90,7 +90,9 @@ def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int
     )
     roles = interval.roles()
     client, dpu, host = roles["client"], roles["dpu"], roles["host"]
-    assert client and dpu and host
+    assert client
+    assert dpu
+    assert host
     assert dpu["cpu_ns_per_op"] == 100
     assert client["cpu_ns_per_op"] == (500 if napi else 400)
     assert host["cores"] == pytest.approx(0.1)
@@ -111,5 +113,3 @@ def server_stats(ns: int, napi: dict[int, dict[str, int]] | None) -> dict[str, o
         "ticks_per_second": 10**9,
         "stages": {},
     }
-
-

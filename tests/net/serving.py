@@ -104,8 +104,10 @@ def pinned(*cpus: int) -> Iterator[None]:
 
 
 def leave_room(server: Server) -> None:
-    """Engines that spin on every core leave none to the test: let them share."""
+    """An engine that spins on the test's core leaves it nothing: let them share."""
     for host in server._hosts.values():
+        if host.cpu != OTHER_CPU:
+            continue
         thread = host.thread._thread
         assert thread.native_id is not None
         os.setpriority(os.PRIO_PROCESS, thread.native_id, 0)
@@ -228,9 +230,11 @@ class Measured:
     latency_us: dict[str, float]
 
 
-def run_load(generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float) -> Measured:
+def run_load(
+    generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float, templates: int = TEMPLATES
+) -> Measured:
     """Send the plan's stream for a while, over and over, and wait for the last answers."""
-    prepared = build_templates(plan, generator.templates[:TEMPLATES])
+    prepared = build_templates(plan, generator.templates[:templates])
     start = generator.snapshot()
     generator.begin(plan, loop, prepared.templates)
     time.sleep(seconds / 10)

@@ -9,6 +9,7 @@ import pytest
 from net.conversation import conversation, converse
 from net.serving import (
     DROPS,
+    ENGINE_CPU,
     client_of,
     gained,
     generating,
@@ -34,6 +35,7 @@ LONG_MTU = 2100
 PACKETS = 300
 LOAD_SECONDS = 0.3
 LOAD_KEYS = 4096
+LOAD_TEMPLATES = 1024
 LOAD_ENDPOINTS = 2
 WINDOW = 16
 FAIR = 2
@@ -139,14 +141,14 @@ def test_every_answer_is_right_under_load(
 ) -> None:
     lab, generator = loaded
     engines = LOAD_ENDPOINTS // len(row.communication)
-    with serving(lab, design=row.name, engines=engines, **way) as server:
-        leave_room(server)
+    cpus = (ENGINE_CPU,)
+    with serving(lab, design=row.name, engines=engines, engine_cpus=cpus, **way) as server:
         settings: dict[str, Any] = {"keys": LOAD_KEYS, "owners": server.owners}
         plan = plan_for(lab, workload=WORKLOADS["B"], requests_per_packet=20, **settings)
         before = server.stats()
         stored = generator.load(plan, WINDOW)
         assert (stored["stored"], stored["lost"], stored["corrupt"]) == (LOAD_KEYS, 0, 0)
-        measured = run_load(generator, plan, Loop(WINDOW), LOAD_SECONDS)
+        measured = run_load(generator, plan, Loop(WINDOW), LOAD_SECONDS, LOAD_TEMPLATES)
         wrong = ("corrupt", "misses", "refused", "late")
         assert {name: measured.received[name] for name in wrong} == dict.fromkeys(wrong, 0)
         assert (measured.sent["lost_packets"], measured.sent["lost_requests"]) == (0, 0)

@@ -3,7 +3,6 @@
 seen.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

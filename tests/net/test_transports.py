@@ -68,11 +68,11 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 
 
 def every_pair() -> Iterator[Settings]:
-    """Settings in which each value meets each of every other setting, if it ever may."""
+    """Settings in which each value of one meets each value of any other, if it ever may."""
     rows = [
         settings
         for values in itertools.product(*SETTINGS.values())
-        if makes_sense(settings := dict(zip(SETTINGS, values, strict=True)))
+        if can_start(settings := dict(zip(SETTINGS, values, strict=True)))
     ]
     random.Random(0).shuffle(rows)
     pairs = [set(itertools.combinations(settings.items(), 2)) for settings in rows]
@@ -83,14 +83,8 @@ def every_pair() -> Iterator[Settings]:
         yield rows[best]
 
 
-def makes_sense(settings: Settings) -> bool:
-    """Whether a server can be started so, and each setting concerns the design."""
-    row = DESIGNS[settings["design"]]
-    crosses = any(door == "dpu" and row.processing_of(door) == "host" for door in row.communication)
-    if not crosses and settings["transport"] != TRANSPORTS[0]:
-        return False
-    if "host" not in row.communication and settings["frames"] != FRAMES[0]:
-        return False
+def can_start(settings: Settings) -> bool:
+    """Whether a server takes them; what does not concern its design must not disturb."""
     try:
         ServerConfig(**settings).check()
     except UsageError:
@@ -106,7 +100,9 @@ def shared() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.mark.parametrize("settings", every_pair(), ids=lambda settings: "-".join(settings.values()))
+@pytest.mark.parametrize(
+    "settings", list(every_pair()), ids=lambda settings: "-".join(settings.values())
+)
 def test_every_way_gives_the_same_answers(shared: Lab, settings: Settings) -> None:
     packets = conversation(PACKETS, shared.record.mtu)
     with serving(shared, **settings) as server:

@@ -36,7 +36,9 @@ class StandIn:
     """Stands in for the real server: one socket and one dict for each engine."""
 
     def __init__(self, engines: int = 1, response_max: int = codec.payload_max()) -> None:
-        self.engines, self.response_max = engines, response_max
+        self.response_max = response_max
+        self.owners = tuple(range(engines))
+        """The engine of each partition."""
         self.store: list[dict[bytes, bytes]] = [{} for _ in range(engines)]
         self.received: list[list[Request]] = []
         self.results: dict[bytes, int] = {}
@@ -77,7 +79,7 @@ class StandIn:
     def reply(self, engine: int, request: Request) -> tuple[int, bytes]:
         if request.operation == abi.Operation.NOOP_READ:
             return abi.Result.SUCCESS, b""
-        if (request.key_hash >> 48) % self.engines != engine:
+        if self.owners[(request.key_hash >> 48) % len(self.owners)] != engine:
             return abi.Result.REJECTED, b""
         if request.key in self.results:
             return self.results[request.key], b""
@@ -207,6 +209,26 @@ def test_each_key_goes_to_the_engine_that_owns_it() -> None:
             single.get_many(items)
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("owners", [(2, 1, 0), (0, 0, 0, 1, 2, 0, 2, 0), (1,) * 256])
+def test_each_partition_s_keys_go_to_its_owner(owners: tuple[int, ...]) -> None:
+    server = StandIn(engines=3)
+    server.owners = owners
+    try:
+        items = {f"key-{index}": f"value-{index}" for index in range(100)}
+        with Client(server.address, timeout=PATIENT, ports=3, owners=owners) as client:
+            assert client.set_many(items) == []
+            assert client.get_many(items) == {key: text.encode() for key, text in items.items()}
+        assert {engine for engine in range(3) if server.store[engine]} == set(owners)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("owners", [(), (3,), (0, 1, 2, 3), (-1, 0)])
+def test_owners_that_are_no_engines_are_refused(owners: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"owners=.* are not engines: use 0 to 2"):
+        Client(("127.0.0.1", 9800), ports=3, owners=owners)
 
 
 # ---- A bad network

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from dpukv_xdp import abi
-from dpukv_xdp.config import FRAMES, RESPOND_WAYS, TRANSPORTS, ServerConfig
+from dpukv_xdp.config import (
+    FRAMES,
+    ITEMS_MAX,
+    LOG_BYTES_MAX,
+    RESPOND_WAYS,
+    TRANSPORTS,
+    ServerConfig,
+)
 from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import UsageError
 
@@ -41,6 +48,12 @@ FINE: list[dict[str, Any]] = [
     {"transfer": "request"},
     {"profile": "bf2", "transport": "ring"},
     {"respond": "sender"},
+    {"items": 1},
+    {"items": ITEMS_MAX - 1},
+    {"items": ITEMS_MAX},
+    {"log_bytes": 0},
+    {"log_bytes": LOG_BYTES_MAX - 1},
+    {"log_bytes": LOG_BYTES_MAX},
     {"depth": 0},
     {"depth": abi.KV_PIPELINE_MAX - 1},
     {"depth": abi.KV_PIPELINE_MAX},
@@ -71,11 +84,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"profile": "bf2", "transport": "af_xdp"}, "--transport ring"),
     ({"profile": "bf3", "design": "dual"}, "cannot run design dual"),
     ({"transport": "ringbuf", "transfer": "request"}, "--transfer batch"),
+    ({"transport": "af_xdp", "transfer": "request"}, "--transfer batch"),
     ({"transport": "af_xdp", "respond": "wait"}, "leave out --respond wait"),
     ({"transport": "af_xdp", "respond": "pipeline"}, "leave out --respond pipeline"),
     ({"transport": "af_xdp", "respond": "sender"}, "leave out --respond sender"),
     ({"design": "fast"}, "no design 'fast'"),
     ({"profile": "bf9"}, "no profile 'bf9'"),
+    ({"items": 0}, "0 items"),
+    ({"items": ITEMS_MAX + 1}, f"{ITEMS_MAX + 1} items"),
+    ({"log_bytes": -1}, "log of -1 bytes"),
+    ({"log_bytes": LOG_BYTES_MAX + 1}, f"log of {LOG_BYTES_MAX + 1} bytes"),
     ({"depth": -1}, "depth of -1"),
     ({"depth": abi.KV_PIPELINE_MAX + 1}, f"depth of {abi.KV_PIPELINE_MAX + 1}"),
 ]

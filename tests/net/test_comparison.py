@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Several runs on one load as people ask for them: all designs, and the switches of one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from net.test_cli import SMALL, dpukv
+
+from dpukv_xdp import abi
+from dpukv_xdp.comparison import ABLATIONS
+from dpukv_xdp.designs import DESIGNS
+
+COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
+
+
+def compare(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON of a bench of several runs."""
+    picture = tmp_path / "designs.png"
+    said = dpukv("bench", *SMALL, "--output", str(picture), "--json", "-", *arguments)
+    result: dict[str, Any] = json.loads(said.stdout)
+    return result
+
+
+def assert_healthy(run: dict[str, Any]) -> None:
+    """Everything answered, nothing wrong, and every cost accounted for."""
+    assert (run["corrupt"], run["lost"], run["misses"], run["refused"]) == (0, 0, 0, 0), run
+    assert run["throughput_mops"] > 0
+    assert run["load"]["lost"] == 0
+    for role in ("client", "dpu", "host"):
+        assert run["roles"][role]["cpu_ns_per_op"] >= 0
+    assert run["cpu_method"]
+    assert run["stage_method"]
+    assert set(run["stages_ns_per_op"]) == {"dpu", "host"}
+    for times in run["stages_ns_per_op"].values():
+        assert set(times) == {stage.name.lower() for stage in abi.Stage}
+    assert any(time for times in run["stages_ns_per_op"].values() for time in times.values())
+
+
+@pytest.mark.parametrize(
+    "load",
+    [[], ["--dist", "zipf", "--workload", "A", "--requests-per-packet", "1"]],
+    ids=["B uniform 45", "A zipf 1"],
+)
+def test_all_designs_on_the_same_load(tmp_path: Path, load: list[str]) -> None:
+    result = compare(tmp_path, "--design", "all", *load)
+    assert [run["design"] for run in result["results"]] == COMPARED
+    assert result["refused"] == {}
+    assert Path(result["picture"]).stat().st_size > 10_000
+    for run in result["results"]:
+        assert_healthy(run)
+        host_works = "host" in (
+            *DESIGNS[run["design"]].communication,
+            *DESIGNS[run["design"]].processing,
+        )
+        assert (run["roles"]["host"]["cores"] > 0) == host_works
+        assert (run["host_core_usage"] > 0) == host_works
+
+
+def test_a_profile_names_what_it_cannot_run_and_labels_the_rest(tmp_path: Path) -> None:
+    result = compare(tmp_path, "--design", "all", "--profile", "bf3")
+    doors = {name: len(DESIGNS[name].communication) for name in COMPARED}
+    assert set(result["refused"]) == {name for name, count in doors.items() if count > 1}
+    assert all("DPU mode" in reason for reason in result["refused"].values())
+    for run in result["results"]:
+        assert_healthy(run)
+        assert run["profile"] == "bf3"
+        assert "emulated bf3" in run["emulation"]
+
+
+@pytest.mark.parametrize("design", ["lat", "cpu-only"])
+def test_every_switch_has_an_effect_that_is_printed(tmp_path: Path, design: str) -> None:
+    result = compare(tmp_path, "--design", design, "--ablate")
+    expected = [ablation.label for ablation in ABLATIONS if ablation.applies(DESIGNS[design])]
+    assert [run["label"] for run in result["results"]] == ["as it is", *expected]
+    for run in result["results"]:
+        assert (run["corrupt"], run["misses"]) == (0, 0), run["label"]
+        assert run["throughput_mops"] > 0
+
+
+def test_what_excludes_one_another_is_said(tmp_path: Path) -> None:
+    said = dpukv("bench", "--design", "all", "--ablate", status=2)
+    assert "exclude one another" in said.stderr
+    said = dpukv("bench", "--design", "all", "--target", "10.0.0.1:9800", status=2)
+    assert "exclude one another" in said.stderr
+    said = dpukv("bench", "--design", "none", status=2)
+    assert ", ".join(DESIGNS) in said.stderr
+
+
+def test_designs_are_explained_in_two_lines_each() -> None:
+    lines = dpukv("designs").stdout.splitlines()
+    assert len(lines) == 2 * len(DESIGNS)
+    assert [line.split()[0] for line in lines[::2]] == list(DESIGNS)
+    rows = json.loads(dpukv("designs", "--json", "-").stdout)
+    assert [row["name"] for row in rows] == list(DESIGNS)
