@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
-from dpukv_xdp import abi, codec, loadgen, nic
+from dpukv_xdp import abi, codec, engine, loadgen, nic
 from dpukv_xdp import lab as labs
 from dpukv_xdp.client import Client
 from dpukv_xdp.codec import Endpoint
@@ -103,14 +103,20 @@ def pinned(*cpus: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def leave_room(server: Server) -> None:
-    """An engine that spins on the test's core leaves it nothing: let them share."""
-    for host in server._hosts.values():
-        if host.cpu != OTHER_CPU:
-            continue
-        thread = host.thread._thread
-        assert thread.native_id is not None
-        os.setpriority(os.PRIO_PROCESS, thread.native_id, 0)
+def sharing_cores() -> Any:
+    """Engines that spin on every core leave none to the test: let them share."""
+    return mock.patch.object(engine, "ENGINE_NICE", 0)
+
+
+def let_probe_pass(server: Server) -> None:
+    """Wait until the frame that a server with sockets tried them with counts nowhere any more."""
+    wanted = int(bool(server.stats()["sockets"]))
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    counters = server.counters()
+    while not counters["frames_received"] == counters["frames_sent"] >= wanted:
+        assert time.monotonic() < deadline, counters
+        time.sleep(0.001)
+        counters = server.counters()
 
 
 def gained(server: Server, before: dict[str, int]) -> dict[str, int]:

@@ -13,10 +13,11 @@ from net.serving import (
     client_of,
     gained,
     generating,
-    leave_room,
+    let_probe_pass,
     plan_for,
     run_load,
     serving,
+    sharing_cores,
 )
 
 from dpukv_xdp import abi
@@ -55,8 +56,9 @@ def wide_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def test_all_designs_give_the_same_answers(wide_lab: Lab, row: Design) -> None:
     engines = wide_lab.record.queues
     packets = conversation(PACKETS, wide_lab.record.mtu)
-    with serving(wide_lab, design=row.name, engines=engines, log_bytes=1 << 23) as server:
-        leave_room(server)
+    settings = {"design": row.name, "engines": engines, "log_bytes": 1 << 23}
+    with sharing_cores(), serving(wide_lab, **settings) as server:
+        let_probe_pass(server)
         before = server.counters()
         converse(wide_lab, server, packets)
         moved = gained(server, before)
@@ -145,6 +147,7 @@ def test_every_answer_is_right_under_load(
     with serving(lab, design=row.name, engines=engines, engine_cpus=cpus, **way) as server:
         settings: dict[str, Any] = {"keys": LOAD_KEYS, "owners": server.owners}
         plan = plan_for(lab, workload=WORKLOADS["B"], requests_per_packet=20, **settings)
+        let_probe_pass(server)
         before = server.stats()
         stored = generator.load(plan, WINDOW)
         assert (stored["stored"], stored["lost"], stored["corrupt"]) == (LOAD_KEYS, 0, 0)

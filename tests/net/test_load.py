@@ -18,10 +18,10 @@ from net.serving import (
     client_of,
     ends,
     generating,
-    leave_room,
     plan_for,
     run_load,
     serving,
+    sharing_cores,
 )
 
 from dpukv_xdp import abi, codec
@@ -39,9 +39,8 @@ KEYS = 1 << 16
 
 def test_two_engines_share_the_keys_by_partition(lab: Lab) -> None:
     items = {b"key %d" % number: b"value %d" % number for number in range(200)}
-    with serving(lab, engines=2) as server:
+    with sharing_cores(), serving(lab, engines=2) as server:
         assert len(server._hosts) == 2
-        leave_room(server)
         with client_of(lab, ports=2) as client:
             assert client.set_many(items) == []
             assert client.get_many(items) == items

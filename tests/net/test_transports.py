@@ -24,7 +24,7 @@ from net.serving import (
     Wire,
     bpf_descriptors,
     gained,
-    leave_room,
+    let_probe_pass,
     native_threads,
     programs_on,
     serving,
@@ -106,8 +106,8 @@ def shared() -> Iterator[Lab]:
 def test_every_way_gives_the_same_answers(shared: Lab, settings: Settings) -> None:
     packets = conversation(PACKETS, shared.record.mtu)
     with serving(shared, **settings) as server:
-        leave_room(server)
         assert server.config.frames == settings["frames"], server.notes
+        let_probe_pass(server)
         before = server.counters()
         converse(shared, server, packets)
         moved = gained(server, before)
@@ -158,7 +158,7 @@ CASES = [
 def test_malformed_frames_are_dropped_for_the_same_reasons(lab: Lab, settings: Settings) -> None:
     readdress(lab, SERVER)
     with serving(lab, **settings) as server, Wire(lab.client) as wire:
-        leave_room(server)
+        let_probe_pass(server)
         for first in range(0, len(CASES), SENT_TOGETHER):
             cases = CASES[first : first + SENT_TOGETHER]
             before = server.counters()
@@ -204,10 +204,10 @@ def test_rings_take_over_from_sockets_that_receive_nothing(shared: Lab, settings
     threads, descriptors = native_threads(), bpf_descriptors()
     packets = conversation(PACKETS, shared.record.mtu)
     with deaf_sockets(), serving(shared, **settings) as server:
-        leave_room(server)
         assert any("mapped rings" in note and "receives nothing" in note for note in server.notes)
         assert (server.config.transport, server.config.frames) == ("ring", "ring")
         assert server.stats()["sockets"] == []
+        let_probe_pass(server)
         before = server.counters()
         converse(shared, server, packets)
         moved = gained(server, before)
