@@ -3,17 +3,23 @@
  * kv_load.c - the load generator: kv_generate sends prepared frames (BPF_PROG_RUN with live frames, one long call), and
  * kv_collect, an XDP program on the client's interface, checks every answer and times it.
  *
- * The loader sets with -D: KV_PORT and KV_ENGINES (the server's UDP ports), KV_TEMPLATES (prepared frames).
+ * The loader sets with -D: KV_PORT and KV_ENGINES (the server's UDP ports), KV_TEMPLATES (prepared frames) and
+ * KV_TEMPLATE_ROOM (bytes for each).
  */
-#include "kv_abi.h"
+#include "side.h"
 
 #define KV_OFFSET_MASK 0x7ffu
 #define KV_WINDOW_MASK (KV_WINDOW_MAX - 1)
+#define KV_TEMPLATES_AHEAD 8 /* how far ahead of sending a template's first lines are asked for */
+#define KV_CACHE_LINE_BYTES 64
 #define KV_IDLE_TURNS_TO_CLOCK 64 /* turns with nothing to send before time-outs are looked for */
-#define KV_OPAQUE(scalar) asm volatile("" : "+r"(scalar))
-#define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
 
-BPF_F_TABLE("array", __u32, struct kv_template, kv_templates, KV_TEMPLATES, BPF_F_MMAPABLE);
+/* struct kv_template, its frame cut to KV_TEMPLATE_ROOM bytes: the less memory they take, the less it is waited for. */
+enum { KV_TEMPLATE_BYTES = offsetof(struct kv_template, frame) + KV_TEMPLATE_ROOM };
+struct kv_template_bytes {
+	__u8 bytes[KV_TEMPLATE_BYTES];
+};
+BPF_F_TABLE("array", __u32, struct kv_template_bytes, kv_templates, KV_TEMPLATES, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct kv_load_control, kv_load_control, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct kv_load_cursor, kv_load_cursor, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct kv_load_slot, kv_load_slots, KV_WINDOW_MAX, BPF_F_MMAPABLE);
@@ -22,6 +28,8 @@ BPF_PERCPU_ARRAY(kv_load_results, struct kv_load_results, 1);
 /* The slot to send from, or NULL while the window is full. */
 static __always_inline struct kv_load_slot *kv_next_slot(const struct kv_load_control *control,
 							 struct kv_load_cursor *cursor, __u32 *slot_index);
+
+static __always_inline void kv_touch_ahead(const struct kv_load_control *control, const struct kv_load_cursor *cursor);
 
 /* Live-frame entry point: one frame a call, or XDP_DROP while there is nothing to send. */
 int kv_generate(struct xdp_md *ctx)
@@ -45,7 +53,7 @@ int kv_generate(struct xdp_md *ctx)
 	if (!slot)
 		return XDP_DROP;
 	template_index = control->template_first + cursor->template_next;
-	template = kv_templates.lookup(&template_index);
+	template = (struct kv_template *)kv_templates.lookup(&template_index);
 	if (!template)
 		return XDP_ABORTED;
 
@@ -61,7 +69,7 @@ int kv_generate(struct xdp_md *ctx)
 	}
 
 	frame_bytes = template->frame_bytes & KV_OFFSET_MASK;
-	if (frame_bytes < KV_PACKET_HEADER_BYTES + KV_ITEM_HEADER_BYTES)
+	if (frame_bytes < KV_PACKET_HEADER_BYTES + KV_ITEM_HEADER_BYTES || frame_bytes > KV_TEMPLATE_ROOM)
 		return XDP_ABORTED;
 	/*
 	 * Live frames start longer than any template (KV_FRAME_MAX, an odd number) and are cut here. The kernel reuses
@@ -88,7 +96,21 @@ int kv_generate(struct xdp_md *ctx)
 	cursor->template_next = cursor->template_next + 1 < control->template_count ? cursor->template_next + 1 : 0;
 	cursor->slot = slot_index + 1;
 	cursor->idle_turns = 0;
+	kv_touch_ahead(control, cursor);
 	return XDP_TX;
+}
+
+/* The templates are many megabytes, and their first lines would be waited for. */
+static __always_inline void kv_touch_ahead(const struct kv_load_control *control, const struct kv_load_cursor *cursor)
+{
+	__u32 ahead = cursor->template_next + KV_TEMPLATES_AHEAD;
+	__u32 template_index = control->template_first + (ahead < control->template_count ? ahead : 0);
+	struct kv_template *template = (struct kv_template *)kv_templates.lookup(&template_index);
+
+	if (!template)
+		return;
+	KV_TOUCH(template->frame_bytes);
+	KV_TOUCH(template->frame[KV_CACHE_LINE_BYTES]);
 }
 
 /* Give up a packet that has been out too long. Returns 1 if its slot is free now. */
@@ -101,7 +123,7 @@ static __always_inline int kv_expire(const struct kv_load_control *control, stru
 
 	if (now_ns < slot->start_ns + control->timeout_ns)
 		return 0;
-	template = kv_templates.lookup(&template_index);
+	template = (struct kv_template *)kv_templates.lookup(&template_index);
 	if (!template)
 		return 0;
 	slot->busy = 0;
@@ -187,7 +209,7 @@ int kv_collect(struct xdp_md *ctx)
 	template_index = slot->template_index;
 	latency_ns = bpf_ktime_get_ns() - slot->start_ns;
 	slot->busy = 0;
-	template = kv_templates.lookup(&template_index);
+	template = (struct kv_template *)kv_templates.lookup(&template_index);
 	if (!template)
 		return XDP_ABORTED;
 
@@ -248,7 +270,7 @@ static __always_inline int kv_check_words(struct xdp_md *ctx, struct kv_answer *
 	__u32 others = 0;
 	int i;
 
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (i = 0; i < KV_BATCH_MAX; i++) {
 		struct kv_item_header *item;
 		__u64 *value;
@@ -288,7 +310,7 @@ static __always_inline void kv_check_long(struct xdp_md *ctx, const struct kv_lo
 	__u32 value_end = offset; /* in the body, without padding; behind it comes the next header */
 	int turn;
 
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_FRAME_MAX / 8; turn++) {
 		__u64 *words;
 

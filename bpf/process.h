@@ -19,13 +19,6 @@
 #define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* offset of a word in a payload */
 #define KV_LENGTH_MASK KV_OFFSET_MASK
 
-/* Loads a word that nobody uses yet: the nearest that BPF has to a prefetch. */
-#define KV_TOUCH(word)                              \
-	do {                                        \
-		__u64 touched = KV_READ_ONCE(word); \
-		asm volatile("" ::"r"(touched));    \
-	} while (0)
-
 /* From one map's value to another's, with room for KV_LENGTH_MASK bytes at both ends. */
 static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 {

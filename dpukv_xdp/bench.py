@@ -27,7 +27,13 @@ from dpukv_xdp.loadgen import Loop, Snapshot, latency_summary
 from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.roles import Role, snapshot_of, start_in
 from dpukv_xdp.targets import Target
-from dpukv_xdp.workload import WORKLOADS, Distribution, Plan, requests_per_packet_max
+from dpukv_xdp.workload import (
+    WORKLOADS,
+    Distribution,
+    Plan,
+    frame_bytes_max,
+    requests_per_packet_max,
+)
 
 CLIENT_PORT = 49152
 WARM_UP_SECONDS = 0.3
@@ -102,6 +108,11 @@ class BenchOptions:
         return requests_per_packet_max(
             self.key_size, self.value_size, WORKLOADS[self.workload], self.mtu
         )
+
+    def frame_bytes_max(self) -> int:
+        """Bytes of the longest frame that these options ask for; others may not ask for more."""
+        requests = self.requests_per_packet or self.requests_per_packet_max()
+        return frame_bytes_max(self.key_size, self.value_size, requests)
 
     def plan(self, source: Endpoint, destination: Endpoint, owners: tuple[int, ...]) -> Plan:
         """The generator's orders."""
@@ -234,6 +245,7 @@ class Bench:
                 port=self.config.port,
                 engines=self.config.endpoint_count(),
                 cpu=self.client_cpu,
+                frame_bytes_max=self.options.frame_bytes_max(),
             )
             facts = started.result()
             opened.result()
@@ -252,6 +264,7 @@ class Bench:
             port=target.destination.port,
             engines=target.engines,
             cpu=self.client_cpu,
+            frame_bytes_max=self.options.frame_bytes_max(),
         )
         self._load = load
         self.attachment = None

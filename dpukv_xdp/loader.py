@@ -105,13 +105,12 @@ def map_memory(map_fd: int, element: str, count: int) -> Any:
     return ffi.cast(f"{element} *", memory)
 
 
-def map_array(map_fd: int, struct_name: str, count: int) -> npt.NDArray[Any]:
+def map_array(map_fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
     """A mapped BPF_F_MMAPABLE array as a numpy array: reading and writing it is reading and writing
     the map.
     """
-    memory = map_memory(map_fd, f"struct {struct_name}", count)
-    buffer = ffi.buffer(memory, count * abi.SIZE(struct_name))
-    return np.frombuffer(buffer, dtype=abi.dtype(struct_name))
+    memory = map_memory(map_fd, "uint8_t", count * dtype.itemsize)
+    return np.frombuffer(ffi.buffer(memory, count * dtype.itemsize), dtype=dtype)
 
 
 def program_stats(program_fd: int) -> tuple[int, int]:

@@ -65,11 +65,30 @@ class Snapshot:
 class LoadGenerator:
     """Programs on one interface of the client; a context manager that detaches at the end."""
 
-    def __init__(self, interface: str, *, port: int, engines: int, cpu: int) -> None:
-        """`cpu` is the core that generates; on a veth pair the server's XDP runs there as well."""
+    def __init__(
+        self,
+        interface: str,
+        *,
+        port: int,
+        engines: int,
+        cpu: int,
+        frame_bytes_max: int = abi.KV_TEMPLATE_FRAME,
+    ) -> None:
+        """`cpu` is the core that generates; on a veth pair the server's XDP runs there as well.
+
+        Plans with shorter frames than `frame_bytes_max` only are faster if it says so: prepared
+        frames take less memory then.
+        """
+        room = workload.template_room(frame_bytes_max)
+        self._template_dtype = workload.template_dtype(room)
         self.interface = nic.find(interface)
         self.cpu = cpu
-        self._settings = {"KV_PORT": port, "KV_ENGINES": engines, "KV_TEMPLATES": TEMPLATES}
+        self._settings = {
+            "KV_PORT": port,
+            "KV_ENGINES": engines,
+            "KV_TEMPLATES": TEMPLATES,
+            "KV_TEMPLATE_ROOM": room,
+        }
         self._thread: threading.Thread | None = None
         self._thread_clock: int | None = None
         self._status = 0
@@ -80,7 +99,9 @@ class LoadGenerator:
             programs = loader.load("kv_load.c", ["kv_generate", "kv_collect"], self._settings)
             cleanup.callback(programs.close)
             self._programs = programs
-            self.templates = _map(programs, "kv_templates", "kv_template", TEMPLATES)
+            self.templates = loader.map_array(
+                programs.map_fd("kv_templates"), self._template_dtype, TEMPLATES
+            )
             self._control = _map(programs, "kv_load_control", "kv_load_control", 1)[0]
             self._cursor = _map(programs, "kv_load_cursor", "kv_load_cursor", 1)[0]
             self._slots = _map(programs, "kv_load_slots", "kv_load_slot", abi.KV_WINDOW_MAX)
@@ -244,4 +265,4 @@ def _bucket_middle_us(bucket: int) -> float:
 def _map(
     programs: loader.LoadedObject, name: str, struct_name: str, count: int
 ) -> npt.NDArray[np.void]:
-    return loader.map_array(programs.map_fd(name), struct_name, count)
+    return loader.map_array(programs.map_fd(name), abi.dtype(struct_name), count)

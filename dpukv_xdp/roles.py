@@ -133,10 +133,12 @@ class LoadRole:
     def __init__(self) -> None:
         self._cleanup = contextlib.ExitStack()
 
-    def open(self, interface: str, port: int, engines: int, cpu: int) -> None:
+    def open(self, interface: str, port: int, engines: int, cpu: int, frame_bytes_max: int) -> None:
         """Load the programs and attach; `cpu` is this role's from here on."""
         os.sched_setaffinity(0, {cpu})
-        generator = LoadGenerator(interface, port=port, engines=engines, cpu=cpu)
+        generator = LoadGenerator(
+            interface, port=port, engines=engines, cpu=cpu, frame_bytes_max=frame_bytes_max
+        )
         self._generator = self._cleanup.enter_context(generator)
 
     def load(self, plan: dict[str, Any], window: int) -> dict[str, float]:

@@ -60,6 +60,8 @@ KEYS_MAX = 1 << 48
 ZIPF_THETA = 0.99
 """YCSB's skew."""
 
+CACHE_LINE_BYTES = 64
+
 Distribution = Literal["uniform", "zipf"]
 DISTRIBUTIONS: tuple[Distribution, ...] = ("uniform", "zipf")
 Spacing = Literal["constant", "exponential"]
@@ -106,7 +108,7 @@ class Prepared:
 
 
 def build_templates(plan: Plan, pool: npt.NDArray[np.void]) -> Prepared:
-    """Fill the whole pool, an array of abi.dtype("kv_template"), in place with the plan's stream.
+    """Fill the whole pool, an array of template_dtype(), in place with the plan's stream.
 
     The same plan gives the same bytes. UsageError for a plan that cannot be sent.
     """
@@ -123,6 +125,34 @@ def build_templates(plan: Plan, pool: npt.NDArray[np.void]) -> Prepared:
     return prepared
 
 
+def template_room(frame_bytes_max: int) -> int:
+    """Bytes for a prepared frame of that length, so that templates fill whole cache lines."""
+    frame_at = abi.offset("kv_template", "frame")
+    room = -(-(frame_at + frame_bytes_max) // CACHE_LINE_BYTES) * CACHE_LINE_BYTES - frame_at
+    return min(room, abi.KV_TEMPLATE_FRAME)
+
+
+def template_dtype(room: int) -> np.dtype[np.void]:
+    """struct kv_template with so many bytes for its frame."""
+    full = abi.dtype("kv_template")
+    fields = {name: (field, offset) for name, (field, offset, *_) in (full.fields or {}).items()}
+    _, frame_at = fields.pop("frame")
+    return np.dtype(
+        {
+            "names": [*fields, "frame"],
+            "formats": [*(field for field, _ in fields.values()), (np.uint8, (room,))],
+            "offsets": [*(offset for _, offset in fields.values()), frame_at],
+            "itemsize": frame_at + room,
+        }
+    )
+
+
+def frame_bytes_max(key_size: int, value_size: int, requests_per_packet: int) -> int:
+    """Bytes of the longest frame of so many requests: all of them SETs."""
+    _, _, put, _ = _item_sizes(key_size, value_size)
+    return NETWORK_HEADER_BYTES + BATCH_HEADER_BYTES + max(requests_per_packet, 1) * put
+
+
 def load_templates(plan: Plan, pool: npt.NDArray[np.void], first_key: int = 0) -> Prepared:
     """Fill the pool in place with SETs of the plan's keys from `first_key` on, in order, as many to
     a packet as fit.
@@ -134,6 +164,8 @@ def load_templates(plan: Plan, pool: npt.NDArray[np.void], first_key: int = 0) -
     _check_plan(plan)
     _check_pool(pool)
     fit = requests_per_packet_max(plan.key_size, plan.value_size, LOAD, plan.mtu)
+    while fit > 1 and frame_bytes_max(plan.key_size, plan.value_size, fit) > _room_of(pool):
+        fit -= 1
     # Each engine's last packet may be partly filled: a template is kept for each engine but one.
     full_packets = len(pool) - plan.engines + 1
     if full_packets < 1:
@@ -341,6 +373,11 @@ def _fill(
     ends = np.cumsum(request_bytes)
     begins = ends - request_bytes
     payload_bytes = BATCH_HEADER_BYTES + np.add.reduceat(request_bytes, firsts)
+    if NETWORK_HEADER_BYTES + payload_bytes.max() > _room_of(pool):
+        raise UsageError(
+            f"templates of {_room_of(pool)} bytes are too short for {plan.requests_per_packet} "
+            "requests a packet"
+        )
     used = pool[: len(firsts)]
     used["frame_bytes"] = NETWORK_HEADER_BYTES + payload_bytes
     used["request_count"] = packets.counts
@@ -539,8 +576,12 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _check_pool(pool: npt.NDArray[np.void]) -> None:
-    if pool.dtype != abi.dtype("kv_template") or not pool.flags.c_contiguous or not len(pool):
-        raise TypeError("the pool is a contiguous array of abi.dtype('kv_template'), not empty")
+    if pool.dtype != template_dtype(_room_of(pool)) or not pool.flags.c_contiguous or not len(pool):
+        raise TypeError("the pool is a contiguous array of template_dtype(), not empty")
+
+
+def _room_of(pool: npt.NDArray[np.void]) -> int:
+    return int(pool.itemsize - _FRAME_AT)
 
 
 _FRAME_AT = abi.offset("kv_template", "frame")

@@ -156,7 +156,7 @@ class XdpStore:
         return self.pairs[engine * CPUS + CPU]
 
     def _mapped(self, name: str, struct_name: str, count: int) -> Any:
-        return loader.map_array(self._loaded.map_fd(name), struct_name, count)
+        return loader.map_array(self._loaded.map_fd(name), abi.dtype(struct_name), count)
 
 
 @pytest.fixture(scope="module")
