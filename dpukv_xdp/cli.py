@@ -92,7 +92,14 @@ class Signals:
         elif time.monotonic() - self._raised_at >= CLEAN_UP_SECONDS:
             self._raised_at = time.monotonic()
             warnings.simplefilter("ignore")  # of coroutines that pyroute2 will never resume
+            sys.unraisablehook = _say_unless_half_built
             raise Interrupted(number)
+
+
+def _say_unless_half_built(unraisable: Any) -> None:
+    """An event loop of pyroute2 that was interrupted in its constructor complains as it goes."""
+    if getattr(unraisable.object, "__qualname__", "") != "BaseEventLoop.__del__":
+        sys.__unraisablehook__(unraisable)
 
 
 signals = Signals()

@@ -577,7 +577,9 @@ def _check_plan(plan: Plan) -> None:
 
 def _check_pool(pool: npt.NDArray[np.void]) -> None:
     if pool.dtype != template_dtype(_room_of(pool)) or not pool.flags.c_contiguous or not len(pool):
-        raise TypeError("the pool is a contiguous array of template_dtype(), not empty")
+        raise TypeError(
+            "the pool is a contiguous array of struct kv_template (template_dtype()), not empty"
+        )
 
 
 def _room_of(pool: npt.NDArray[np.void]) -> int:
