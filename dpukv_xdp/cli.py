@@ -305,6 +305,7 @@ def bench(
                 f"stored {load['stored']:,} keys in {load['seconds']:.2f} s; "
                 f"first packet after {load['setup_seconds']:.2f} s"
             )
+        _print_notes(console, [result])
         if result["server_counters"]:
             console.print(counters_table(result["server_counters"], "communication engine"))
 
@@ -344,6 +345,7 @@ def demo(json_path: str | None, output: Path, **given: Any) -> None:
             f"{result['attachment']['mode']} XDP. Then, on {_machine_line(result['runs'][0])}:\n"
         )
         console.print(results_table(result["runs"]), RESULTS_KEY)
+        _print_notes(console, result["runs"])
         console.print(f"Latency against throughput, as a picture: {result['picture']}")
 
 
@@ -383,8 +385,7 @@ def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str,
         console.print(f"Relative to the slowest, as a picture: {output}")
     for name, reason in comparison.refused.items():
         console.print(f"{name}: not run: {reason}")
-    for sentence in dict.fromkeys(note for run in comparison.runs for note in run["notes"]):
-        console.print(f"note: {sentence}")
+    _print_notes(console, comparison.runs)
     console.print(_machine_line(comparison.runs[0]))
 
 
@@ -504,6 +505,8 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
         assert attachment is not None
         if attachment.native_refused:
             click.echo(f"generic XDP, which is slower: {attachment.native_refused}", err=True)
+        for sentence in filter(None, [*server.notes, config.profile_row().label()]):
+            click.echo(f"note: {sentence}", err=True)
         where = server.endpoint()
         click.echo(
             f"serving on {where['address'] or 'any address'}, UDP port {where['port']}"
@@ -918,6 +921,12 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+def _print_notes(console: Console, runs: list[dict[str, Any]]) -> None:
+    """What had to be shared or replaced in any of the runs, once each."""
+    for sentence in dict.fromkeys(note for run in runs for note in run["notes"]):
+        console.print(f"note: {sentence}")
 
 
 def _console() -> Console:
