@@ -44,6 +44,8 @@ enum kv_limit {
 	KV_SLOWER_TURNS = 256,	    /* turns of an emulated slower core's pause, each about 20 ns */
 	KV_WAIT_NS = 60000,	    /* longest wait for a response */
 	KV_STALLED_WAITS = 4,	    /* waits that ran out in a row before nobody waits for that engine any more */
+	KV_MEAN_SHIFT = 2,	    /* a running mean moves by 1/4 of the way to each new value */
+	KV_PERIOD_NS_MAX = 20000,   /* a longer time from frame to frame counts as this one */
 	KV_STAGE_FRAMES = 64,	    /* one frame of so many has its stages timed; a power of two */
 	KV_TEMPLATE_FRAME = 2048,   /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096,	    /* packets the load generator keeps outstanding; a power of two */
@@ -173,7 +175,8 @@ KV_ASSERT(sizeof(struct kv_response) == 16);
 struct kv_request_control {
 	__u32 published;  /*  0, batches appended: the one store that hands over a batch */
 	__u32 answered;	  /*  4, batches whose response has been taken */
-	__u8 padding[56]; /*  8 */
+	__u32 drain;	  /*  8, 1: have the sender let out all that is parked */
+	__u8 padding[52]; /* 12 */
 };
 KV_ASSERT(sizeof(struct kv_request_control) == 64);
 
@@ -321,8 +324,16 @@ struct kv_dpu_queue {
 	__u64 stage_requests;	     /* requests in them */
 	__u64 stage_last_ns;	     /* when the stage at hand began; 0: this frame is not timed */
 	__u64 start_ns;		     /* of the work at hand, where a slower core is emulated */
-	__u64 scratch;		     /* see KV_UNKNOWN */
-	__u32 waiting_engine;	     /* for kv_wait */
+	/* Of the core, in its queue with the first engine: would a wait for each response fit? kv_compare_period() */
+	__u64 timed_at_ns;    /* when the frame that was timed last began */
+	__u64 frame_ns;	      /* that the core has worked on it */
+	__u64 busy_ns;	      /* that the core works on a frame; this and the next two are running means */
+	__u64 wait_ns;	      /* that a response takes */
+	__u64 period_ns;      /* from frame to frame */
+	__u32 has_time;	      /* whether it would */
+	__u32 draining;	      /* as in struct kv_request_control */
+	__u64 scratch;	      /* see KV_UNKNOWN */
+	__u32 waiting_engine; /* for kv_wait */
 	__u32 padding;
 	__u64 stage_ns[KV_STAGES];
 	struct kv_parked_batch parked[KV_SLOTS];

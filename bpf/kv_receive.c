@@ -173,9 +173,9 @@ int kv_flush(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_dpu_queue *queue, *own;
 	struct kv_queue_pair *pair;
-	struct kv_dpu_queue *queue;
-	__u32 index, parked_batches;
+	__u32 index, core, parked_batches;
 	int verdict = XDP_DROP;
 
 	if (data + sizeof(index) > data_end)
@@ -183,13 +183,16 @@ int kv_flush(struct xdp_md *ctx)
 	index = *(__u32 *)data;
 	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
 	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
-	if (!queue || !pair)
+	core = index % KV_CPUS;
+	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&core);
+	if (!queue || !pair || !own)
 		return XDP_ABORTED;
 	/* Kernels before 6.3 run us with bottom halves on: kv_receive, which may interrupt here, then only parks. */
 	KV_WRITE_ONCE(queue->flushing, 1);
 	parked_batches = kv_slots_in_use(queue);
 	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
-		kv_depth_met_flush(queue, parked_batches);
+		if (!own->has_time) /* else it was asked for */
+			kv_depth_met_flush(queue, parked_batches);
 		verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
 		if (verdict == XDP_TX)
 			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
@@ -274,9 +277,11 @@ static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine,
 					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
 {
 	__u32 in_flight = kv_slots_in_use(queue);
-	__u32 depth = kv_depth_now(queue);
+	__u32 depth = kv_depth_now(queue, own);
 
 	kv_be_slower(own);
+	if (KV_DEPTH_MIN != KV_DEPTH_MAX)
+		kv_drain(pair, queue, own);
 	if (KV_SENDER_ONLY || KV_READ_ONCE(queue->flushing))
 		return XDP_DROP;
 	if (kv_oldest_is_finished(pair, queue))

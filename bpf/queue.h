@@ -102,17 +102,34 @@ static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct
 }
 
 /*
+ * Each frame carries one response, so what was parked in busier times would stay so behind every later one. With time
+ * for waits, have the engine wake the sender for all of it.
+ */
+static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+				     const struct kv_dpu_queue *own)
+{
+	__u32 draining = own->has_time && kv_slots_in_use(queue) > 1;
+
+	if (queue->draining == draining)
+		return;
+	queue->draining = draining;
+	KV_WRITE_ONCE(pair->request_control.drain, draining);
+}
+
+/*
  * How many batches may stay parked. It grows by one after a calm stretch. A flush means that no frame came to carry a
  * response; soon after the last one it shows that the pipeline is too deep for this load: the depth falls to what would
  * have been carried, and growing beyond that takes ever longer. A rare flush is the price of a pause in a busy stream,
  * and with more parked than the depth allows it was the engine that was late.
  */
-static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue)
+static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue, const struct kv_dpu_queue *own)
 {
 	__u32 wanted = KV_CALM_FRAMES;
 
 	if (KV_DEPTH_MIN == KV_DEPTH_MAX)
 		return KV_DEPTH_MAX;
+	if (own->has_time)
+		return KV_DEPTH_MIN;
 	if (queue->depth >= queue->ceiling && queue->calm_wanted > KV_CALM_FRAMES)
 		wanted = queue->calm_wanted;
 	queue->since_flush++;

@@ -117,6 +117,14 @@ static inline int bpf_xdp_store_bytes(struct xdp_md *ctx, __u32 offset, const vo
  * known there ("no clock: 0") the verifier would follow separately through every loop.
  */
 
+static __always_inline void kv_compare_period(struct kv_dpu_queue *own, __u64 now_ns);
+
+/* A running mean that starts at its first value. */
+static __always_inline __u64 kv_mean(__u64 mean, __u64 value)
+{
+	return mean ? mean - (mean >> KV_MEAN_SHIFT) + (value >> KV_MEAN_SHIFT) : value;
+}
+
 /* Whether this core's next frame is timed. */
 static __always_inline void kv_stage_start(struct kv_dpu_queue *own)
 {
@@ -125,18 +133,49 @@ static __always_inline void kv_stage_start(struct kv_dpu_queue *own)
 		return;
 	own->sampled = 0;
 	own->stage_last_ns = bpf_ktime_get_ns();
+	kv_compare_period(own, own->stage_last_ns);
 }
 
 /* What passed since the last call belongs to `stage`. */
 static __always_inline void kv_stage_end(struct kv_dpu_queue *own, enum kv_stage stage)
 {
-	__u64 now_ns;
+	__u64 now_ns, passed_ns;
 
 	if (!own->stage_last_ns)
 		return;
 	now_ns = bpf_ktime_get_ns();
-	own->stage_ns[stage] += now_ns - own->stage_last_ns;
+	passed_ns = now_ns - own->stage_last_ns;
+	own->stage_ns[stage] += passed_ns;
 	own->stage_last_ns = now_ns;
+	if (stage == KV_STAGE_WAIT)
+		own->wait_ns = kv_mean(own->wait_ns, passed_ns);
+	else
+		own->frame_ns += passed_ns;
+}
+
+/*
+ * Would a wait for each response fit between the frames? Then none need stay parked for a later one. The two bounds lie
+ * above what the core needs when it waits all the time (the clock's readings are in it), so that it finds back to the
+ * pipeline when the load grows.
+ */
+static __always_inline void kv_compare_period(struct kv_dpu_queue *own, __u64 now_ns)
+{
+	__u64 period_ns = (now_ns - own->timed_at_ns) / KV_STAGE_FRAMES;
+	__u64 needed_ns;
+
+	if (own->timed_at_ns) {
+		own->period_ns = kv_mean(own->period_ns, period_ns < KV_PERIOD_NS_MAX ? period_ns : KV_PERIOD_NS_MAX);
+		own->busy_ns = kv_mean(own->busy_ns, own->frame_ns);
+	}
+	own->timed_at_ns = now_ns;
+	own->frame_ns = 0;
+	needed_ns = own->busy_ns + own->wait_ns;
+	if (own->wait_ns == 0)
+		return;
+	if (own->period_ns > needed_ns + (needed_ns >> 2))
+		own->has_time = 1;
+	else if (own->period_ns < needed_ns + (needed_ns >> 3))
+		own->has_time = 0;
 }
 
 #endif

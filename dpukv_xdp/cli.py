@@ -6,6 +6,7 @@ is elsewhere.
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -47,13 +48,14 @@ MTU_MIN = 68  # IPv4's
 ALL_DESIGNS = "all"
 
 
-class Interrupted(BaseException):
+class Interrupted(SystemExit):
     """Somebody wants this process to end: one of SIGNALS. Not an Exception, so that no library
-    takes it for a failure of its own.
+    takes it for a failure of its own; and a SystemExit, because asyncio, which pyroute2 runs on,
+    swallows whatever else is raised inside one of its callbacks.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(128 + number)
         self.exit_status = 128 + number
 
 
@@ -92,6 +94,7 @@ class Signals:
         elif time.monotonic() - self._raised_at >= CLEAN_UP_SECONDS:
             self._raised_at = time.monotonic()
             warnings.simplefilter("ignore")  # of coroutines that pyroute2 will never resume
+            logging.getLogger("asyncio").disabled = True  # nor of its tasks
             sys.unraisablehook = _say_unless_half_built
             raise Interrupted(number)
 

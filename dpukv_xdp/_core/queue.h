@@ -58,6 +58,8 @@ static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_qu
 {
 	if (kv_batches_answered(pair) == published)
 		return 0;
+	if (!overdue->woken && __atomic_load_n(&pair->request_control.drain, __ATOMIC_RELAXED))
+		wait_ticks = 0;
 	if (sender->cpu == here && !overdue->woken)
 		wait_ticks = 0;
 	if (now_ticks - overdue->since_ticks < wait_ticks)

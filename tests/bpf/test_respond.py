@@ -6,6 +6,7 @@ engine that cannot answer.
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bpf.harness import (
@@ -406,3 +407,51 @@ def test_a_sender_s_failures_are_counted(load: Callable[..., Dpu], broken: str) 
             senders.stop()
     assert senders.stats()["frames_sent"] == 0
     assert dpu.in_flight() == (1 if broken == "program" else 0)
+
+
+# ---- Time for waits
+
+
+def timed_frame(dpu: Dpu, period_ns: int, **fields: int) -> Any:
+    """The private side after a frame that is timed, with these means before it."""
+    means = {"wait_ns": 800, "busy_ns": 200, "period_ns": period_ns}
+    dpu.set_queue(sampled=abi.KV_STAGE_FRAMES - 1, **(means | fields))
+    dpu.receive(request_frame([Request.get(b"key")]))
+    return dpu.queue()
+
+
+@pytest.mark.parametrize(
+    ("period_ns", "before", "after"),
+    [(400, 0, 0), (400, 1, 0), (1180, 0, 0), (1180, 1, 1), (5000, 0, 1), (5000, 1, 1)],
+    ids=["busy", "busy now", "between, was busy", "between, had time", "time now", "time"],
+)
+def test_a_wait_fits_between_frames_or_not(
+    load: Callable[..., Dpu], period_ns: int, before: int, after: int
+) -> None:
+    dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
+    assert timed_frame(dpu, period_ns, has_time=before)["has_time"] == after
+
+
+def test_without_a_wait_yet_nothing_is_known(load: Callable[..., Dpu]) -> None:
+    dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
+    assert timed_frame(dpu, 5000, wait_ns=0)["has_time"] == 0
+
+
+def test_with_time_nothing_stays_parked(load: Callable[..., Dpu]) -> None:
+    """A deep pipeline from busier times: its responses are asked for, and the depth is kept."""
+    dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
+    frame = request_frame([Request.get(b"key")])
+    dpu.set_queue(depth=8)
+    for _ in range(3):
+        assert dpu.receive(frame)[0] == Verdict.DROP
+    assert dpu.pair()["request_control"]["drain"] == 0
+    dpu.set_queue(has_time=1)
+    assert dpu.receive(frame)[0] == Verdict.DROP
+    assert dpu.pair()["request_control"]["drain"] == 1
+    engine = PlayedEngine(dpu.pair())
+    for _ in range(4):
+        engine.answer([Reply(abi.Operation.GET, abi.Result.NOT_FOUND)])
+        assert dpu.flush()[0] == Verdict.TX
+    assert dpu.queue()["depth"] == 8
+    assert dpu.receive(frame)[0] == Verdict.DROP
+    assert dpu.pair()["request_control"]["drain"] == 0
