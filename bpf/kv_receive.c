@@ -20,7 +20,7 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 				    struct kv_queue_pair *pair, struct kv_dpu_queue *own);
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
 					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
-					  __u32 has_payload, struct kv_dpu_queue *own);
+					  struct kv_dpu_queue *own);
 static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
 					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
 static __always_inline int kv_drop_without_queue_pair(void);
@@ -75,30 +75,23 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 						    : verdict;
 	}
 	verdict = kv_check_headers(ctx, packet);
-	if (verdict != KV_PARSE_OURS) {
-		if (verdict >= 0 && verdict < KV_COUNTERS)
-			queue->counters[verdict]++;
-		return XDP_DROP;
-	}
+	if (verdict != KV_PARSE_OURS)
+		return kv_drop(queue, verdict);
 	kv_stage_end(own, KV_STAGE_RECEIVE);
 	if (!KV_PROCESS_HERE && KV_TRANSPORT != KV_TRANSPORT_AF_XDP && !KV_READ_ONCE(pair->response_control.alive)) {
 		queue->counters[KV_COUNTER_DROP_NO_ENGINE]++;
 		return XDP_DROP;
 	}
 	count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
-	if (count <= 0) {
-		count = -count & 0x3f;
-		if (count < KV_COUNTERS)
-			queue->counters[count]++;
-		return XDP_DROP;
-	}
+	if (count <= 0)
+		return kv_drop(queue, -count);
 	if (!KV_PROCESS_HERE && KV_TRANSPORT == KV_TRANSPORT_AF_XDP) {
 		kv_be_slower(own);
 		return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
 	}
 	kv_count_batch(queue, packet, count, own);
 	if (KV_PROCESS_HERE)
-		return kv_answer_here(ctx, packet, pair, queue, count, has_payload, own);
+		return kv_answer_here(ctx, packet, pair, queue, count, own);
 	if (KV_TRANSPORT == KV_TRANSPORT_RINGBUF && kv_pass_batch(packet, pair, queue, count, has_payload))
 		return XDP_DROP;
 	if (kv_send_batch(ctx, packet, pair, queue, count, has_payload, own))
@@ -235,7 +228,7 @@ int kv_send(struct xdp_md *ctx)
 /* Processing in XDP: the queue pair is this core's alone, and both ends of it are here. */
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
 					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
-					  __u32 has_payload, struct kv_dpu_queue *own)
+					  struct kv_dpu_queue *own)
 {
 #if KV_PROCESS_HERE
 	__u32 slot = queue->published & KV_SLOT_MASK;
@@ -245,11 +238,8 @@ static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_pa
 	kv_stage_end(own, KV_STAGE_PARSE);
 	drop = kv_process_batch_here(ctx, packet->engine, slot, request_count, pair, queue);
 	kv_stage_end(own, KV_STAGE_PROCESS);
-	if (drop > 0) {
-		if (drop < KV_COUNTERS)
-			queue->counters[drop]++;
-		return XDP_DROP;
-	}
+	if (drop > 0)
+		return kv_drop(queue, drop);
 	if (kv_prepare_batch(ctx, packet, request_count, parked))
 		return XDP_ABORTED;
 	verdict = kv_write_reply(ctx, pair, queue, slot);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * pass.h - the other ways from here to the host: whole frames to a host door, frames with their records behind them,
- * and batches through a BPF ring buffer. queue.h has the default.
+ * pass.h - the other ways from here: whole frames to a host door, frames with their records behind them, and batches
+ * through a BPF ring buffer, where queue.h has the default; and nowhere (kv_drop).
  */
 #ifndef KV_PASS_H
 #define KV_PASS_H
@@ -9,8 +9,20 @@
 #include "maps.h"
 #include "receive.h"
 
+#define KV_COUNTER_MASK 0x3f
+_Static_assert(KV_COUNTERS <= KV_COUNTER_MASK + 1, "a masked counter is any of them");
+
 /* kv_pass_frame(): the frame is in the ring, and the one at hand may carry something back. */
 enum kv_pass_verdict { KV_PASSED_TO_RING = -1 };
+
+/* A frame of ours that is not served, counted by its cause: an enum kv_counter. */
+static __always_inline int kv_drop(struct kv_dpu_queue *queue, __u32 counter)
+{
+	counter &= KV_COUNTER_MASK; /* for the verifier: it has lost track of the sign */
+	if (counter < KV_COUNTERS)
+		queue->counters[counter]++;
+	return XDP_DROP;
+}
 
 /* Both in kv_receive.c: bcc rewrites map calls in its main file only ("unknown opcode 8d" elsewhere). */
 static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue);
@@ -26,11 +38,10 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 {
 	__u32 slot = queue->published & KV_SLOT_MASK;
 	__u32 frame_bytes = packet->frame_bytes;
+	__u32 refusal;
 
-	if (frame_bytes == 0 || frame_bytes > KV_FRAME_MAX) {
-		queue->counters[KV_COUNTER_DROP_FRAME_LENGTH]++;
-		return XDP_DROP;
-	}
+	if (frame_bytes == 0 || frame_bytes > KV_FRAME_MAX)
+		return kv_drop(queue, KV_COUNTER_DROP_FRAME_LENGTH);
 	if (KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP) {
 		struct kv_frame_note note = { .frame_bytes = frame_bytes, .engine = packet->engine };
 
@@ -38,14 +49,9 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 			return XDP_ABORTED;
 		return kv_redirect(ctx, queue);
 	}
-	if (!KV_READ_ONCE(pair->response_control.alive)) {
-		queue->counters[KV_COUNTER_DROP_NO_ENGINE]++;
-		return XDP_DROP;
-	}
-	if (kv_slots_in_use(queue) >= KV_SLOTS) {
-		queue->counters[KV_COUNTER_DROP_QUEUE_FULL]++;
-		return XDP_DROP;
-	}
+	refusal = kv_refusal(pair, queue);
+	if (refusal)
+		return kv_drop(queue, refusal);
 	KV_OPAQUE(frame_bytes);
 	frame_bytes &= KV_OFFSET_MASK;
 	if (frame_bytes == 0 || bpf_xdp_load_bytes(ctx, 0, pair->requests[slot].payload, frame_bytes))

@@ -18,6 +18,14 @@ static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
 	return queue->published - queue->answered;
 }
 
+/* Why the engine cannot be given another batch, as a drop counter; 0 if it can. */
+static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	if (!KV_READ_ONCE(pair->response_control.alive))
+		return KV_COUNTER_DROP_NO_ENGINE;
+	return kv_slots_in_use(queue) >= KV_SLOTS ? KV_COUNTER_DROP_QUEUE_FULL : 0;
+}
+
 /* For comparison only: a transfer for each request, which the host waits for one by one. */
 static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, struct kv_dpu_queue *queue,
 					      __u32 request_count)

@@ -96,10 +96,7 @@ static __always_inline void kv_count_batch(struct kv_dpu_queue *queue, const str
 	queue->counters[KV_COUNTER_FRAMES_RECEIVED]++;
 	queue->counters[KV_COUNTER_REQUESTS_RECEIVED] += request_count;
 	queue->counters[KV_COUNTER_BYTES_RECEIVED] += packet->frame_bytes;
-	if (own->stage_last_ns) {
-		own->stage_frames++;
-		own->stage_requests += request_count;
-	}
+	kv_stage_count(own, request_count);
 }
 
 #endif

@@ -136,6 +136,15 @@ static __always_inline void kv_stage_start(struct kv_dpu_queue *own)
 	kv_compare_period(own, own->stage_last_ns);
 }
 
+/* The frame at hand has so many requests: its stages, if they are timed, are theirs. */
+static __always_inline void kv_stage_count(struct kv_dpu_queue *own, __u32 request_count)
+{
+	if (!own->stage_last_ns)
+		return;
+	own->stage_frames++;
+	own->stage_requests += request_count;
+}
+
 /* What passed since the last call belongs to `stage`. */
 static __always_inline void kv_stage_end(struct kv_dpu_queue *own, enum kv_stage stage)
 {

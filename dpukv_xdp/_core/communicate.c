@@ -238,17 +238,15 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	struct kv_queue_pair *pair = &communicator->pairs[note->engine];
 	struct kv_dpu_queue *queue = &communicator->queues[note->engine], *own = &communicator->queues[0];
 	struct kv_request_slot *slot;
+	uint32_t refusal;
 
 	if (note->engine >= communicator->engines || note->count == 0 || note->count > KV_BATCH_MAX ||
 	    note->frame_bytes > KV_FRAME_MAX || note->frame_bytes > frame->bytes || body_offset > note->frame_bytes ||
 	    records + record_bytes > frame->data + frame->bytes)
 		return 0;
-	if (!KV_READ_ONCE(pair->response_control.alive)) {
-		kv_drop(communicator, frame, note->engine, KV_COUNTER_DROP_NO_ENGINE);
-		return 1;
-	}
-	if (kv_slots_in_use(queue) >= KV_SLOTS) {
-		kv_drop(communicator, frame, note->engine, KV_COUNTER_DROP_QUEUE_FULL);
+	refusal = kv_refusal(pair, queue);
+	if (refusal) {
+		kv_drop(communicator, frame, note->engine, (int)refusal);
 		return 1;
 	}
 	kv_park(communicator, frame, note->engine);
@@ -259,10 +257,7 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	if (note->has_payload)
 		memcpy(slot->payload, frame->data + body_offset, note->frame_bytes - body_offset);
 	queue->parked[queue->published & KV_SLOT_MASK].request_count = note->count;
-	if (own->stage_last_ns) {
-		own->stage_frames++;
-		own->stage_requests += note->count;
-	}
+	kv_stage_count(own, note->count);
 	send_request_queue_to_host(pair, queue, queue->published & KV_SLOT_MASK, note->count, note->has_payload);
 	return 1;
 }

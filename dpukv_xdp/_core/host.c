@@ -16,7 +16,7 @@
 
 static int kv_host_begin(struct kv_host *host);
 static uint32_t kv_host_turn(struct kv_host *host);
-static void kv_host_end(struct kv_host *host);
+static void kv_host_end(struct kv_host *host, uint32_t engines, uint32_t communicators);
 
 int kv_host_run(struct kv_host *host)
 {
@@ -24,10 +24,8 @@ int kv_host_run(struct kv_host *host)
 	uint32_t idle_rounds = 0;
 	int status = kv_host_begin(host);
 
-	if (status) {
-		kv_host_end(host); /* nobody polls what did begin */
+	if (status)
 		return status;
-	}
 	while (!__atomic_load_n(&host->stop, __ATOMIC_RELAXED)) {
 		uint32_t work = kv_host_turn(host);
 
@@ -40,7 +38,7 @@ int kv_host_run(struct kv_host *host)
 		for (uint32_t i = 0; i < host->communicator_count; i++)
 			kv_communicator_idle(host->communicators[i], start_ticks + host->total_ticks);
 	}
-	kv_host_end(host);
+	kv_host_end(host, host->engine_count, host->communicator_count);
 	host->total_ticks = kv_ticks() - start_ticks;
 	return 0;
 }
@@ -60,16 +58,21 @@ uint64_t kv_ticks_per_second(void)
 	return elapsed_ns ? ticks * 1000000000 / elapsed_ns : 0;
 }
 
+/* All of it or nothing: what did begin would seem alive, and nobody would poll it. */
 static int kv_host_begin(struct kv_host *host)
 {
+	uint32_t engines = 0, communicators = 0;
 	int status = 0;
 
 	if (host->engine_count > KV_ENGINES_MAX || host->communicator_count > KV_HOST_COMMUNICATORS_MAX)
 		return -EINVAL;
-	for (uint32_t i = 0; i < host->engine_count && !status; i++)
-		status = kv_engine_begin(host->engines[i]);
-	for (uint32_t i = 0; i < host->communicator_count && !status; i++)
-		status = kv_communicator_begin(host->communicators[i], host->cpu);
+	while (engines < host->engine_count && !(status = kv_engine_begin(host->engines[engines])))
+		engines++;
+	while (!status && communicators < host->communicator_count &&
+	       !(status = kv_communicator_begin(host->communicators[communicators], host->cpu)))
+		communicators++;
+	if (status)
+		kv_host_end(host, engines, communicators);
 	return status;
 }
 
@@ -87,10 +90,11 @@ static uint32_t kv_host_turn(struct kv_host *host)
 	return work;
 }
 
-static void kv_host_end(struct kv_host *host)
+/* The first so many of each. */
+static void kv_host_end(struct kv_host *host, uint32_t engines, uint32_t communicators)
 {
-	for (uint32_t i = 0; i < host->communicator_count; i++)
+	for (uint32_t i = 0; i < communicators; i++)
 		kv_communicator_end(host->communicators[i]);
-	for (uint32_t i = 0; i < host->engine_count; i++)
+	for (uint32_t i = 0; i < engines; i++)
 		kv_engine_end(host->engines[i]);
 }
