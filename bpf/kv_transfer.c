@@ -6,12 +6,7 @@
  * BPF_PROG_RUN calls a program again and again; each run polls for a bounded time and does one hand-over, or one
  * fragment of it, if it can. Whoever takes a payload compares all of it: reading it is part of a hand-over.
  */
-#include "kv_abi.h"
-
-#define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
-#define KV_WRITE_ONCE(word, new_value) (*(volatile __typeof__(word) *)&(word) = (new_value))
-/* Enough on x86, see maps.h. */
-#define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
+#include "side.h"
 
 #define KV_GROUP_WORDS 8
 #define KV_GROUPS_MAX (KV_TRANSFER_BYTES_MAX / (8 * KV_GROUP_WORDS))
@@ -37,7 +32,11 @@ BPF_ARRAY(kv_transfer_fragments, struct kv_transfer_fragment, 1);
 static __always_inline int kv_may_send(struct kv_transfer_control *control);
 static __always_inline int kv_has_come(struct kv_transfer_control *control);
 static __always_inline __u64 kv_payload_bytes(const struct kv_transfer_control *control);
+static __always_inline struct kv_transfer_payload *kv_payload_now(const struct kv_transfer_control *control);
+static __always_inline struct kv_transfer_payload *kv_slot_now(const struct kv_transfer_control *control);
+static __always_inline __u64 kv_fragment_bytes(__u64 bytes_left);
 static __always_inline void kv_publish(struct kv_transfer_control *control);
+static __always_inline void kv_publish_fragment(struct kv_transfer_control *control, int more_follow);
 static __always_inline int kv_is_wrong(const __u8 *data, __u32 bytes, __u32 bytes_max, __u64 expected);
 
 /* DPU to host through the mapped ring. */
@@ -45,16 +44,14 @@ int kv_transfer_ring_send(struct xdp_md *ctx)
 {
 	struct kv_transfer_payload *payload, *slot;
 	struct kv_transfer_control *control;
-	__u32 zero = 0, payload_index, slot_index;
+	__u32 zero = 0;
 	__u64 bytes;
 
 	control = kv_transfer_control.lookup(&zero);
 	if (!control || !kv_may_send(control))
 		return XDP_DROP;
-	payload_index = control->dpu_count % KV_TRANSFER_PAYLOADS;
-	slot_index = control->dpu_count % KV_TRANSFER_SLOTS;
-	payload = kv_transfer_payloads.lookup(&payload_index);
-	slot = kv_transfer_slots.lookup(&slot_index);
+	payload = kv_payload_now(control);
+	slot = kv_slot_now(control);
 	bytes = kv_payload_bytes(control);
 	if (!payload || !slot || bytes > KV_TRANSFER_BYTES_MAX)
 		return XDP_ABORTED;
@@ -69,14 +66,13 @@ int kv_transfer_ring_receive(struct xdp_md *ctx)
 {
 	struct kv_transfer_control *control;
 	struct kv_transfer_payload *slot;
-	__u32 zero = 0, slot_index;
+	__u32 zero = 0;
 	__u64 bytes, expected;
 
 	control = kv_transfer_control.lookup(&zero);
 	if (!control || !kv_has_come(control))
 		return XDP_DROP;
-	slot_index = control->dpu_count % KV_TRANSFER_SLOTS;
-	slot = kv_transfer_slots.lookup(&slot_index);
+	slot = kv_slot_now(control);
 	bytes = kv_payload_bytes(control);
 	if (!slot || bytes > KV_TRANSFER_BYTES_MAX)
 		return XDP_ABORTED;
@@ -92,14 +88,13 @@ int kv_transfer_ringbuf_send(struct xdp_md *ctx)
 {
 	struct kv_transfer_control *control;
 	struct kv_transfer_payload *payload;
-	__u32 zero = 0, payload_index;
+	__u32 zero = 0;
 	__u64 bytes;
 
 	control = kv_transfer_control.lookup(&zero);
 	if (!control || !kv_may_send(control))
 		return XDP_DROP;
-	payload_index = control->dpu_count % KV_TRANSFER_PAYLOADS;
-	payload = kv_transfer_payloads.lookup(&payload_index);
+	payload = kv_payload_now(control);
 	bytes = kv_payload_bytes(control);
 	if (!payload || bytes == 0 || bytes > KV_TRANSFER_BYTES_MAX)
 		return XDP_ABORTED;
@@ -113,7 +108,7 @@ int kv_transfer_ringbuf_send(struct xdp_md *ctx)
 int kv_transfer_frame_send(struct xdp_md *ctx)
 {
 	__u64 bytes, offset, fragment_bytes;
-	__u32 zero = 0, payload_index;
+	__u32 zero = 0;
 	struct kv_transfer_frame header = {};
 	struct kv_transfer_control *control;
 	struct kv_transfer_payload *payload;
@@ -121,31 +116,21 @@ int kv_transfer_frame_send(struct xdp_md *ctx)
 	control = kv_transfer_control.lookup(&zero);
 	if (!control || !kv_may_send(control))
 		return XDP_DROP;
-	payload_index = control->dpu_count % KV_TRANSFER_PAYLOADS;
-	payload = kv_transfer_payloads.lookup(&payload_index);
+	payload = kv_payload_now(control);
 	bytes = kv_payload_bytes(control);
 	offset = control->dpu_fragments * KV_TRANSFER_FRAGMENT_MAX;
 	if (!payload || offset > KV_TRANSFER_BYTES_MAX - KV_TRANSFER_FRAGMENT_MAX || bytes <= offset)
 		return XDP_ABORTED;
-	fragment_bytes = bytes - offset;
-	if (fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
-		fragment_bytes = KV_TRANSFER_FRAGMENT_MAX;
+	fragment_bytes = kv_fragment_bytes(bytes - offset);
+	if (fragment_bytes == 0)
+		return XDP_ABORTED;
 	header.eth_type = bpf_htons(KV_TRANSFER_ETHERTYPE);
 	header.fragment = control->dpu_fragments;
 	header.operation = control->dpu_count;
-	/* Clang would take the lower bound that the verifier needs out again. */
-	asm volatile("" : "+r"(fragment_bytes));
-	if (fragment_bytes == 0 || fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
-		return XDP_ABORTED;
 	if (bpf_xdp_store_bytes(ctx, 0, &header, sizeof(header)) ||
 	    bpf_xdp_store_bytes(ctx, sizeof(header), payload->bytes + offset, fragment_bytes))
 		return XDP_ABORTED;
-	if (offset + fragment_bytes < bytes) {
-		control->dpu_fragments++;
-	} else {
-		control->dpu_fragments = 0;
-		kv_publish(control);
-	}
+	kv_publish_fragment(control, offset + fragment_bytes < bytes);
 	return kv_transfer_sockets.redirect_map(0, XDP_DROP);
 }
 
@@ -170,11 +155,8 @@ int kv_transfer_frame_receive(struct xdp_md *ctx)
 		control->dpu_wrong++;
 		return XDP_DROP;
 	}
-	fragment_bytes = bytes - offset;
-	if (fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
-		fragment_bytes = KV_TRANSFER_FRAGMENT_MAX;
-	asm volatile("" : "+r"(fragment_bytes));
-	if (fragment_bytes == 0 || fragment_bytes > KV_TRANSFER_FRAGMENT_MAX)
+	fragment_bytes = kv_fragment_bytes(bytes - offset);
+	if (fragment_bytes == 0)
 		return XDP_ABORTED;
 	if (bpf_xdp_load_bytes(ctx, sizeof(header), fragment->bytes, fragment_bytes)) {
 		control->dpu_wrong++;
@@ -183,12 +165,7 @@ int kv_transfer_frame_receive(struct xdp_md *ctx)
 	expected = KV_TRANSFER_WORD(control->dpu_count % KV_TRANSFER_PAYLOADS, offset / 8);
 	if (kv_is_wrong(fragment->bytes, fragment_bytes, KV_TRANSFER_FRAGMENT_MAX, expected))
 		control->dpu_wrong++;
-	if (offset + fragment_bytes < bytes) {
-		control->dpu_fragments++;
-	} else {
-		control->dpu_fragments = 0;
-		kv_publish(control);
-	}
+	kv_publish_fragment(control, offset + fragment_bytes < bytes);
 	return XDP_DROP;
 }
 
@@ -200,7 +177,7 @@ static __always_inline int kv_may_send(struct kv_transfer_control *control)
 
 	if (sent == control->operations || KV_READ_ONCE(control->stop))
 		return 0;
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_TRANSFER_TURNS; turn++) {
 		if (sent - KV_READ_ONCE(control->host_count) < window)
 			return 1;
@@ -216,7 +193,7 @@ static __always_inline int kv_has_come(struct kv_transfer_control *control)
 
 	if (taken == control->operations || KV_READ_ONCE(control->stop))
 		return 0;
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_TRANSFER_TURNS; turn++) {
 		if (KV_READ_ONCE(control->host_count) != taken) {
 			KV_PUBLISH_BARRIER();
@@ -231,8 +208,33 @@ static __always_inline __u64 kv_payload_bytes(const struct kv_transfer_control *
 {
 	__u64 bytes = KV_READ_ONCE(control->bytes);
 
-	asm volatile("" : "+r"(bytes));
+	KV_OPAQUE(bytes);
 	return bytes;
+}
+
+/* What is sent now. */
+static __always_inline struct kv_transfer_payload *kv_payload_now(const struct kv_transfer_control *control)
+{
+	__u32 index = control->dpu_count % KV_TRANSFER_PAYLOADS;
+
+	return kv_transfer_payloads.lookup(&index);
+}
+
+/* Where it goes, or comes from, in the mapped ring. */
+static __always_inline struct kv_transfer_payload *kv_slot_now(const struct kv_transfer_control *control)
+{
+	__u32 index = control->dpu_count % KV_TRANSFER_SLOTS;
+
+	return kv_transfer_slots.lookup(&index);
+}
+
+/* What of the rest the next frame takes. Clang would take the bounds that the verifier needs out again; 0: never. */
+static __always_inline __u64 kv_fragment_bytes(__u64 bytes_left)
+{
+	if (bytes_left > KV_TRANSFER_FRAGMENT_MAX)
+		bytes_left = KV_TRANSFER_FRAGMENT_MAX;
+	KV_OPAQUE(bytes_left);
+	return bytes_left <= KV_TRANSFER_FRAGMENT_MAX ? bytes_left : 0;
 }
 
 /* One payload more has been handed over, or taken. */
@@ -240,6 +242,17 @@ static __always_inline void kv_publish(struct kv_transfer_control *control)
 {
 	KV_PUBLISH_BARRIER();
 	KV_WRITE_ONCE(control->dpu_count, control->dpu_count + 1);
+}
+
+/* The same of one fragment: the last one completes its payload. */
+static __always_inline void kv_publish_fragment(struct kv_transfer_control *control, int more_follow)
+{
+	if (more_follow) {
+		control->dpu_fragments++;
+		return;
+	}
+	control->dpu_fragments = 0;
+	kv_publish(control);
 }
 
 /* Whether one of the bytes is not what KV_TRANSFER_WORD says; `expected` is the first word. */
@@ -253,11 +266,12 @@ static __always_inline int kv_is_wrong(const __u8 *data, __u32 bytes, __u32 byte
 	 * The offset is masked, and unknown to the verifier: all turns are alike to it. Both tests of a loop must stay:
 	 * were clang to make one of them, the verifier would see no end ("Program too large").
 	 */
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (group = 0; group < KV_GROUPS_MAX && group < groups; group++) {
 		const __u64 *at;
 
-		asm volatile("" : "+r"(offset), "+r"(groups));
+		KV_OPAQUE(offset);
+		KV_OPAQUE(groups);
 		offset &= bytes_max - 8 * KV_GROUP_WORDS;
 		at = (const __u64 *)(data + offset);
 #pragma clang loop unroll(full)
@@ -266,16 +280,17 @@ static __always_inline int kv_is_wrong(const __u8 *data, __u32 bytes, __u32 byte
 		expected += KV_TRANSFER_STEP * KV_GROUP_WORDS;
 		offset += 8 * KV_GROUP_WORDS;
 	}
-#pragma clang loop unroll(disable)
+	KV_KEEP_LOOP
 	for (word = 0; word < KV_GROUP_WORDS && word < words; word++) {
-		asm volatile("" : "+r"(offset), "+r"(words));
+		KV_OPAQUE(offset);
+		KV_OPAQUE(words);
 		offset &= bytes_max - 8;
 		difference |= *(const __u64 *)(data + offset) ^ expected;
 		expected += KV_TRANSFER_STEP;
 		offset += 8;
 	}
 	if (rest) {
-		asm volatile("" : "+r"(offset));
+		KV_OPAQUE(offset);
 		offset &= bytes_max - 8;
 		difference |= KV_LOW_BYTES(*(const __u64 *)(data + offset) ^ expected, rest);
 	}

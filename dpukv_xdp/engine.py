@@ -249,7 +249,7 @@ class HostCore:
 
     def start(self) -> None:
         """Begin to poll."""
-        self.thread.start(_raise_priority)
+        self.thread.start(raise_priority)
 
     def stop(self) -> None:
         """End; the stores stay readable."""
@@ -369,7 +369,7 @@ def _stop_sender(sender: Any) -> None:
     lib.kv_sender_wake(sender)
 
 
-def _raise_priority() -> None:
+def raise_priority() -> None:
     """An engine that is preempted makes the communication engine wait in vain; not being allowed is
     no failure.
     """

@@ -8,7 +8,6 @@ bpf/kv_transfer.c, the host's is _core/transfer.c; both read every byte that the
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from dpukv_xdp import abi, lab, loader, nic, queues
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.engine import ENGINE_NICE
+from dpukv_xdp.engine import raise_priority
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.machine import machine_facts
 
@@ -336,8 +335,7 @@ class Transfers:
 
 def _run_pinned(cpu: int, loop: Callable[[Any], int], transfer: Any) -> int:
     os.sched_setaffinity(0, {cpu})
-    with contextlib.suppress(PermissionError):  # a container's root
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ENGINE_NICE)
+    raise_priority()
     return loop(transfer)
 
 
@@ -382,9 +380,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
         cleanup.callback(lib.kv_socket_close, socket)
         stats = ffi.new("struct kv_socket_stats *")
         lib.kv_socket_get_stats(socket, stats)
-        status = lib.kv_transfer_add_socket(programs.map_fd("kv_transfer_sockets"), 0, stats.fd)
-        if status < 0:
-            raise DpukvError(f"cannot put a socket into an XSKMAP: {os.strerror(-status)}")
+        programs.set_fd("kv_transfer_sockets", 0, stats.fd)
         cleanup.enter_context(_attached(dpu, programs.programs["kv_transfer_frame_receive"]))
         with lab.in_namespace(dpu.namespace):
             # Else the program would run on the core of whoever sends: the host's.

@@ -302,8 +302,6 @@ void kv_transfer_fill(uint8_t *payloads);
 int kv_transfer_run_host(struct kv_transfer *transfer);
 /* The same on the DPU's thread, which runs the program as often as it takes. */
 int kv_transfer_run_dpu(struct kv_transfer *transfer);
-/* Put a socket into an XSKMAP. */
-int kv_transfer_add_socket(int map_fd, uint32_t queue, int socket_fd);
 
 /* ---- bpf_run.c: bpf(2) where no library has it ---- */
 

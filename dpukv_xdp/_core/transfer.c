@@ -105,17 +105,6 @@ void kv_transfer_fill(uint8_t *payloads)
 	}
 }
 
-int kv_transfer_add_socket(int map_fd, uint32_t queue, int socket_fd)
-{
-	union bpf_attr attributes;
-
-	memset(&attributes, 0, sizeof(attributes));
-	attributes.map_fd = map_fd;
-	attributes.key = (uintptr_t)&queue;
-	attributes.value = (uintptr_t)&socket_fd;
-	return syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attributes, sizeof(attributes)) ? -errno : 0;
-}
-
 static int kv_run_program(const struct kv_transfer *plan)
 {
 	uint8_t frame[ETH_ZLEN] = { 0 };
