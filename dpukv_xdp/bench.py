@@ -294,6 +294,7 @@ class Bench:
     ) -> dict[str, Any]:
         responses = run.received("responses")
         seconds = run.seconds()
+        roles = accounting.roles()
         latency = latency_summary(run.after.latency - run.before.latency)
         return {
             "design": self.config.design if self.target is None else None,
@@ -321,9 +322,9 @@ class Bench:
             "refused": run.received("refused"),
             "late": run.received("late"),
             "lost": run.sent("lost_requests") + accounting.sent("lost_requests") + lost_at_end,
-            "roles": accounting.roles(),
+            "roles": roles,
             "cpu_method": CPU_METHOD,
-            "host_core_usage": _host_core_usage(accounting.roles()["host"], self.config),
+            "host_core_usage": _host_core_usage(roles["host"], self.config),
             "stages_ns_per_op": accounting.stages_ns_per_op(),
             "stage_method": STAGE_METHOD,
             "profile": self.config.profile,

@@ -385,7 +385,7 @@ def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str,
         console.print(ablations_table(comparison.runs))
     else:
         console.print(designs_table(comparison.runs), stages_table(comparison.runs), DESIGNS_KEY)
-        console.print(f"Relative to the slowest, as a picture: {output}")
+        console.print(f"Throughput, round trip and host cores, as a picture: {output}")
     for name, reason in comparison.refused.items():
         console.print(f"{name}: not run: {reason}")
     _print_notes(console, comparison.runs)

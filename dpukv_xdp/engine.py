@@ -70,6 +70,10 @@ class NativeThread:
         if self._status < 0:
             raise DpukvError(f"{self._thread.name} failed: {os.strerror(-self._status)}")
 
+    def is_alive(self) -> bool:
+        """Whether the loop still runs."""
+        return self._thread.is_alive()
+
     def cpu_ns(self) -> int:
         """CPU time that the thread has used; softirqs that interrupted it are in it."""
         if self._clock is None or not self._thread.is_alive():

@@ -604,7 +604,7 @@ class _LockedRegister:
         self._lock = (REGISTER_DIR / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        except BaseException:
+        except BaseException:  # an interrupt too: whoever cleans up wants the lock
             self._lock.close()
             raise
 

@@ -6,8 +6,6 @@ Python prepares, starts, watches and stops; nothing of it runs per packet.
 """
 
 import contextlib
-import os
-import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +15,7 @@ import numpy.typing as npt
 
 from dpukv_xdp import abi, lab, loader, nic, workload
 from dpukv_xdp._core._native import lib
-from dpukv_xdp.engine import LIVE_BATCH_FRAMES, LiveFrames, catch_stop_signal
+from dpukv_xdp.engine import LIVE_BATCH_FRAMES, LiveFrames, NativeThread, catch_stop_signal
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.workload import Plan
 
@@ -89,9 +87,7 @@ class LoadGenerator:
             "KV_TEMPLATES": TEMPLATES,
             "KV_TEMPLATE_ROOM": room,
         }
-        self._thread: threading.Thread | None = None
-        self._thread_clock: int | None = None
-        self._status = 0
+        self._thread: NativeThread | None = None
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "LoadGenerator":
@@ -168,13 +164,10 @@ class LoadGenerator:
         control["state"] = abi.KV_LOAD_RUNNING
         batch_frames = min(LIVE_BATCH_FRAMES, loop.window)
         program_fd = self._programs.programs["kv_generate"]
-        self._live = LiveFrames(program_fd, self.interface.index, batch_frames)
-        ready = threading.Event()
-        self._thread = threading.Thread(
-            target=self._generate, args=(self._live, ready), name="generator"
-        )
-        self._thread.start()
-        ready.wait()
+        live = LiveFrames(program_fd, self.interface.index, batch_frames)
+        thread = NativeThread("generator", self.cpu, live.run, live.stop)
+        thread.start(lambda: None)
+        self._thread = thread
 
     def end(self) -> int:
         """Stop sending, wait for what is out, and return how many of its requests were lost."""
@@ -182,20 +175,26 @@ class LoadGenerator:
         deadline_ns = time.monotonic_ns() + 2 * TIMEOUT_NS
         while self._slots["busy"].any() and time.monotonic_ns() < deadline_ns:
             time.sleep(0.0005)
-        self._stop_thread()
+        try:
+            self._stop_thread()
+        finally:
+            lost = self._give_up_unanswered()
+        return lost
+
+    def abort(self) -> None:
+        """Stop sending now, whatever is still out."""
+        try:
+            self._stop_thread()
+        finally:
+            self._slots["busy"] = 0
+
+    def _give_up_unanswered(self) -> int:
         unanswered = self._slots["template_index"][self._slots["busy"] != 0]
         lost = int(self.templates["request_count"][unanswered].sum())
         self._cursor["lost_requests"] += lost
         self._cursor["lost_packets"] += len(unanswered)
         self._slots["busy"] = 0
-        if self._status < 0:
-            raise DpukvError(f"the generator failed: {os.strerror(-self._status)}")
         return lost
-
-    def abort(self) -> None:
-        """Stop sending now, whatever is still out."""
-        self._stop_thread()
-        self._slots["busy"] = 0
 
     def snapshot(self) -> Snapshot:
         """The counters now."""
@@ -212,7 +211,7 @@ class LoadGenerator:
             sent={name: int(cursor[name]) for name in cursor.dtype.names},
             received=received,
             latency=results["latency"].sum(axis=0, dtype=np.uint64),
-            cpu_ns=self._thread_cpu_ns(),
+            cpu_ns=self._thread.cpu_ns() if self._thread else 0,
             run_time_ns=sum(loader.program_stats(fd)[0] for fd in self._programs.programs.values()),
         )
 
@@ -223,23 +222,11 @@ class LoadGenerator:
                 raise DpukvError(f"the generator ended before it had sent {packets} packets")
             time.sleep(0.001)
 
-    def _generate(self, live: LiveFrames, ready: threading.Event) -> None:
-        os.sched_setaffinity(0, {self.cpu})
-        self._thread_clock = time.pthread_getcpuclockid(threading.get_ident())
-        ready.set()
-        self._status = live.run()
-
     def _stop_thread(self) -> None:
         self._control["state"] = abi.KV_LOAD_STOPPED
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._live.stop()
-            thread.join()
-
-    def _thread_cpu_ns(self) -> int:
-        if self._thread is None or self._thread_clock is None or not self._thread.is_alive():
-            return 0
-        return time.clock_gettime_ns(self._thread_clock)
+            thread.stop()
 
 
 def latency_summary(latency: npt.NDArray[np.uint64]) -> dict[str, float]:

@@ -58,7 +58,9 @@ sampled; wait is XDP polling for the host.
 
 def designs_table(results: Sequence[Result]) -> Table:
     """One row for each design; no wider than 80 columns."""
-    table = _plain_table(_common_line(results[0]).partition(", ")[2].strip().capitalize())
+    emulation = results[0]["emulation"]
+    load = _load_line(results[0])
+    table = _plain_table(f"{emulation}\n{load}" if emulation else load)
     for heading in (
         "\ndesign",
         "\nMops",
@@ -150,11 +152,9 @@ def plot_designs(results: Sequence[Result], path: Path) -> None:
     )
     used = [100 * (result["host_core_usage"] or 0.0) for result in results]
     _labelled_bars(cores, names, used, [f"{value:.0f}" for value in used], "host cores in use, %")
-    title = _common_line(results[0]).partition(", ")[2].replace("\n", " ")
+    title = f"YCSB {results[0]['workload']}, {_load_line(results[0])}".replace("\n", " ")
     emulation = results[0]["emulation"]
-    figure.suptitle(
-        f"YCSB {results[0]['workload']}, {title}" + (f"\n{emulation}" if emulation else "")
-    )
+    figure.suptitle(f"{title}\n{emulation}" if emulation else title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -377,11 +377,15 @@ def _label_window(
 
 def _common_line(result: Result) -> str:
     whose = f"design {result['design']}" if result["design"] else f"server {result['target']}"
-    loop = f"{result['rate']:g} requests/s" if result["rate"] else f"window {result['window']}"
     if result["emulation"]:
         whose = f"{whose} ({result['emulation']})"
+    return f"{whose}, {_load_line(result)}"
+
+
+def _load_line(result: Result) -> str:
+    loop = f"{result['rate']:g} requests/s" if result["rate"] else f"window {result['window']}"
     return (
-        f"{whose}, {result['keys']:,} {result['distribution']} keys of {result['key_size']} and "
+        f"{result['keys']:,} {result['distribution']} keys of {result['key_size']} and "
         f"values of {result['value_size']} bytes,\n"
         f"requests per packet {result['requests_per_packet']}, {loop}"
     )

@@ -34,6 +34,8 @@ from dpukv_xdp.sockets import ReceiveSocket
 from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
+Queues = list[npt.NDArray[np.void]]
+"""Copies of the private sides of all queue pairs: XDP's, then each host communication engine's."""
 RINGBUF_BYTES = 1 << 20
 """Of each engine's BPF ring buffer: some hundred batches."""
 
@@ -131,9 +133,12 @@ class Server:
 
         Bytes in a queue pair whose two ends are in the same place do not count: they cross nothing.
         """
+        return self._counters(self._queues())
+
+    def _counters(self, queues_read: Queues) -> dict[str, int]:
         totals = np.zeros(abi.KV_COUNTERS, np.uint64)
         places = self.placement.engines
-        in_xdp, *on_host = self._queues()
+        in_xdp, *on_host = queues_read
         for here, own in (("dpu", in_xdp), *(("host", own) for own in on_host)):
             by_engine = own["counters"].reshape(len(places), -1, abi.KV_COUNTERS)
             counters = by_engine.sum(axis=1, dtype=np.uint64)
@@ -146,9 +151,10 @@ class Server:
         """Everything that can be counted, for reports."""
         program_fd = self._programs.programs["kv_receive"]
         run_time_ns, run_count = loader.program_stats(program_fd)
+        queues_read = self._queues()
         return {
-            "counters": self.counters(),
-            "stages": self._stages(),
+            "counters": self._counters(queues_read),
+            "stages": _stages(queues_read),
             "engines": [engine.stats() for engine in self._engines],
             "dpu_stores": self._dpu_stores(),
             "hosts": [host.stats() for host in self._hosts.values()],
@@ -176,25 +182,9 @@ class Server:
             return []
         return dpu_store.stats(self._programs, self._wiring.dpu_engines)
 
-    def _queues(self) -> list[npt.NDArray[np.void]]:
-        """The private sides of all queue pairs, in XDP and on the host."""
+    def _queues(self) -> Queues:
         in_xdp = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
         return [in_xdp, *(communicator.own_queues() for communicator in self._communicators)]
-
-    def _stages(self) -> dict[str, dict[str, int]]:
-        """Stage clocks of the communication engines by side: see enum kv_stage."""
-        in_xdp, *on_host = self._queues()
-        return {
-            side: {
-                "frames": sum(int(own["stage_frames"].sum()) for own in owns),
-                "requests": sum(int(own["stage_requests"].sum()) for own in owns),
-                **{
-                    stage.name.lower(): sum(int(own["stage_ns"][:, stage].sum()) for own in owns)
-                    for stage in abi.Stage
-                },
-            }
-            for side, owns in (("dpu", [in_xdp]), ("host", on_host))
-        }
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         settings = self._wiring.settings(self.config, self._cpus, self.interface)
@@ -269,6 +259,7 @@ class Server:
                     huge_pages=config.huge_pages,
                 )
             cleanup.callback(store.close)
+            crosses_bus = place.door != place.processing
             engine = ProcessingEngine(
                 engine_id=place.engine,
                 cpu=place.cpu,
@@ -279,12 +270,8 @@ class Server:
                 burst_requests=self._profile.burst_requests,
                 transfer_per_request=config.transfer == "request"
                 and self._wiring.serves_pairs(place),
-                bus_latency_us=self._profile.bus_latency_us
-                if place.door != place.processing
-                else 0,
-                bus_gbytes_per_s=self._profile.bus_gbytes_per_s
-                if place.door != place.processing
-                else 0,
+                bus_latency_us=crosses_bus * self._profile.bus_latency_us,
+                bus_gbytes_per_s=crosses_bus * self._profile.bus_gbytes_per_s,
                 ring=self._request_ring(place.engine, cleanup),
             )
             if self._wiring.serves_pairs(place):
@@ -352,7 +339,9 @@ class Server:
         return communicator
 
     def _host(self, cpu: int) -> HostCore:
-        return self._hosts.setdefault(cpu, HostCore(cpu))
+        if cpu not in self._hosts:
+            self._hosts[cpu] = HostCore(cpu)
+        return self._hosts[cpu]
 
     def _start_hosts(self, cleanup: contextlib.ExitStack) -> None:
         for host in self._hosts.values():
@@ -384,6 +373,22 @@ class Server:
         last_port = self.config.port + self.config.endpoint_count() - 1
         for receive in self._sockets:
             receive.check(self._programs, self.interface, last_port)
+
+
+def _stages(queues_read: Queues) -> dict[str, dict[str, int]]:
+    """Stage clocks of the communication engines by side: see enum kv_stage."""
+    in_xdp, *on_host = queues_read
+    return {
+        side: {
+            "frames": sum(int(own["stage_frames"].sum()) for own in owns),
+            "requests": sum(int(own["stage_requests"].sum()) for own in owns),
+            **{
+                stage.name.lower(): sum(int(own["stage_ns"][:, stage].sum()) for own in owns)
+                for stage in abi.Stage
+            },
+        }
+        for side, owns in (("dpu", [in_xdp]), ("host", on_host))
+    }
 
 
 def _possible_cpus() -> int:

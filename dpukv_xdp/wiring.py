@@ -16,8 +16,6 @@ TRANSPORTS = {
     "af_xdp": "KV_TRANSPORT_AF_XDP",
 }
 """What configuration and kv_abi.h call the same transport."""
-ETHERNET_BYTES = abi.offset("kv_packet_header", "ip_version_ihl")
-VLAN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +104,9 @@ class Wiring:
 
 def response_bytes_max(interface: nic.Interface) -> int:
     """Bytes of responses in one packet, behind the packet header, with room for a VLAN tag."""
-    frame_bytes_max = min(interface.mtu + ETHERNET_BYTES + VLAN_BYTES, abi.KV_FRAME_MAX)
-    return frame_bytes_max - VLAN_BYTES - abi.SIZE("kv_packet_header")
+    link_bytes_max = interface.mtu + abi.KV_ETH_BYTES + abi.KV_VLAN_BYTES
+    frame_bytes_max = min(link_bytes_max, abi.KV_FRAME_MAX)
+    return frame_bytes_max - abi.KV_VLAN_BYTES - abi.SIZE("kv_packet_header")
 
 
 def network_order_word(address: str | None) -> int:

@@ -16,23 +16,37 @@ static int kv_bpf(int command, union bpf_attr *attributes)
 	return result < 0 ? -errno : (int)result;
 }
 
-int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
-		    uint32_t *out_bytes, uint32_t *verdict)
+static union bpf_attr run_attributes(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint32_t repeat)
 {
 	union bpf_attr attributes;
-	int result;
 
 	memset(&attributes, 0, sizeof(attributes));
 	attributes.test.prog_fd = program_fd;
 	attributes.test.data_in = (uintptr_t)frame;
 	attributes.test.data_size_in = frame_bytes;
+	attributes.test.repeat = repeat;
+	return attributes;
+}
+
+int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
+		    uint32_t *out_bytes, uint32_t *verdict)
+{
+	union bpf_attr attributes = run_attributes(program_fd, frame, frame_bytes, 1);
+	int result;
+
 	attributes.test.data_out = (uintptr_t)out;
 	attributes.test.data_size_out = room;
-	attributes.test.repeat = 1;
 	result = kv_bpf(BPF_PROG_TEST_RUN, &attributes);
 	*out_bytes = attributes.test.data_size_out;
 	*verdict = attributes.test.retval;
 	return result;
+}
+
+int kv_bpf_run_again(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint32_t repeat)
+{
+	union bpf_attr attributes = run_attributes(program_fd, frame, frame_bytes, repeat);
+
+	return kv_bpf(BPF_PROG_TEST_RUN, &attributes);
 }
 
 /* Run an XDP program over live frames that seem to have come in on a receive queue. */
@@ -44,15 +58,10 @@ static int run_live(int program_fd, uint32_t interface_index, uint32_t queue, co
 		.ingress_ifindex = interface_index,
 		.rx_queue_index = queue,
 	};
-	union bpf_attr attributes;
+	union bpf_attr attributes = run_attributes(program_fd, frame, frame_bytes, repeat);
 
-	memset(&attributes, 0, sizeof(attributes));
-	attributes.test.prog_fd = program_fd;
-	attributes.test.data_in = (uintptr_t)frame;
-	attributes.test.data_size_in = frame_bytes;
 	attributes.test.ctx_in = (uintptr_t)&context;
 	attributes.test.ctx_size_in = sizeof(context);
-	attributes.test.repeat = repeat;
 	attributes.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
 	attributes.test.batch_size = batch_frames;
 	return kv_bpf(BPF_PROG_TEST_RUN, &attributes);

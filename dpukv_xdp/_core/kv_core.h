@@ -308,6 +308,8 @@ int kv_transfer_run_dpu(struct kv_transfer *transfer);
 /* Run an XDP program once over a copy of `frame`; *verdict and up to `room` bytes of the frame come back. */
 int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
 		    uint32_t *out_bytes, uint32_t *verdict);
+/* Run an XDP program `repeat` times in one call, over the same copy of `frame`. */
+int kv_bpf_run_again(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint32_t repeat);
 /* Run an XDP program over live frames of `frame_bytes` on an interface until `repeat` runs are done or a signal
  * arrives (-EINTR). */
 int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_bytes, uint32_t repeat,

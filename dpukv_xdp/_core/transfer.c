@@ -108,19 +108,13 @@ void kv_transfer_fill(uint8_t *payloads)
 static int kv_run_program(const struct kv_transfer *plan)
 {
 	uint8_t frame[ETH_ZLEN] = { 0 };
-	union bpf_attr attributes;
 	uint64_t units =
 		(uint64_t)plan->control->operations * (plan->batch_frames ? kv_fragments(plan->control->bytes) : 1);
 	uint32_t runs = units < KV_RUNS_MAX / KV_RUNS_PER_UNIT ? units * KV_RUNS_PER_UNIT : KV_RUNS_MAX;
 
 	if (plan->batch_frames)
 		return kv_bpf_run_live(plan->program_fd, plan->interface, plan->frame_bytes, runs, plan->batch_frames);
-	memset(&attributes, 0, sizeof(attributes));
-	attributes.test.prog_fd = plan->program_fd;
-	attributes.test.data_in = (uintptr_t)frame;
-	attributes.test.data_size_in = sizeof(frame);
-	attributes.test.repeat = runs;
-	return syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attributes, sizeof(attributes)) ? -errno : 0;
+	return kv_bpf_run_again(plan->program_fd, frame, sizeof(frame), runs);
 }
 
 /* ---- What the loops share ---- */

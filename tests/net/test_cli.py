@@ -6,22 +6,17 @@ import math
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, wait_for
 
 from dpukv_xdp import lab as labs
 from dpukv_xdp import nic
 from dpukv_xdp.lab import Lab, LabRecord
 
-DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp"]
-SMALL = ["--keys", "20000", "--seconds", "0.3"]
-TIMEOUT_SECONDS = 180.0  # on a machine that others use as well
 
 BENCH_FIELDS = {
     "design": str,
@@ -47,50 +42,7 @@ BENCH_FIELDS = {
 }
 
 
-def dpukv(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """A command that has ended with that status."""
-    result = subprocess.run(
-        [*DPUKV, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert result.returncode == status, result.stderr
-    return result
-
-
-@contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A command that runs, in a process group of its own like a shell's foreground job."""
-    with subprocess.Popen(
-        [*DPUKV, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    """Its first true value."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-    return found
-
-
 # ---- Traces
-
-
-def lab_of(process: subprocess.Popen[str]) -> LabRecord | None:
-    """The lab that a running command has built."""
-    return next((lab for lab in labs.list_labs() if lab.owner.pid == process.pid), None)
 
 
 def attachments_of(record: LabRecord) -> list[labs.AttachmentRecord]:

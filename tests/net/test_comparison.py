@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from net.test_cli import SMALL, dpukv
+from net.commands import SMALL, dpukv
 
 from dpukv_xdp import abi
 from dpukv_xdp.comparison import ABLATIONS

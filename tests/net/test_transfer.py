@@ -4,7 +4,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from net.commands import dpukv, lab_of, started, wait_for
 
 from dpukv_xdp import abi, transfer
 from dpukv_xdp import lab as labs
 from dpukv_xdp.errors import DpukvError
 from dpukv_xdp.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
 
-DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp", "qp-bench"]
 TIMEOUT_SECONDS = 60.0
 OPERATIONS = 50
 DAMAGED = 1
@@ -109,15 +108,7 @@ def test_statistics_leave_interruptions_out() -> None:
 
 
 def qp_bench(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [*DPUKV, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert result.returncode == status, result.stderr
-    return result
+    return dpukv("qp-bench", *arguments, status=status, timeout_seconds=TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -174,34 +165,21 @@ def test_the_tables_fit_and_the_picture_is_one(tmp_path: Path) -> None:
 
 def test_an_interrupted_qp_bench_leaves_nothing() -> None:
     before = {record.lab_id for record in labs.list_labs()}
-    with subprocess.Popen(
-        [*DPUKV, "--operations", "1000000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    ) as process:
-        try:
-            record = _wait_for_lab(process)
-            process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-        finally:
-            process.kill()
+    with started("qp-bench", "--operations", "1000000") as process:
+        record = wait_for(lambda: _attached_lab(process), TIMEOUT_SECONDS)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
     assert (process.returncode, output) == (128 + signal.SIGINT, "")
     assert errors == "dpukv: interrupted; everything has been taken down\n"
     assert record not in {each.lab_id for each in labs.list_labs()} - before
     assert list(labs.NAMESPACE_DIR.glob(f"*{record}*")) == []
 
 
-def _wait_for_lab(process: subprocess.Popen[str]) -> str:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        for record in labs.list_labs():
-            attached = [a for a in labs.list_attachments() if a.owner.pid == process.pid]
-            if record.owner.pid == process.pid and attached:
-                return record.lab_id
-        time.sleep(0.01)
-    raise AssertionError("qp-bench built no lab")
+def _attached_lab(process: subprocess.Popen[str]) -> str | None:
+    """The command's lab, once its XDP program is on."""
+    record = lab_of(process)
+    attached = [each for each in labs.list_attachments() if each.owner.pid == process.pid]
+    return record.lab_id if record and attached else None
 
 
 def _cell(found: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Commands as people type them: run to their end, or started and watched."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dpukv_xdp import lab as labs
+from dpukv_xdp.lab import LabRecord
+
+DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp"]
+SMALL = ["--keys", "20000", "--seconds", "0.3"]
+"""A load that is soon stored and measured."""
+TIMEOUT_SECONDS = 180.0  # on a machine that others use as well
+
+
+def dpukv(
+    *arguments: str, status: int = 0, timeout_seconds: float = TIMEOUT_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """A command that has ended with that status."""
+    result = subprocess.run(
+        [*DPUKV, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    return result
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs, in a process group of its own like a shell's foreground job."""
+    with subprocess.Popen(
+        [*DPUKV, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(what: Callable[[], Any], timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
+    """Its first true value."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def lab_of(process: subprocess.Popen[str]) -> LabRecord | None:
+    """The lab that a running command has built."""
+    return next((lab for lab in labs.list_labs() if lab.owner.pid == process.pid), None)
