@@ -17,7 +17,6 @@ from dpukv_xdp import lab as labs
 from dpukv_xdp import nic
 from dpukv_xdp.lab import Lab, LabRecord
 
-
 BENCH_FIELDS = {
     "design": str,
     "workload": str,
