@@ -22,18 +22,22 @@
 /* ---- Limits ---- */
 
 enum kv_limit {
-	KV_KEY_MAX = 255,	 /* bytes in a key; the wire gives the length one byte */
-	KV_FRAME_MAX = 2047,	 /* bytes in an Ethernet frame that holds a batch */
-	KV_ITEM_MAX = 1960,	 /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
-	KV_VALUE_MAX = 1952,	 /* bytes in a value: an item's budget less the smallest key */
-	KV_BATCH_MAX = 64,	 /* requests in one batch, that is, in one packet */
-	KV_SLOTS = 64,		 /* batches in flight in one queue pair; a power of two */
-	KV_INLINE_MAX = 8,	 /* bytes of key or value that travel inside a record */
-	KV_PAYLOAD_BYTES = 4096, /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
+	KV_KEY_MAX = 255,    /* bytes in a key; the wire gives the length one byte */
+	KV_FRAME_MAX = 3520, /* bytes in an Ethernet frame with a batch: a page less what XDP keeps of it */
+	KV_LIVE_FRAME_MAX =
+		3391,	     /* bytes in a frame that BPF_PROG_RUN sends: the kernel keeps more of that page; odd, so
+				     that no batch is as long */
+	KV_ITEM_MAX = 3440,  /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
+	KV_VALUE_MAX = 3432, /* bytes in a value: an item's budget less the smallest key */
+	KV_BATCH_MAX = 64,   /* requests in one batch, that is, in one packet */
+	KV_SLOTS = 64,	     /* batches in flight in one queue pair; a power of two */
+	KV_INLINE_MAX = 8,   /* bytes of key or value that travel inside a record */
+	KV_PAYLOAD_BYTES = 8192, /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
 				     so that any masked offset plus any masked length stays inside */
 	KV_PIPELINE_MAX = 32,	 /* deepest pipeline of parked batches */
 	KV_ENGINES_MAX = 16,	 /* processing engines, each behind a UDP port of its own */
 	KV_PARTITIONS_MAX = 256, /* parts of the key space, each owned by one engine */
+	KV_OWNER_NONE = 255,	 /* in place of an engine: all reject the partition */
 	KV_QUEUES_MAX = 64,	 /* receive queues of an interface that AF_XDP serves */
 	KV_CPUS_MAX = 256,	 /* cores that may run the communication engine */
 	KV_CALM_FRAMES = 64,	 /* frames without a flush before the pipeline grows by one */
@@ -47,7 +51,7 @@ enum kv_limit {
 	KV_MEAN_SHIFT = 2,	    /* a running mean moves by 1/4 of the way to each new value */
 	KV_PERIOD_NS_MAX = 20000,   /* a longer time from frame to frame counts as this one */
 	KV_STAGE_FRAMES = 64,	    /* one frame of so many has its stages timed; a power of two */
-	KV_TEMPLATE_FRAME = 2048,   /* bytes for one prepared frame of the load generator */
+	KV_TEMPLATE_FRAME = 4096,   /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096,	    /* packets the load generator keeps outstanding; a power of two */
 	KV_HISTOGRAM_SUB_BITS = 5,  /* 2^5 buckets to each power of two: 3 % resolution */
 	KV_HISTOGRAM_BUCKETS = 1024
@@ -137,8 +141,11 @@ KV_ASSERT(sizeof(struct kv_item_header) == 24);
  */
 struct kv_partition_table {
 	__u32 partitions;	       /* 0, in use: 1 to KV_PARTITIONS_MAX */
-	__u32 exclusive;	       /* 4, 1: an engine refuses other engines' partitions (EREW); 0: it takes all */
-	__u8 owner[KV_PARTITIONS_MAX]; /* 8, engine of each partition */
+	__u8 concurrent_read;	       /* 4, 1: any engine may read (CREW, CRCW); 0: the owner only (EREW) */
+	__u8 concurrent_write;	       /* 5, 1: any engine may write (CRCW); 0: the owner only */
+	__u8 reset_allowed;	       /* 6, 1: KV_OP_RESET empties the partitions that an engine owns */
+	__u8 padding;		       /* 7 */
+	__u8 owner[KV_PARTITIONS_MAX]; /* 8, engine of each partition, or KV_OWNER_NONE while it moves */
 };
 KV_ASSERT(sizeof(struct kv_partition_table) == 8 + KV_PARTITIONS_MAX);
 
@@ -343,14 +350,14 @@ struct kv_dpu_queue {
 /* ---- The store: MICA's lossy index and circular log, laid out alike on the host and in XDP ---- */
 
 enum kv_store_limit {
-	KV_BUCKET_WAYS = 15,	   /* item words in a bucket; the last word of its second line stays 0 */
+	KV_BUCKET_WAYS = 15,	   /* item words in a bucket; a cache's last word of its second line stays 0 */
 	KV_LINE_WORDS = 8,	   /* words in a cache line */
 	KV_LOG_OFFSET_BITS = 48,   /* an item word: its tag in the 16 bits above, its offset in the log below */
 	KV_ITEMS_PER_BUCKET = 3,   /* intended load; store.c says why */
 	KV_VALUE_CAPACITY_MIN = 8, /* bytes that even an empty value has, so that short ones are overwritten in place */
 	KV_LENGTH_KEY_SHIFT = 24,  /* in kv_length */
 	KV_SEGMENT_BYTES = 65536,  /* XDP's log is made of these: a map's value, and what a 16-bit offset reaches */
-	KV_SEGMENT_SLACK = 2048	   /* behind each, so that any offset plus any masked length stays inside */
+	KV_SEGMENT_SLACK = 4096	   /* behind each, so that any offset plus any masked length stays inside */
 };
 
 /* Half a bucket. Small items' lookups read the first half only, so the first halves stand together and fill caches. */
@@ -377,10 +384,14 @@ struct kv_dpu_store {
 	__u64 cleaned;	/* 24, buckets ever visited by the cleanup; position = cleaned % buckets */
 	__u64 buckets;	/* 32, as loaded */
 	__u64 log_bytes;
-	/* The batch at hand: here, so that the verifier knows nothing of them */
-	__u32 wire_bytes;    /* 48, of the responses so far */
-	__u32 payload_bytes; /* 52, likewise */
-	__u64 scratch;	     /* 56, see KV_UNKNOWN in bpf/side.h */
+	__u64 round_tail; /* 48, tail when the cleanup's present round through the buckets began */
+	/* The batch and the request at hand: here, so that the verifier knows nothing of them */
+	__u32 wire_bytes;    /* 56, of the responses so far */
+	__u32 payload_bytes; /* 60, likewise */
+	__u64 scratch;	     /* 64, see KV_UNKNOWN in bpf/side.h */
+	__u64 place_word;    /* 72, see kv_find() in bpf/store.h */
+	__u32 place_way;     /* 80 */
+	__u32 place_own;     /* 84 */
 	/* As in struct kv_engine_stats */
 	__u64 batches;
 	__u64 requests;
@@ -391,16 +402,24 @@ struct kv_dpu_store {
 	__u64 not_supported;
 	__u64 rejected;
 	/* As in struct kv_store_stats */
-	__u64 get_found;
-	__u64 get_not_found;
+	__u64 set_nooverwrite;
 	__u64 set_new;
-	__u64 set_in_place;
+	__u64 set_inplace;
 	__u64 set_moved;
 	__u64 set_evicted;
 	__u64 set_refused;
+	__u64 get_found;
+	__u64 get_notfound;
+	__u64 test_found;
+	__u64 test_notfound;
+	__u64 delete_found;
+	__u64 delete_notfound;
+	__u64 increment_found;
+	__u64 increment_notfound;
+	__u64 resets;
 	__u64 cleanup;
 };
-KV_ASSERT(sizeof(struct kv_dpu_store) == 192);
+KV_ASSERT(sizeof(struct kv_dpu_store) == 280);
 
 /* ---- The load generator ---- */
 

@@ -8,7 +8,7 @@
  */
 #include "side.h"
 
-#define KV_OFFSET_MASK 0x7ffu
+#define KV_OFFSET_MASK 0xfffu
 #define KV_WINDOW_MASK (KV_WINDOW_MAX - 1)
 #define KV_TEMPLATES_AHEAD 8 /* how far ahead of sending a template's first lines are asked for */
 #define KV_CACHE_LINE_BYTES 64
@@ -72,9 +72,9 @@ int kv_generate(struct xdp_md *ctx)
 	if (frame_bytes < KV_PACKET_HEADER_BYTES + KV_ITEM_HEADER_BYTES || frame_bytes > KV_TEMPLATE_ROOM)
 		return XDP_ABORTED;
 	/*
-	 * Live frames start longer than any template (KV_FRAME_MAX, an odd number) and are cut here. The kernel reuses
-	 * their pages without resetting the length that the server's adjust_tail left there, and sets it anew only
-	 * when this program has changed it; and shrinking, unlike growing, clears no memory.
+	 * Live frames start longer than any template (KV_LIVE_FRAME_MAX, an odd number) and are cut here. The kernel
+	 * reuses their pages without resetting the length that the server's adjust_tail left there, and sets it anew
+	 * only when this program has changed it; and shrinking, unlike growing, clears no memory.
 	 */
 	frame_bytes_now = ctx->data_end - ctx->data;
 	KV_OPAQUE(frame_bytes_now); /* else "pointer arithmetic on pkt_end prohibited": clang reorders the sum */

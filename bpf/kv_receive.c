@@ -134,9 +134,9 @@ static __always_inline void *kv_segment_at(__u32 index)
 	return kv_dpu_segments.lookup(&index);
 }
 
-static __always_inline void *kv_store_at(__u32 engine)
+static __always_inline void *kv_store_at(__u32 index)
 {
-	return kv_dpu_stores.lookup(&engine);
+	return kv_dpu_stores.lookup(&index);
 }
 
 static __always_inline void *kv_partition_table_at(__u32 index)

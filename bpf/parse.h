@@ -10,8 +10,8 @@
 
 #include "side.h"
 
-#define KV_OFFSET_MASK 0x7ffu /* KV_FRAME_MAX: any offset into a frame */
-_Static_assert(KV_FRAME_MAX == KV_OFFSET_MASK, "offsets are masked to a frame");
+#define KV_OFFSET_MASK 0xfffu /* any offset into a frame */
+_Static_assert(KV_FRAME_MAX <= KV_OFFSET_MASK, "offsets are masked to a page");
 
 /* What parsing learnt about the frame at hand. */
 struct kv_packet {

@@ -11,6 +11,8 @@
 
 #define KV_COUNTER_MASK 0x3f
 _Static_assert(KV_COUNTERS <= KV_COUNTER_MASK + 1, "a masked counter is any of them");
+#define KV_SAMPLE_MASK 0x3fffu /* bytes of a batch in a ring buffer */
+_Static_assert(sizeof(struct kv_request_slot) <= KV_SAMPLE_MASK, "a masked length is any batch's");
 
 /* kv_pass_frame(): the frame is in the ring, and the one at hand may carry something back. */
 enum kv_pass_verdict { KV_PASSED_TO_RING = -1 };
@@ -133,7 +135,7 @@ static __always_inline int kv_pass_batch(const struct kv_packet *packet, struct 
 	if (has_payload)
 		sample_bytes = sizeof(struct kv_request_slot);
 	KV_OPAQUE(sample_bytes);
-	sample_bytes &= 0x1fff;
+	sample_bytes &= KV_SAMPLE_MASK;
 	if (sample_bytes > sizeof(struct kv_request_slot))
 		return -1;
 	status = bpf_ringbuf_output(ring, requests, sample_bytes, BPF_RB_NO_WAKEUP);

@@ -20,7 +20,7 @@ import msgspec
 
 from dpukv_xdp import abi, lab, loader
 from dpukv_xdp.codec import Endpoint
-from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.config import ROOMY_LOG_BYTES, ServerConfig
 from dpukv_xdp.errors import UsageError
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.loadgen import Loop, Snapshot, latency_summary
@@ -106,8 +106,12 @@ class BenchOptions:
     def requests_per_packet_max(self) -> int:
         """Most requests that one packet can hold, and one packet of answers too."""
         return requests_per_packet_max(
-            self.key_size, self.value_size, WORKLOADS[self.workload], self.mtu
+            self.key_size, self.value_size, WORKLOADS[self.workload], self.packet_mtu()
         )
+
+    def packet_mtu(self) -> int:
+        """What a packet may use of the link's: the kernel's live frames are a bit shorter."""
+        return min(self.mtu, abi.KV_LIVE_FRAME_MAX - abi.KV_ETH_BYTES)
 
     def frame_bytes_max(self) -> int:
         """Bytes of the longest frame that these options ask for; others may not ask for more."""
@@ -128,7 +132,7 @@ class BenchOptions:
             distribution=self.distribution,
             owners=owners,
             seed=self.seed,
-            mtu=self.mtu,
+            mtu=self.packet_mtu(),
             gap_mean_ns=1e9 * requests / self.rate if self.rate else 0.0,
         )
 
@@ -207,11 +211,10 @@ class Bench:
     def _balance_doors(self, server: Role, options: BenchOptions) -> None:
         """Measure each door with all keys behind it, then share the keys by what they can do."""
         speeds = {}
-        server.call("open_all_doors")
         loop = msgspec.to_builtins(Loop(options.window))
         for door in self.config.row().communication:
-            engines = tuple(place.engine for place in self.config.placement().behind(door))
-            plan = msgspec.to_builtins(options.plan(self.source, self.destination, engines))
+            owners = tuple(server.call("give_all_to_door", door=door))
+            plan = msgspec.to_builtins(options.plan(self.source, self.destination, owners))
             self._load.call("load", plan=plan, window=LOAD_WINDOW)
             self._load.call("prepare", plan=plan)
             self._load.call("begin", loop=loop)
@@ -338,6 +341,12 @@ class Bench:
             "frames": self.config.frames,
             "host_share": self.host_share if len(self.config.row().communication) > 1 else None,
             "notes": self.notes,
+            "access": self.config.access_mode(),
+            "store": self.config.store,
+            "memory_bytes": {
+                "predicted": self.config.memory_bytes(),
+                "server": self._server.call("memory_bytes") if self._server else None,
+            },
             "qp_bytes_per_op": run.queue_pair_bytes_per_op(),
             "wire_bytes_per_op": {
                 "request": run.sent("bytes_sent") / max(run.sent("requests_sent"), 1),
@@ -457,13 +466,17 @@ def _dpu_ns(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, bool]:
 def replace_config(config: ServerConfig, options: BenchOptions) -> ServerConfig:
     """The server's settings with room for the bench's keys.
 
-    Twice what the keys take, so that no item is overwritten while the partitions' shares are
-    uneven.
+    A log that has no room for all of them twice would lose some to others that GETs move to its
+    head: there nothing moves.
     """
-    entry_bytes = ServerConfig.entry_bytes(options.key_size, options.value_size)
-    log_bytes = 2 * options.keys * entry_bytes + config.engines
+    items_bytes = options.keys * config.item_bytes(options.key_size, options.value_size)
+    log_bytes = config.log_bytes or items_bytes + min(items_bytes, ROOMY_LOG_BYTES)
+    is_roomy = log_bytes >= 2 * items_bytes
     return msgspec.structs.replace(
-        config, items=options.keys, log_bytes=config.log_bytes or log_bytes
+        config,
+        items=options.keys,
+        log_bytes=log_bytes,
+        move_to_head=config.move_to_head if is_roomy else 1.0,
     )
 
 

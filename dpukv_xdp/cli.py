@@ -23,11 +23,14 @@ import click
 from rich.console import Console
 
 from dpukv_xdp.config import (
+    ACCESSES,
+    DEFAULT_DIRECTORY,
     FRAMES,
     PREPARES,
     RESPOND_WAYS,
     SENDS,
     SOCKET_MODES,
+    STORE_KINDS,
     TRANSFERS,
     TRANSPORTS,
 )
@@ -179,6 +182,23 @@ server_options = _together(
     click.option("--dpu-cpus", help="Cores for the receive queues, as NAPI threads (softirqs)."),
     click.option("--log-bytes", type=int, help="Bytes of the circular logs together."),
     click.option(
+        "--partitions", type=int, help="Parts of the key space (one for each engine; 64)."
+    ),
+    click.option(
+        "--access",
+        type=click.Choice(ACCESSES),
+        help="Who may use a partition: its owner, all to read, or all (auto: mostly erew).",
+    ),
+    click.option(
+        "--store", type=click.Choice(STORE_KINDS), help="When full: forget, or refuse (cache)."
+    ),
+    click.option(
+        "--move-to-head", type=float, help="A GET refreshes items older than this share (0.5)."
+    ),
+    click.option(
+        "--allow-reset/--no-allow-reset", default=None, help="RESET from the network (no)."
+    ),
+    click.option(
         "--huge-pages/--no-huge-pages", default=None, help="2 MiB pages where available (yes)."
     ),
     click.option(
@@ -253,11 +273,16 @@ load_options = _together(
 @click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
 @click.option("--ablate", is_flag=True, help="Switch each optimisation, and print its effect.")
 @click.option(
+    "--key-counts",
+    metavar="KEYS,KEYS...",
+    help="Measure with each number of keys, on huge and on small pages, and plot it.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("dpukv-designs.png"),
     show_default=True,
-    help="The plot of --design all.",
+    help="The plot of --design all and --key-counts.",
 )
 @json_option
 def bench(
@@ -265,6 +290,7 @@ def bench(
     target: str | None,
     skip_load: bool,
     ablate: bool,
+    key_counts: str | None,
     output: Path,
     **given: Any,
 ) -> None:
@@ -274,9 +300,13 @@ def bench(
     """
     _require_root("bench")
     wants_all = given["design"] == ALL_DESIGNS
+    chosen = [wants_all, ablate, key_counts is not None, target is not None]
+    if sum(chosen) > 1:
+        raise UsageError("--design all, --ablate, --key-counts and --target exclude one another")
+    if key_counts is not None:
+        _compare_key_counts(json_path, _numbers(key_counts), output, given)
+        return
     if wants_all or ablate:
-        if target is not None or (wants_all and ablate):
-            raise UsageError("--design all, --ablate and --target exclude one another")
         _compare(json_path, ablate, output, given)
         return
     from dpukv_xdp.bench import Bench
@@ -308,6 +338,8 @@ def bench(
                 f"stored {load['stored']:,} keys in {load['seconds']:.2f} s; "
                 f"first packet after {load['setup_seconds']:.2f} s"
             )
+        if memory_bytes := result["memory_bytes"]["server"]:
+            console.print(f"the server has {memory_bytes / (1 << 20):,.0f} MiB of memory")
         _print_notes(console, [result])
         if result["server_counters"]:
             console.print(counters_table(result["server_counters"], "communication engine"))
@@ -350,6 +382,35 @@ def demo(json_path: str | None, output: Path, **given: Any) -> None:
         console.print(results_table(result["runs"]), RESULTS_KEY)
         _print_notes(console, result["runs"])
         console.print(f"Latency against throughput, as a picture: {result['picture']}")
+
+
+def _compare_key_counts(
+    json_path: str | None, counts: tuple[int, ...], output: Path, given: dict[str, Any]
+) -> None:
+    from dpukv_xdp.comparison import run_key_counts
+    from dpukv_xdp.report import KEY_COUNTS_KEY, key_counts_table, plot_key_counts
+
+    given["keys"] = min(counts)
+    config, options = _settings(given, own_server=True)
+    _check_json(json_path)
+    _check_picture(output)
+    signals.catch()
+    with _progress() as progress:
+        comparison = run_key_counts(config, options, counts, progress)
+    plot_key_counts(comparison.runs, output)
+    _emit_json(
+        json_path,
+        {"results": comparison.runs, "refused": comparison.refused, "picture": str(output)},
+    )
+    if json_path == "-":
+        return
+    console = _console()
+    console.print(key_counts_table(comparison.runs), KEY_COUNTS_KEY)
+    console.print(f"Throughput and 99th percentile, as a picture: {output}")
+    for label, reason in comparison.refused.items():
+        console.print(f"{label}: not run: {reason}")
+    _print_notes(console, comparison.runs)
+    console.print(_machine_line(comparison.runs[0]))
 
 
 def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str, Any]) -> None:
@@ -454,7 +515,7 @@ def qp_bench(
     from dpukv_xdp.transfer import PRIMITIVES, SIZES, TransferPlan, Transfers, measure
 
     plan = TransferPlan(
-        sizes=SIZES if sizes is None else _sizes(sizes),
+        sizes=SIZES if sizes is None else _numbers(sizes),
         operations=operations,
         primitives=primitives or tuple(PRIMITIVES),
     )
@@ -486,6 +547,15 @@ def qp_bench(
 @cli.command()
 @click.option("--iface", required=True, help="The interface to serve on.")
 @click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
+@click.option(
+    "--directory",
+    metavar="URL",
+    help=f"Where clients find it: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... "
+    f"({DEFAULT_DIRECTORY}); empty for nowhere.",
+)
+@click.option(
+    "--rebalance-s", type=float, help="Move partitions off busy engines every so many seconds (0)."
+)
 @server_options
 @json_option
 def serve(iface: str, json_path: str | None, **given: Any) -> None:
@@ -496,6 +566,7 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
     _require_root("serve")
     from dpukv_xdp.report import counters_table
     from dpukv_xdp.server import Server
+    from dpukv_xdp.service import Service
 
     config = _server_config(given)
     _check_json(json_path)
@@ -509,20 +580,79 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
         if attachment.native_refused:
             click.echo(f"generic XDP, which is slower: {attachment.native_refused}", err=True)
         for sentence in filter(None, [*server.notes, config.profile_row().label()]):
-            click.echo(f"note: {sentence}", err=True)
+            _note(sentence)
         where = server.endpoint()
         click.echo(
             f"serving on {where['address'] or 'any address'}, UDP port {where['port']}"
             f"{_last_port(where)}, interface {iface} ({attachment.mode} XDP); Ctrl-C ends it",
             err=True,
         )
-        with contextlib.suppress(Interrupted):
+        with contextlib.suppress(Interrupted), Service(server, _note):
             while True:
                 signal.pause()
         stats = server.stats()
     _emit_json(json_path, {"endpoint": where, **stats})
     if json_path is None:
         Console(stderr=True).print(counters_table(stats["counters"], "communication engine"))
+
+
+@cli.command()
+@click.option("--server", "name", help="Its name in the directory (default: the only one).")
+@click.option(
+    "--move",
+    "moves",
+    metavar="PARTITION:ENGINE",
+    multiple=True,
+    help="Move this partition there, whatever the load.",
+)
+@click.option(
+    "--look",
+    type=click.FloatRange(0, 60),
+    default=1.0,
+    show_default=True,
+    help="Seconds to count requests before deciding.",
+)
+@json_option
+def rebalance(name: str | None, moves: tuple[str, ...], look: float, json_path: str | None) -> None:
+    """Move partitions from busy engines to idle ones.
+
+    Of a server that runs on this machine; its clients follow by the directory.
+    """
+    _require_root("steering a server")
+    from dpukv_xdp.service import call_service, services
+
+    wanted = [_move(text) for text in moves]
+    if name is None:
+        names = services()
+        if len(names) != 1:
+            raise UsageError(
+                f"{len(names) or 'no'} servers run here"
+                f"{': name one with --server, of ' if names else ''}{', '.join(names)}"
+            )
+        name = names[0]
+    for partition, engine in wanted:
+        call_service(name, "move", partition=partition, engine=engine)
+    made = [{"partition": partition, "engine": engine} for partition, engine in wanted]
+    if not wanted:
+        made = call_service(name, "rebalance", look_seconds=look)
+    partitions = call_service(name, "partitions")
+    _emit_json(json_path, {"server": name, "moves": made, "partitions": partitions})
+    if json_path != "-":
+        for move in made:
+            click.echo(f"partition {move['partition']} moved to engine {move['engine']}")
+        by_engine: dict[int, int] = {}
+        for partition in partitions:
+            by_engine[partition["engine"]] = by_engine.get(partition["engine"], 0) + 1
+        click.echo(
+            "; ".join(f"engine {engine}: {n} partitions" for engine, n in sorted(by_engine.items()))
+        )
+
+
+def _move(text: str) -> tuple[int, int]:
+    partition, colon, engine = text.partition(":")
+    if not (colon and partition.isdecimal() and engine.isdecimal()):
+        raise UsageError(f"{text!r} is not PARTITION:ENGINE such as 3:1")
+    return int(partition), int(engine)
 
 
 @cli.group(name="lab")
@@ -622,6 +752,12 @@ def status(json_path: str | None) -> None:
 client_options = _together(
     click.option("--server", "server_address", metavar="HOST:PORT", help="Whom to ask."),
     click.option(
+        "--directory",
+        metavar="URL",
+        help="Ask the servers that are published there: file:DIR, etcd2://HOST:PORT/PREFIX, "
+        "etcd3://...",
+    ),
+    click.option(
         "--lab", "lab_id", help="Ask the server of this lab (default: the one that is up)."
     ),
     click.option("--engines", type=int, default=1, show_default=True, help="The server's engines."),
@@ -659,6 +795,53 @@ def set_command(key: str, value: str, json_path: str | None, **whom: Any) -> Non
     _emit_json(json_path, {"key": key, "stored": stored})
     if not stored:
         raise DpukvError(f"the server did not store {key!r}")
+
+
+@cli.command()
+@click.argument("key")
+@click.argument("value")
+@client_options
+def add(key: str, value: str, json_path: str | None, **whom: Any) -> None:
+    """Store a value under a new key; exit status 1 if it is there."""
+    with _client(**whom) as client:
+        added = client.add(key, value)
+    _emit_json(json_path, {"key": key, "added": added})
+    if not added:
+        raise DpukvError(f"there is a key {key!r} already")
+
+
+@cli.command()
+@click.argument("key")
+@client_options
+def delete(key: str, json_path: str | None, **whom: Any) -> None:
+    """Forget a key; exit status 1 without one."""
+    with _client(**whom) as client:
+        deleted = client.delete(key)
+    _emit_json(json_path, {"key": key, "deleted": deleted})
+    if not deleted:
+        raise DpukvError(f"there is no key {key!r}")
+
+
+@cli.command()
+@click.argument("key")
+@click.argument("by", type=int, default=1)
+@client_options
+def increment(key: str, by: int, json_path: str | None, **whom: Any) -> None:
+    """Add to a number; one that is not there begins at BY.
+
+    Numbers are values of 8 bytes, little endian.
+    """
+    with _client(**whom) as client:
+        value = client.increment(key, by)
+        if value is None and client.add(key, (by % 2**64).to_bytes(8, "little")):
+            value = by
+        if value is None:  # somebody else has added it meanwhile
+            value = client.increment(key, by)
+    _emit_json(json_path, {"key": key, "value": value})
+    if value is None:
+        raise DpukvError(f"key {key!r} came and went: try again")
+    if json_path != "-":
+        click.echo(value)
 
 
 @cli.command()
@@ -752,11 +935,11 @@ def _check_run(options: Any) -> None:
         )
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(size) for size in text.split(","))
     except ValueError as error:
-        raise UsageError(f"{text!r} is not a list of sizes such as 2,1024") from error
+        raise UsageError(f"{text!r} is not a list of numbers such as 2,1024") from error
 
 
 def _check_mtu(mtu: int) -> None:
@@ -793,17 +976,29 @@ def _server_config(given: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _client(
-    server_address: str | None, lab_id: str | None, engines: int, timeout: float
+    server_address: str | None,
+    directory: str | None,
+    lab_id: str | None,
+    engines: int,
+    timeout: float,
 ) -> Iterator[Any]:
-    """A client of the server named, or of a lab's server, from that lab's client namespace."""
+    """A client of the server named, of those in a directory, or of a lab's server, from that lab's
+    client namespace.
+    """
     from dpukv_xdp.client import Client
     from dpukv_xdp.lab import Lab, in_namespace, list_labs
     from dpukv_xdp.targets import parse_address
 
     if not 0 < timeout <= TIMEOUT_MAX_SECONDS:
         raise UsageError(f"a time-out of {timeout:g} s is not above 0 to {TIMEOUT_MAX_SECONDS:g}")
+    if sum(where is not None for where in (server_address, directory, lab_id)) > 1:
+        raise UsageError("--server, --directory and --lab exclude one another")
     if server_address is not None:
         with Client(parse_address(server_address), timeout=timeout, ports=engines) as client:
+            yield client
+        return
+    if directory is not None:
+        with Client.from_directory(directory, timeout=timeout) as client:
             yield client
         return
     if lab_id is None:
@@ -818,10 +1013,20 @@ def _client(
     place = Lab.load(lab_id)
     details = place.record.details
     with in_namespace(place.client.namespace):
-        address = (place.server.address, details["port"])
-        ports, owners = details["engines"], details["owners"]
-        with Client(address, timeout=timeout, ports=ports, owners=owners) as client:
+        if details["directory"]:
+            client = Client.from_directory(
+                details["directory"], server=details["name"], timeout=timeout
+            )
+        else:
+            address = (place.server.address, details["port"])
+            ports, owners = details["engines"], details["owners"]
+            client = Client(address, timeout=timeout, ports=ports, owners=owners)
+        with client:
             yield client
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"note: {sentence}", err=True)
 
 
 def _start_lab_server(place: Any, config: Any) -> None:
@@ -829,6 +1034,7 @@ def _start_lab_server(place: Any, config: Any) -> None:
     from dpukv_xdp.client import Client
     from dpukv_xdp.errors import NoResponseError
     from dpukv_xdp.lab import in_namespace
+    from dpukv_xdp.service import server_name, services
 
     with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
         with signals.held():  # between its start and its entry in the register
@@ -845,6 +1051,8 @@ def _start_lab_server(place: Any, config: Any) -> None:
             port=config.port,
             engines=config.endpoint_count(),
             owners=config.owners(),
+            directory=config.directory,
+            name=server_name(process.pid),
             log=f"/proc/{process.pid}/fd/2",
         )
         deadline = time.monotonic() + LAB_READY_SECONDS
@@ -856,7 +1064,9 @@ def _start_lab_server(place: Any, config: Any) -> None:
                     Client(address, timeout=0.1, retries=0) as client,
                 ):
                     client.ping()
-                return
+                if not config.directory or server_name(process.pid) in services():
+                    return
+                time.sleep(0.01)
             except NoResponseError as error:
                 if process.poll() is not None or time.monotonic() > deadline:
                     said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace")

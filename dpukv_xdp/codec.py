@@ -38,6 +38,9 @@ KEY_LENGTH_SHIFT = (
 value's.
 """
 
+COUNTER_BYTES = 8
+"""Of a value that INCREMENT counts with, and of what it adds: little endian, wrapping around."""
+
 COMPUTE_HASH = -1
 """As `key_hash`: CityHash64 of the key, or 0 for the empty key of a probe."""
 
@@ -79,6 +82,33 @@ class Request:
         return cls(abi.Operation.SET, key, value, opaque)
 
     @classmethod
+    def add(cls, key: bytes, value: bytes, opaque: int = 0) -> "Request":
+        """A request to insert, unless the key is there."""
+        return cls(abi.Operation.ADD, key, value, opaque)
+
+    @classmethod
+    def test(cls, key: bytes, opaque: int = 0) -> "Request":
+        """A request that asks whether `key` is there."""
+        return cls(abi.Operation.TEST, key, opaque=opaque)
+
+    @classmethod
+    def delete(cls, key: bytes, opaque: int = 0) -> "Request":
+        """A request to remove `key`."""
+        return cls(abi.Operation.DELETE, key, opaque=opaque)
+
+    @classmethod
+    def increment(cls, key: bytes, by: int = 1, opaque: int = 0) -> "Request":
+        """A request to add `by`, 0 to 2^64 - 1, to the counter of COUNTER_BYTES under `key`."""
+        if not 0 <= by < 1 << 8 * COUNTER_BYTES:
+            raise UsageError(f"a counter cannot be incremented by {by}: use 0 to 2^64 - 1")
+        return cls(abi.Operation.INCREMENT, key, by.to_bytes(COUNTER_BYTES, "little"), opaque)
+
+    @classmethod
+    def noop(cls, key: bytes, opaque: int = 0) -> "Request":
+        """A request that changes nothing, to whoever answers a GET of `key`."""
+        return cls(abi.Operation.NOOP_READ, key, opaque=opaque)
+
+    @classmethod
     def probe(cls, opaque: int = 0) -> "Request":
         """The NoopRead without a key that MICA2 clients send first; every server answers it."""
         return cls(abi.Operation.NOOP_READ, b"", opaque=opaque)
@@ -93,7 +123,7 @@ class Reply:
     result: int
     """abi.Result, or a plain number that it lacks."""
     value: bytes = b""
-    """Of a GET that succeeded; else empty."""
+    """Of a GET or INCREMENT that succeeded; else empty."""
     opaque: int = 0
     """As in the request."""
     key_hash: int = 0

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Several runs on the same load: all designs, or one design with its optimisations switched."""
+"""Several runs on the same load: all designs, one design with its optimisations switched, or with
+more and more keys.
+"""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
-from dpukv_xdp.bench import Bench, BenchOptions, Progress
+from dpukv_xdp.bench import Bench, BenchOptions, Progress, replace_config
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import DESIGNS, Design
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.errors import DpukvError, UsageError
 
 Result = dict[str, Any]
 
@@ -50,6 +52,9 @@ ABLATIONS = (
 """The paper's optimisations (section 4.3) and this system's choices, each undone."""
 
 
+PAGES = {"huge pages": True, "small pages": False}
+
+
 @dataclass(slots=True)
 class Comparison:
     """What came of it."""
@@ -75,7 +80,9 @@ def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress)
             configs[design.name] = candidate
     if not configs:
         raise UsageError("; ".join(comparison.refused.values()))
-    _run_each(configs, options, progress, comparison)
+    _run_each(
+        {name: (candidate, options) for name, candidate in configs.items()}, progress, comparison
+    )
     return comparison
 
 
@@ -93,20 +100,46 @@ def run_ablations(config: ServerConfig, options: BenchOptions, progress: Progres
             comparison.refused[ablation.label] = str(error)
         else:
             configs[ablation.label] = candidate
-    _run_each(configs, options, progress, comparison)
+    _run_each(
+        {label: (candidate, options) for label, candidate in configs.items()}, progress, comparison
+    )
+    return comparison
+
+
+def run_key_counts(
+    config: ServerConfig, options: BenchOptions, counts: Sequence[int], progress: Progress
+) -> Comparison:
+    """The same with each number of keys, on huge pages and on small ones.
+
+    A store that does not fit into memory is named with the reason. Raises UsageError if none does.
+    """
+    comparison = Comparison()
+    runs = {}
+    for count in counts:
+        for pages, huge_pages in PAGES.items():
+            label = f"{count:,} keys, {pages}"
+            candidate = msgspec.structs.replace(config, huge_pages=huge_pages)
+            candidate_options = replace(options, keys=count)
+            try:
+                candidate_options.check()
+                replace_config(candidate, candidate_options).check_memory()
+            except DpukvError as error:
+                comparison.refused[label] = str(error)
+            else:
+                runs[label] = (candidate, candidate_options)
+    if not runs:
+        raise UsageError("; ".join(comparison.refused.values()))
+    _run_each(runs, progress, comparison)
     return comparison
 
 
 def _run_each(
-    configs: dict[str, ServerConfig],
-    options: BenchOptions,
-    progress: Progress,
-    comparison: Comparison,
+    runs: dict[str, tuple[ServerConfig, BenchOptions]], progress: Progress, comparison: Comparison
 ) -> None:
-    for done, (label, config) in enumerate(configs.items()):
+    for done, (label, (config, options)) in enumerate(runs.items()):
 
         def step(what: str, fraction: float, label: str = label, done: int = done) -> None:
-            progress(f"{label}: {what}", (done + fraction) / len(configs))
+            progress(f"{label}: {what}", (done + fraction) / len(runs))
 
         step("starting", 0.0)
         cpus = os.sched_getaffinity(0)
@@ -117,7 +150,9 @@ def _run_each(
                 result = bench.measure(options, step)
         finally:
             os.sched_setaffinity(0, cpus)  # what the next one's processes inherit
-        comparison.runs.append({"label": label, **result, "load": load})
+        comparison.runs.append(
+            {"label": label, "huge_pages": config.huge_pages, **result, "load": load}
+        )
 
 
 def effects(runs: Sequence[Result]) -> list[tuple[str, float, float]]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """What a server can be told: defaults, a TOML file, and the command line over both."""
 
+import math
 import os
 import tomllib
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,13 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.designs import Design, find_design
 from dpukv_xdp.dpu_store import DpuStoreSizes
 from dpukv_xdp.errors import MissingError, UsageError
-from dpukv_xdp.placement import Placement, default_host_cpus, partition_owners, place_engines
+from dpukv_xdp.placement import (
+    SHARED_PARTITIONS,
+    Placement,
+    default_host_cpus,
+    partition_owners,
+    place_engines,
+)
 from dpukv_xdp.profiles import Profile, find_profile
 
 Respond = Literal["adaptive", "wait", "pipeline", "sender"]
@@ -31,12 +37,33 @@ Prepare = Literal["overlap", "serial"]
 PREPARES: tuple[Prepare, ...] = get_args(Prepare)
 Send = Literal["after-parse", "before-parse"]
 SENDS: tuple[Send, ...] = get_args(Send)
+Access = Literal["auto", "erew", "crew", "crcw"]
+ACCESSES: tuple[Access, ...] = get_args(Access)
+StoreKind = Literal["cache", "lossless"]
+STORE_KINDS: tuple[StoreKind, ...] = get_args(StoreKind)
 
+STORE_KIND_NAMES = {"cache": "KV_STORE_CACHE", "lossless": "KV_STORE_LOSSLESS"}
+"""What configuration and kv_core.h call the same kind."""
+DEFAULT_DIRECTORY = "file:/run/dpukv/directory"
+BLOCK_BYTES = 8
+"""In front of an item in the allocator's memory."""
+VERSION_BYTES = 4
+"""Of a bucket in a store that several engines use."""
 LOG_BYTES_MAX = 1 << 40
 ITEMS_MAX = 1 << 34
 RX_DESCRIPTORS = tuple(1 << bits for bits in range(6, 14))
 GIB = 1 << 30
-PROBE_ITEMS = 1 << 16
+ROOMY_LOG_BYTES = 128 << 20
+"""Up to here a log has room for twice the items that were asked for, then for so much more."""
+DENSE_ITEMS = 1 << 26
+"""From here on the index has 4.5 items a bucket instead of 3: 192 Mi items of 8/8 bytes take 12
+GiB, and one of some 150,000 finds its bucket full.
+"""
+DENSITY = abi.KV_ITEMS_PER_BUCKET / 4.5
+SIGMAS = 6.0
+"""By so many standard deviations may a partition have more keys than its share."""
+NEVER_TO_HEAD = 1 << 16
+"""Of struct kv_store_options: FIFO."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,9 +81,29 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Cores for the interface's receive queues, as NAPI threads; empty to leave them where the
     kernel runs them."""
     items: int = 1 << 20
-    """Items that the index is laid out for, over all engines."""
+    """Items that the index is laid out for, over all partitions."""
     log_bytes: int = 0
-    """Bytes of the circular logs, over all engines; 0 for twice what `items` of 8/8 bytes take."""
+    """Bytes of the circular logs (or of the allocator's memory), over all partitions; 0 for twice
+    what `items` of 8/8 bytes take, or 128 MiB more.
+    """
+    partitions: int = 0
+    """Parts of the key space; 0 for one for each engine, and 64 in designs with two doors."""
+    access: Access = "auto"
+    """Who may read and write a partition: its owner only (erew), owner writes and all read (crew),
+    all (crcw); auto is crcw where several doors lead to one store, else erew.
+    """
+    store: StoreKind = "cache"
+    """What happens when memory is full: the oldest item goes (cache), or SET is refused."""
+    move_to_head: float = 0.5
+    """A GET refreshes an item that is farther from the log's head than this share of the log: 0 is
+    LRU, 1 is FIFO. Cache only, and not in XDP's.
+    """
+    allow_reset: bool = False
+    """Whether a RESET from the network empties the partitions of the engine that it reaches."""
+    directory: str = DEFAULT_DIRECTORY
+    """Where `dpukv serve` publishes its endpoints; empty for nowhere."""
+    rebalance_s: float = 0.0
+    """Move partitions from busy engines to idle ones every so many seconds; 0 for never."""
     huge_pages: bool = True
     """Try 2 MiB pages, then transparent huge pages; what it became is reported."""
     respond: Respond = "adaptive"
@@ -107,6 +154,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             f"{self.rx_descriptors} receive descriptors are not a power of two from "
             f"{RX_DESCRIPTORS[0]} to {RX_DESCRIPTORS[-1]}",
         )
+        self._check_store(design)
         _require(0 <= self.host_share < 1, f"a host share of {self.host_share:g} is not 0 to 1")
         _require(
             not profile.is_emulated or self.transport == "ring",
@@ -134,6 +182,31 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             f"flushing after {self.flush_after_us:g} us is not 1 to 1000000",
         )
 
+    def _check_store(self, design: Design) -> None:
+        least = self.endpoint_count()
+        _require(
+            self.partitions == 0 or least <= self.partitions <= abi.KV_PARTITIONS_MAX,
+            f"{self.partitions} partitions are not {least} (one for each engine) to "
+            f"{abi.KV_PARTITIONS_MAX}",
+        )
+        _require(
+            self.access_mode() == "erew" or len(design.processing) == 1,
+            f"design {design.name} keeps its shares in separate memories, so only their owners can "
+            f"serve them: use --access erew",
+        )
+        _require(
+            self.store == "cache" or "dpu" not in design.processing,
+            f"design {design.name} keeps items in BPF maps, which are always a cache: use --store "
+            f"cache",
+        )
+        _require(
+            0 <= self.move_to_head <= 1, f"a share of {self.move_to_head:g} is not from 0 to 1"
+        )
+        _require(
+            0 <= self.rebalance_s <= 3600,
+            f"rebalancing every {self.rebalance_s:g} s is not from 0 to 3600",
+        )
+
     def check_memory(self) -> None:
         """Raise MissingError if the store cannot fit into what is free here.
 
@@ -149,18 +222,29 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
     def memory_bytes(self) -> int:
-        """Bytes that all stores take: indexes, and logs rounded up to powers of two."""
-        in_xdp = len(self.placement().engines) - len(self.placement().native())
-        native = max(self.store_count() - in_xdp, 0)
-        log_bytes = 1 << (self.log_bytes_per_store() - 1).bit_length()
-        index_bytes = int(self.items_per_store() * _index_bytes_per_item())
-        dpu_bytes = self.dpu_store_sizes().memory_bytes() if in_xdp else 0
-        return native * (index_bytes + log_bytes) + in_xdp * dpu_bytes
+        """Bytes that all stores take: indexes and logs."""
+        placement = self.placement()
+        in_xdp = len(placement.engines) - len(placement.native())
+        needed_bytes = 0
+        if placement.native():
+            options = self.partition_options()
+            needed_bytes += self.partition_count() * int(lib.kv_store_memory_bytes(options))
+            if self.access_mode() != "erew":
+                versions = self.partition_count() * options.item_count // abi.KV_ITEMS_PER_BUCKET
+                needed_bytes += versions * VERSION_BYTES
+        if in_xdp:
+            needed_bytes += self.dpu_store_count() * self.dpu_store_sizes().memory_bytes()
+        return needed_bytes
 
     @staticmethod
     def entry_bytes(key_bytes: int, value_bytes: int) -> int:
         """Log bytes that an item takes."""
         return int(lib.kv_store_entry_bytes(key_bytes, value_bytes))
+
+    def item_bytes(self, key_bytes: int, value_bytes: int) -> int:
+        """Bytes of log, or of the allocator's memory, that an item takes."""
+        block = BLOCK_BYTES if self.store == "lossless" else 0
+        return self.entry_bytes(key_bytes, value_bytes) + block
 
     def row(self) -> Design:
         """The design's row of the table."""
@@ -176,7 +260,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def owners(self) -> tuple[int, ...]:
         """The engine that owns each partition."""
-        return partition_owners(self.placement(), self.host_share or 0.5)
+        return partition_owners(self.placement(), self.partition_count(), self.host_share or 0.5)
+
+    def partition_count(self) -> int:
+        """Partitions in use."""
+        if self.partitions:
+            return self.partitions
+        return SHARED_PARTITIONS if len(self.row().communication) > 1 else self.endpoint_count()
+
+    def access_mode(self) -> Access:
+        """The access mode in use: never `auto`."""
+        if self.access != "auto":
+            return self.access
+        return "crcw" if self.row().has_one_store else "erew"
 
     def endpoint_count(self) -> int:
         """UDP ports, from `port` on: one for each engine."""
@@ -190,22 +286,37 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         others = cpus - set(self.placement().host_cpus)
         os.sched_setaffinity(0, others or cpus)
 
-    def store_count(self) -> int:
-        """Stores: one for each engine, or one for all."""
-        return 1 if self.row().has_one_store else self.endpoint_count()
+    def log_bytes_total(self) -> int:
+        """Log bytes of all stores, before uneven shares are allowed for."""
+        items_bytes = self.items * self.item_bytes(8, 8)
+        return self.log_bytes or items_bytes + min(items_bytes, ROOMY_LOG_BYTES)
 
-    def items_per_store(self) -> int:
-        """Items that one store is laid out for. With two doors either may get nearly all keys."""
-        return -(-self.items // (1 if self.row().has_one_store else self.engines))
-
-    def log_bytes_per_store(self) -> int:
-        """Log bytes of one store."""
-        total = self.log_bytes or 2 * self.items * self.entry_bytes(8, 8)
-        return -(-total // (1 if self.row().has_one_store else self.engines))
+    def partition_options(self) -> Any:
+        """struct kv_store_options of one partition's native store."""
+        options = ffi.new("struct kv_store_options *")
+        items, log_bytes = self._share(self.partition_count())
+        options.item_count = items if self.items < DENSE_ITEMS else int(items * DENSITY)
+        options.log_bytes = log_bytes
+        options.kind = getattr(lib, STORE_KIND_NAMES[self.store])
+        options.want_huge = self.huge_pages
+        options.move_to_head = round(self.move_to_head * NEVER_TO_HEAD)
+        return options
 
     def dpu_store_sizes(self) -> DpuStoreSizes:
-        """The partitions of engines in XDP."""
-        return DpuStoreSizes.of(self.items_per_store(), self.log_bytes_per_store())
+        """The stores of engines in XDP. With two doors either may get nearly all keys."""
+        return DpuStoreSizes.of(*self._share(1 if self.dpu_store_count() == 1 else self.engines))
+
+    def dpu_store_count(self) -> int:
+        """Stores in XDP: one for each engine there, or one that all may use."""
+        in_xdp = len(self.placement().engines) - len(self.placement().native())
+        return min(in_xdp, 1) if self.access_mode() != "erew" else in_xdp
+
+    def _share(self, parts: int) -> tuple[int, int]:
+        """Items and log bytes of one of several parts: hashing deals keys out unevenly."""
+        items = -(-self.items // parts)
+        spare = math.ceil(SIGMAS * math.sqrt(items)) if parts > 1 else 0
+        items_more = min(items + spare, self.items)
+        return items_more, math.ceil(self.log_bytes_total() / parts * items_more / items)
 
     def depths(self) -> tuple[int, int]:
         """Batches that may stay parked: always, and on a busy link."""
@@ -249,16 +360,6 @@ def free_memory_bytes() -> int:
 
     huge_kib = number("HugePages_Free") * number("Hugepagesize")
     return (number("MemAvailable") + huge_kib) << 10
-
-
-@cache
-def _index_bytes_per_item() -> float:
-    """Asked of the native core, which alone knows its buckets."""
-    store = lib.kv_store_create(PROBE_ITEMS, 1, False)
-    stats = ffi.new("struct kv_store_stats *")
-    lib.kv_store_get_stats(store, stats)
-    lib.kv_store_destroy(store)
-    return float(stats.index_bytes) / PROBE_ITEMS
 
 
 def _require(condition: bool, sentence: str) -> None:

@@ -10,11 +10,16 @@ from dpukv_xdp.errors import UsageError
 BUCKETS_MAX = 1 << 26
 SEGMENTS_MIN = 2  # with one the verifier knows every offset, and follows each: see bpf/store.h
 SEGMENTS_MAX = 1 << 15
+HIDDEN = (
+    "lock", "owner", "round_tail", "wire_bytes", "payload_bytes", "scratch", "place_word",
+    "place_way", "place_own",
+)  # fmt: skip
+"""Fields of struct kv_dpu_store that count nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class DpuStoreSizes:
-    """Of each engine's partition."""
+    """Of each store: one for all engines in XDP, or one for each."""
 
     buckets: int
     segments: int
@@ -38,13 +43,16 @@ class DpuStoreSizes:
         return sizes
 
     def memory_bytes(self) -> int:
-        """Kernel memory that the maps of one engine take."""
+        """Kernel memory that the maps of one store take."""
         segment_bytes = abi.KV_SEGMENT_BYTES + abi.KV_SEGMENT_SLACK
         return 2 * self.buckets * abi.SIZE("kv_line") + self.segments * segment_bytes
 
-    def settings(self, response_bytes_max: int) -> dict[str, int]:
-        """The -D settings of bpf/store.h and bpf/process.h."""
+    def settings(self, response_bytes_max: int, stores: int) -> dict[str, int]:
+        """The -D settings of bpf/store.h and bpf/process.h; `stores` is 1, or the number of engines
+        in XDP.
+        """
         return {
+            "KV_DPU_STORES": stores,
             "KV_DPU_BUCKETS": self.buckets,
             "KV_DPU_SEGMENTS": self.segments,
             "KV_RESPONSE_BYTES_MAX": response_bytes_max,
@@ -52,11 +60,12 @@ class DpuStoreSizes:
 
 
 def stats(programs: loader.LoadedObject, engines: int) -> list[dict[str, Any]]:
-    """The counters of the first engines' stores, by their names in struct kv_dpu_store."""
+    """The counters of the first engines' stores, by their names in struct kv_dpu_store; of a store
+    that all engines share, once, under engine 0.
+    """
     stores = programs.read_array("kv_dpu_stores", abi.dtype("kv_dpu_store"))[:engines]
-    hidden = ("lock", "owner", "wire_bytes", "payload_bytes", "scratch")
     return [
         {"engine": engine, "place": "xdp"}
-        | {name: int(store[name]) for name in stores.dtype.names or () if name not in hidden}
+        | {name: int(store[name]) for name in stores.dtype.names or () if name not in HIDDEN}
         for engine, store in enumerate(stores)
     ]

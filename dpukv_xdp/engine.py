@@ -96,22 +96,30 @@ class NativeThread:
 class Store:
     """The native store of one partition, or of several engines together."""
 
-    def __init__(self, *, items: int, log_bytes: int, huge_pages: bool) -> None:
-        """Raises MissingError when its memory cannot be had."""
-        self.handle = lib.kv_store_create(items, log_bytes, huge_pages)
+    def __init__(self, options: Any, partition: int = 0) -> None:
+        """`options` is a struct kv_store_options. Raises MissingError when its memory cannot be
+        had.
+        """
+        self.partition = partition
+        self.handle = lib.kv_store_create(options)
         if self.handle == ffi.NULL:
             raise MissingError(
-                f"a store of {items} items and a log of {log_bytes} bytes",
+                f"a store of {options.item_count} items and a log of {options.log_bytes} bytes",
                 f"more memory ({os.strerror(ffi.errno)}): ask for fewer items or a smaller log",
             )
 
     def share(self) -> "Store":
         """Another handle on the same memory, for another engine's thread."""
         shared = object.__new__(Store)
+        shared.partition = self.partition
         shared.handle = lib.kv_store_share(self.handle)
         if shared.handle == ffi.NULL:
             raise MissingError("sharing a store", f"more memory ({os.strerror(ffi.errno)})")
         return shared
+
+    def set_reader(self, is_reader: bool) -> None:
+        """Whether this handle only reads now, as another's engine owns the partition."""
+        lib.kv_store_set_reader(self.handle, is_reader)
 
     def close(self) -> None:
         """Give the memory back, with the last handle."""
@@ -128,30 +136,35 @@ class Store:
 
 
 class ProcessingEngine:
-    """One native engine: its store and the queue pairs that it serves."""
+    """One native engine: its stores, and the queue pairs that it serves."""
 
     def __init__(
         self,
         *,
         engine_id: int,
         cpu: int,
-        store: Store,
+        stores: list[Store],
+        partitions: Any,
+        takes_all: bool,
         response_bytes_max: int,
         flush_after_us: float = 30.0,
-        partitions: Any = ffi.NULL,
         burst_requests: int = abi.KV_BATCH_MAX,
         transfer_per_request: bool = False,
         bus_latency_us: float = 0.0,
         bus_gbytes_per_s: float = 0.0,
         ring: Any = ffi.NULL,
     ) -> None:
-        """`partitions` is a struct kv_partition_table that others may change, NULL if this engine
-        owns all keys; `ring` a struct kv_ringbuf that requests come from instead of queue pairs.
+        """`stores` has this engine's handle on each partition's; `partitions` is a struct
+        kv_partition_table whose owners may change, and `takes_all` says not to look at them; `ring`
+        is a struct kv_ringbuf that requests come from instead of queue pairs.
         """
         ticks_per_us = lib.kv_ticks_per_second() / 1e6
         engine = ffi.new("struct kv_engine *")
-        engine.store = store.handle
         engine.partitions = partitions
+        engine.partition_count = len(stores)
+        engine.takes_all = takes_all
+        for partition, store in enumerate(stores):
+            engine.stores[partition] = store.handle
         engine.ring = ring
         engine.id, engine.cpu = engine_id, cpu
         engine.response_bytes_max = response_bytes_max
@@ -166,7 +179,7 @@ class ProcessingEngine:
         self.native = engine
         self.engine_id = engine_id
         self.cpu = cpu
-        self.store = store
+        self.stores = stores
 
     def add_pairs(self, pairs: Any, count: int, senders: Any = ffi.NULL) -> None:
         """Serve `count` queue pairs of a C array; `senders` is as long, or NULL where the other end
@@ -189,8 +202,12 @@ class ProcessingEngine:
             "cpu": self.cpu,
             "bus_transfers": list(bus.transfers),
             "bus_bytes": list(bus.bytes),
-            "store": self.store.stats(),
         }
+
+    def partition_requests(self) -> npt.NDArray[np.uint64]:
+        """Requests for each partition so far; all 0 where there is only one."""
+        count = self.native.partition_count
+        return np.array(list(self.native.partition_requests[0:count]), dtype=np.uint64)
 
 
 class Communicator:
@@ -289,7 +306,13 @@ class LiveFrames:
     """BPF_PROG_RUN over live frames in calls as long as the kernel allows, until stopped."""
 
     def __init__(self, program_fd: int, interface_index: int, batch_frames: int) -> None:
-        self._arguments = (program_fd, interface_index, abi.KV_FRAME_MAX, REPEAT_MAX, batch_frames)
+        self._arguments = (
+            program_fd,
+            interface_index,
+            abi.KV_LIVE_FRAME_MAX,
+            REPEAT_MAX,
+            batch_frames,
+        )
         self._stopping = False
         self._thread_id = 0
 

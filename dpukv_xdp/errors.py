@@ -61,6 +61,14 @@ class LoadError(DpukvError):
         self.log = log
 
 
+class DirectoryError(DpukvError):
+    """The place where servers are listed cannot be used, or lists none that was asked for."""
+
+
+class RecordError(DirectoryError):
+    """What is said of a server breaks MICA2's format: whoever published it has to act."""
+
+
 class ServerError(DpukvError):
     """The server answered with a failure, or cannot go on."""
 

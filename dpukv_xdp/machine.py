@@ -20,6 +20,12 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def resident_bytes() -> int:
+    """Memory that this process has: its own pages, small and huge, and mapped ones."""
+    fields = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines())
+    return sum(int(fields.get(name, "0").split()[0]) << 10 for name in ("VmRSS", "HugetlbPages"))
+
+
 def _cpu_model() -> str:
     for line in _read("/proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")

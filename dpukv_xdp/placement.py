@@ -16,6 +16,8 @@ from dpukv_xdp.designs import Design, Place
 
 SHARED_PARTITIONS = 64
 """Partitions of designs with two doors: the grain in which their share of the keys can be set."""
+SPREAD = 37
+"""A step through the table that meets neighbours late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +87,24 @@ def default_host_cpus() -> tuple[int, ...]:
     return tuple(cpus[:-1] or cpus)
 
 
-def partition_owners(placement: Placement, host_share: float) -> tuple[int, ...]:
+def partition_owners(placement: Placement, partitions: int, host_share: float) -> tuple[int, ...]:
     """The engine that owns each partition.
 
-    With one door every engine owns one. With two, the host door's engines share `host_share` of
-    them and the DPU door's the rest; each gets at least one.
+    With one door they are dealt out in turn. With two, the host door's engines share `host_share`
+    of them and the DPU door's the rest; each gets at least one.
     """
     doors = [placement.behind(door) for door in ("dpu", "host")]
-    engines = len(placement.engines)
     if not all(doors):
-        return tuple(range(engines))
-    host_partitions = round(host_share * SHARED_PARTITIONS)
-    fewest, most = len(doors[1]), SHARED_PARTITIONS - len(doors[0])
+        return tuple(index % len(placement.engines) for index in range(partitions))
+    host_partitions = round(host_share * partitions)
+    fewest, most = len(doors[1]), partitions - len(doors[0])
     host_partitions = min(max(host_partitions, fewest), most)
-    counts = (SHARED_PARTITIONS - host_partitions, host_partitions)
+    counts = (partitions - host_partitions, host_partitions)
     owners: list[int] = []
     for places, count in zip(doors, counts, strict=True):
         owners += [places[index % len(places)].engine for index in range(count)]
     # Spread over the whole table, so that any run of hashes meets both doors.
-    order = np.argsort(np.arange(SHARED_PARTITIONS) * 37 % SHARED_PARTITIONS, kind="stable")
+    order = np.argsort(np.arange(partitions) * SPREAD % partitions, kind="stable")
     return tuple(int(engine) for engine in np.array(owners)[order])
 
 
@@ -115,10 +116,24 @@ def owners_of_hashes(
     return np.array(owners, dtype=np.intp)[partitions.astype(np.intp)]
 
 
-def partition_table(owners: tuple[int, ...], *, exclusive: bool) -> npt.NDArray[np.void]:
+def door_owners(placement: Placement, door: Place, partitions: int) -> tuple[int, ...]:
+    """The engine that owns each partition when all are behind one door."""
+    places = placement.behind(door)
+    return tuple(places[index % len(places)].engine for index in range(partitions))
+
+
+def partition_table(
+    owners: tuple[int, ...],
+    *,
+    concurrent_read: bool,
+    concurrent_write: bool,
+    reset_allowed: bool = False,
+) -> npt.NDArray[np.void]:
     """struct kv_partition_table: one element."""
     table = np.zeros(1, abi.dtype("kv_partition_table"))
     table["partitions"] = len(owners)
-    table["exclusive"] = exclusive
+    table["concurrent_read"] = concurrent_read
+    table["concurrent_write"] = concurrent_write
+    table["reset_allowed"] = reset_allowed
     table["owner"][0, : len(owners)] = owners
     return table

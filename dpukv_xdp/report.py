@@ -159,6 +159,68 @@ def plot_designs(results: Sequence[Result], path: Path) -> None:
     plt.close(figure)
 
 
+KEY_COUNTS_KEY = """
+With more keys fewer lookups find index and item in the processor's caches, and
+with small pages fewer find the page in its TLB. Load: all keys, through the
+network. Memory: of the server.
+"""
+
+
+def key_counts_table(results: Sequence[Result]) -> Table:
+    """One row for each run of run_key_counts(); no wider than 80 columns."""
+    table = _plain_table(_load_line(results[0]))
+    for heading in (
+        "\nkeys",
+        "\npages",
+        "\nMops",
+        "round trip, µs\np50    p99",
+        "host\nns/op",
+        "load\ns",
+        "memory\nMiB",
+        "answers\nwrong miss lost",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        latency = result["latency_us"]
+        table.add_row(
+            f"{result['keys']:,}",
+            "huge" if result["huge_pages"] else "small",
+            f"{result['throughput_mops']:.2f}",
+            f"{_short(latency['p50']):>6} {_short(latency['p99']):>6}",
+            f"{result['stages_ns_per_op']['host']['process']:.1f}",
+            f"{result['load']['seconds']:.1f}",
+            f"{(result['memory_bytes']['server'] or 0) >> 20:,}",
+            f"{result['corrupt']} {result['misses']:4} {result['lost']:4}",
+        )
+    return table
+
+
+def plot_key_counts(results: Sequence[Result], path: Path) -> None:
+    """Throughput and 99th percentile against the number of keys, on huge and on small pages."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for pages, huge_pages, style in (("huge pages", True, "o-"), ("small pages", False, "s--")):
+        runs = [result for result in results if result["huge_pages"] == huge_pages]
+        keys = [result["keys"] for result in runs]
+        left.plot(keys, [result["throughput_mops"] for result in runs], style, label=pages)
+        right.plot(keys, [result["latency_us"]["p99"] for result in runs], style, label=pages)
+    left.set_ylabel("million requests a second")
+    right.set_ylabel("99th percentile of the round trip, µs")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("keys")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(_load_line(results[0]))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def _labelled_bars(
     axes: Any, names: Sequence[str], heights: Sequence[float], labels: Sequence[str], title: str
 ) -> None:

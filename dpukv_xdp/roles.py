@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from dpukv_xdp import lab, workload
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.loadgen import LoadGenerator, Loop, Snapshot
+from dpukv_xdp.machine import resident_bytes
 from dpukv_xdp.server import Server
 from dpukv_xdp.workload import Plan
 
@@ -116,10 +117,15 @@ class ServerRole:
         self._server.set_host_share(host_share)
         return list(self._server.owners)
 
-    def open_all_doors(self) -> None:
-        """Server.open_all_doors()."""
+    def give_all_to_door(self, door: Literal["dpu", "host"]) -> list[int]:
+        """Server.give_all_to_door(); the owners then."""
         assert self._server is not None
-        self._server.open_all_doors()
+        self._server.give_all_to_door(door)
+        return list(self._server.owners)
+
+    def memory_bytes(self) -> int:
+        """Bytes of memory that this process has."""
+        return resident_bytes()
 
     def close(self) -> None:
         """Stop serving."""
@@ -180,7 +186,7 @@ def run_role(kind: str) -> None:
     role = ROLES[kind]()
     try:
         for line in sys.stdin.buffer:
-            replies.write(_answer(role, msgspec.json.decode(line)) + b"\n")
+            replies.write(answer_call(role, msgspec.json.decode(line)) + b"\n")
     except BrokenPipeError:
         pass  # the parent is gone; so are we
     finally:
@@ -198,7 +204,8 @@ def start_in(place: lab.Lab, end: lab.End) -> Callable[..., subprocess.Popen[Any
     return lambda argv, **options: place.spawn(end, argv, **options)
 
 
-def _answer(role: Any, request: dict[str, Any]) -> bytes:
+def answer_call(role: Any, request: dict[str, Any]) -> bytes:
+    """Call the method that a request names; its result, or what it refused, as a line."""
     try:
         result = getattr(role, request["call"])(**request["arguments"])
         return msgspec.json.encode({"result": result})

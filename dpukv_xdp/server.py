@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dpukv_xdp import abi, dpu_store, lab, loader, nic, queues
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.designs import Place
 from dpukv_xdp.engine import (
     Communicator,
     HostCore,
@@ -28,14 +29,16 @@ from dpukv_xdp.engine import (
     Store,
     catch_stop_signal,
 )
-from dpukv_xdp.errors import MissingError, SocketError, UsageError
-from dpukv_xdp.placement import partition_table
+from dpukv_xdp.errors import DpukvError, MissingError, SocketError, UsageError
+from dpukv_xdp.placement import door_owners, partition_table
 from dpukv_xdp.sockets import ReceiveSocket
 from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
 Queues = list[npt.NDArray[np.void]]
 """Copies of the private sides of all queue pairs: XDP's, then each host communication engine's."""
+PER_STORE = ("count", "overflow_buckets", "index_bytes", "log_bytes")
+"""Counters that every handle of a store has alike."""
 RINGBUF_BYTES = 1 << 20
 """Of each engine's BPF ring buffer: some hundred batches."""
 
@@ -58,6 +61,7 @@ class Server:
         self._cpus = min(_possible_cpus(), abi.KV_CPUS_MAX)
         self._cleanup = contextlib.ExitStack()
         self._engines: list[ProcessingEngine] = []
+        self._stores: list[Store] = []
         self._communicators: list[Communicator] = []
         self._sockets: list[ReceiveSocket] = []
         self._hosts: dict[int, HostCore] = {}
@@ -79,7 +83,7 @@ class Server:
             self._wiring = Wiring.of(self.config)
             self.notes.append(f"mapped rings instead of AF_XDP: {error}")
             self._engines, self._communicators, self._sockets = [], [], []
-            self._hosts, self._senders = {}, None
+            self._stores, self._hosts, self._senders = [], {}, None
             self._start()
 
     def _start(self) -> None:
@@ -113,6 +117,7 @@ class Server:
             "port": self.config.port,
             "engines": len(self.placement.engines),
             "owners": list(self.owners),
+            "access": self.config.access_mode(),
             "mtu": self.interface.mtu,
         }
 
@@ -122,11 +127,58 @@ class Server:
         """
         self.config = msgspec.structs.replace(self.config, host_share=host_share)
         self.owners = self.config.owners()
-        self._write_partitions(exclusive=not self._design.has_one_store)
+        self._write_partitions()
 
-    def open_all_doors(self) -> None:
-        """Have every engine take any key until the next set_host_share(): to measure each alone."""
-        self._write_partitions(exclusive=False)
+    def give_all_to_door(self, door: Place) -> None:
+        """Put all keys behind one door until the next set_host_share(): to measure it alone."""
+        self.owners = door_owners(self.placement, door, len(self.owners))
+        self._write_partitions()
+
+    def move_partition(self, partition: int, engine: int) -> None:
+        """Give a partition with its items to another engine, while both serve.
+
+        Requests that arrive in between are rejected, unless all engines may write: clients that
+        look into the directory find the new owner there. Raises UsageError for an engine that
+        cannot reach the partition's memory, and DpukvError if a host core does not let go.
+        """
+        places = self.placement.engines
+        if not (0 <= partition < len(self.owners) and 0 <= engine < len(places)):
+            raise UsageError(
+                f"partition {partition} and engine {engine} are not 0 to {len(self.owners) - 1} "
+                f"and 0 to {len(places) - 1}"
+            )
+        if engine not in self.movable_to(partition):
+            raise UsageError(
+                f"partition {partition} cannot move to engine {engine}: its items are in the "
+                f"memory of engine {self.owners[partition]}, which that one does not reach"
+            )
+        hosts = [host.native for host in self._hosts.values()]
+        status = lib.kv_partition_move(self._partitions, partition, engine, hosts, len(hosts))
+        if status:
+            raise DpukvError(f"partition {partition} did not move: {os.strerror(-status)}")
+        owners = list(self.owners)
+        owners[partition] = engine
+        self.owners = tuple(owners)
+        self._note_readers()
+
+    def movable_to(self, partition: int) -> tuple[int, ...]:
+        """The engines that can own a partition as it is: those that reach its memory. The host's
+        engines reach all of the host's stores; in XDP each has its own, or all have one.
+        """
+        owner = self.placement.engines[self.owners[partition]]
+        if owner.processing == "dpu" and self.config.dpu_store_count() > 1:
+            return (owner.engine,)
+        return tuple(
+            place.engine for place in self.placement.engines if place.processing == owner.processing
+        )
+
+    def partition_requests(self) -> npt.NDArray[np.uint64]:
+        """Requests for each partition so far, over the host's engines."""
+        counted = [engine.partition_requests() for engine in self._engines]
+        total = np.zeros(len(self.owners), np.uint64)
+        for requests in counted:
+            total += requests
+        return total
 
     def counters(self) -> dict[str, int]:
         """The communication engines' counters over all queue pairs, by their names in kv_abi.h.
@@ -156,6 +208,7 @@ class Server:
             "counters": self._counters(queues_read),
             "stages": _stages(queues_read),
             "engines": [engine.stats() for engine in self._engines],
+            "stores": _sums(self._stores),
             "dpu_stores": self._dpu_stores(),
             "hosts": [host.stats() for host in self._hosts.values()],
             "senders": self._senders.stats() if self._senders else None,
@@ -193,14 +246,21 @@ class Server:
         )
         cleanup.callback(self._programs.close)
         self._partitions = self._map("kv_partitions", "kv_partition_table", 1, cleanup)
-        self._write_partitions(exclusive=not self._design.has_one_store)
+        self._write_partitions()
         pair_count = len(self.placement.engines) * self._cpus
         self._pairs = self._map("kv_queue_pairs", "kv_queue_pair", pair_count, cleanup)
         self._ticks_per_second = int(lib.kv_ticks_per_second())
 
-    def _write_partitions(self, *, exclusive: bool) -> None:
-        table = partition_table(self.owners, exclusive=exclusive)
+    def _write_partitions(self) -> None:
+        access = self.config.access_mode()
+        table = partition_table(
+            self.owners,
+            concurrent_read=access != "erew",
+            concurrent_write=access == "crcw",
+            reset_allowed=self.config.allow_reset,
+        )
         ffi.memmove(self._partitions, table.tobytes(), table.nbytes)
+        self._note_readers()
 
     def _map(self, name: str, struct: str, count: int, cleanup: contextlib.ExitStack) -> Any:
         """A table shared with XDP until stop(): a mapping that stayed would keep it alive."""
@@ -246,27 +306,28 @@ class Server:
 
     def _make_engines(self, cleanup: contextlib.ExitStack) -> None:
         config = self.config
-        owns_all = len(set(self.owners)) == 1 or self._design.has_one_store
-        store: Store | None = None
+        is_shared = config.access_mode() != "erew"
+        takes_all = len(self.placement.engines) == 1 or config.access_mode() == "crcw"
+        own: list[Store] = []
         for place in self.placement.native():
             assert place.cpu is not None
-            if store is not None and self._design.has_one_store:
-                store = store.share()
-            else:
-                store = Store(
-                    items=config.items_per_store(),
-                    log_bytes=config.log_bytes_per_store(),
-                    huge_pages=config.huge_pages,
-                )
-            cleanup.callback(store.close)
+            if not own:
+                own = [
+                    self._keep(Store(config.partition_options(), partition), cleanup)
+                    for partition in range(len(self.owners))
+                ]
+                handles = own
+            elif is_shared:
+                handles = [self._keep(store.share(), cleanup) for store in own]
             crosses_bus = place.door != place.processing
             engine = ProcessingEngine(
                 engine_id=place.engine,
                 cpu=place.cpu,
-                store=store,
-                response_bytes_max=response_bytes_max(self.interface),
+                stores=handles,
+                partitions=self._partitions,
+                takes_all=takes_all,
+                response_bytes_max=response_bytes_max(self.interface, config),
                 flush_after_us=config.flush_after_us,
-                partitions=ffi.NULL if owns_all else self._partitions,
                 burst_requests=self._profile.burst_requests,
                 transfer_per_request=config.transfer == "request"
                 and self._wiring.serves_pairs(place),
@@ -279,6 +340,20 @@ class Server:
                 engine.add_pairs(self._pairs + place.engine * self._cpus, self._cpus, senders)
             self._host(place.cpu).add_engine(engine)
             self._engines.append(engine)
+        self._note_readers()
+
+    def _note_readers(self) -> None:
+        """With concurrent reads only, GETs of others than the owner leave items where they are."""
+        if self.config.access_mode() != "crew":
+            return
+        for engine in self._engines:
+            for store in engine.stores:
+                store.set_reader(self.owners[store.partition] != engine.engine_id)
+
+    def _keep(self, store: Store, cleanup: contextlib.ExitStack) -> Store:
+        cleanup.callback(store.close)
+        self._stores.append(store)
+        return store
 
     def _request_ring(self, engine: int, cleanup: contextlib.ExitStack) -> Any:
         """The BPF ring buffer of an engine, in its map of such; NULL with another transport."""
@@ -373,6 +448,20 @@ class Server:
         last_port = self.config.port + self.config.endpoint_count() - 1
         for receive in self._sockets:
             receive.check(self._programs, self.interface, last_port)
+
+
+def _sums(stores: list[Store]) -> dict[str, int]:
+    """The counters of all handles together; the pages are the log's of any of them."""
+    totals: dict[str, int] = {}
+    seen: set[int] = set()
+    for store in stores:
+        for name, value in store.stats().items():
+            if name == "pages":
+                totals[name] = value
+            elif name not in PER_STORE or store.partition not in seen:
+                totals[name] = totals.get(name, 0) + value
+        seen.add(store.partition)
+    return totals
 
 
 def _stages(queues_read: Queues) -> dict[str, dict[str, int]]:

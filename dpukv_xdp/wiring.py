@@ -85,7 +85,9 @@ class Wiring:
             "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap"),
             "KV_SLOWER_PERCENT": config.profile_row().slower_percent,
             **(
-                config.dpu_store_sizes().settings(response_bytes_max(interface))
+                config.dpu_store_sizes().settings(
+                    response_bytes_max(interface, config), stores=config.dpu_store_count()
+                )
                 if self.processes_here
                 else {}
             ),
@@ -102,10 +104,14 @@ class Wiring:
         return cpus or placement.host_cpus
 
 
-def response_bytes_max(interface: nic.Interface) -> int:
-    """Bytes of responses in one packet, behind the packet header, with room for a VLAN tag."""
+def response_bytes_max(interface: nic.Interface, config: ServerConfig) -> int:
+    """Bytes of responses in one packet, behind the packet header, with room for a VLAN tag.
+
+    The sender alone has no other frames than those that BPF_PROG_RUN makes.
+    """
     link_bytes_max = interface.mtu + abi.KV_ETH_BYTES + abi.KV_VLAN_BYTES
-    frame_bytes_max = min(link_bytes_max, abi.KV_FRAME_MAX)
+    longest = abi.KV_LIVE_FRAME_MAX if config.respond == "sender" else abi.KV_FRAME_MAX
+    frame_bytes_max = min(link_bytes_max, longest)
     return frame_bytes_max - abi.KV_VLAN_BYTES - abi.SIZE("kv_packet_header")
 
 

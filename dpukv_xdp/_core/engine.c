@@ -30,15 +30,23 @@ struct kv_round {
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
-static void kv_round_prefetch(const struct kv_store *store, const struct kv_round *round);
+static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *round);
+static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash);
+static inline struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash);
 static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_request_slot *requests,
 				 struct kv_response_slot *responses);
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive);
 
 int kv_engine_begin(struct kv_engine *engine)
 {
-	if (engine->pair_count > KV_HOST_PAIRS_MAX || !engine->store || engine->burst_requests == 0)
+	if (engine->pair_count > KV_HOST_PAIRS_MAX || !engine->partitions || engine->burst_requests == 0 ||
+	    engine->partition_count == 0 || engine->partition_count > KV_PARTITIONS_MAX)
 		return -EINVAL;
+	engine->partition_step = UINT32_MAX / engine->partition_count + 1;
+	for (uint32_t i = 0; i < engine->partition_count; i++) {
+		if (!engine->stores[i])
+			return -EINVAL;
+	}
 	for (uint32_t i = 0; i < engine->pair_count; i++) {
 		struct kv_engine_pair *state = &engine->pairs[i];
 
@@ -174,7 +182,7 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	if (round->batches == 0)
 		return;
 	start_ticks = kv_ticks();
-	kv_round_prefetch(engine->store, round);
+	kv_round_prefetch(engine, round);
 	for (uint32_t i = 0; i < round->batches; i++) {
 		struct kv_engine_pair *state = round->from[i];
 		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
@@ -196,22 +204,46 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 }
 
 /* Two passes over the requests at hand: buckets, then items. */
-static void kv_round_prefetch(const struct kv_store *store, const struct kv_round *round)
+static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *round)
 {
 	for (uint32_t i = 0; i < round->batches; i++) {
 		const struct kv_request_slot *slot = round->requests[i];
 		uint32_t count = kv_batch_requests(slot);
 
-		for (uint32_t r = 0; r < count; r++)
-			kv_store_prefetch_bucket(store, slot->records[r].key_hash);
+		for (uint32_t r = 0; r < count; r++) {
+			uint64_t key_hash = slot->records[r].key_hash;
+
+			kv_store_prefetch_bucket(kv_store_of(engine, key_hash), key_hash);
+			if (engine->partition_count > 1)
+				engine->partition_requests[kv_partition_of(engine, key_hash)]++;
+		}
 	}
 	for (uint32_t i = 0; i < round->batches; i++) {
 		const struct kv_request_slot *slot = round->requests[i];
 		uint32_t count = kv_batch_requests(slot);
 
-		for (uint32_t r = 0; r < count; r++)
-			kv_store_prefetch_item(store, slot->records[r].key_hash);
+		for (uint32_t r = 0; r < count; r++) {
+			uint64_t key_hash = slot->records[r].key_hash;
+
+			kv_store_prefetch_item(kv_store_of(engine, key_hash), key_hash);
+		}
 	}
+}
+
+/* KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits; a division takes longer than
+ * finding the item does. */
+static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash)
+{
+	uint32_t fraction = (uint32_t)(key_hash >> 48) * engine->partition_step;
+
+	return (uint32_t)((uint64_t)fraction * engine->partition_count >> 32);
+}
+
+static inline struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash)
+{
+	if (__builtin_expect(engine->partition_count == 1, 1))
+		return engine->stores[0];
+	return engine->stores[kv_partition_of(engine, key_hash)];
 }
 
 /* The responses of one batch as they grow. */
@@ -222,7 +254,7 @@ struct kv_reply {
 	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
 };
 
-static int kv_engine_owns(const struct kv_engine *engine, uint64_t key_hash);
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation);
 static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_request *request,
 				  struct kv_response *response, struct kv_reply *reply);
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
@@ -271,9 +303,10 @@ static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_requ
 
 	if (__builtin_expect(request->header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
 		return 0;
-	if (engine->partitions && !kv_engine_owns(engine, request->key_hash))
+	if (!engine->takes_all && !kv_engine_may(engine, request->key_hash, KV_OP_GET))
 		return 0;
-	result = kv_store_get8(engine->store, request->key_hash, request->key, 8, &value, &value_bytes, &long_value);
+	result = kv_store_get8(kv_store_of(engine, request->key_hash), request->key_hash, request->key, 8, &value,
+			       &value_bytes, &long_value);
 	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
 		return 0;
 	engine->stats.gets++;
@@ -301,24 +334,38 @@ static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_m
 	reply->room = taken < response_bytes_max ? response_bytes_max - taken : 0;
 }
 
-static int kv_execute_get(struct kv_engine *engine, const struct kv_request *request, const uint8_t *key,
-			  struct kv_reply *reply, struct kv_response *response, uint32_t *value_bytes);
-static int kv_execute_set(struct kv_engine *engine, const struct kv_request_slot *requests,
-			  const struct kv_request *request, const uint8_t *key);
+/* A request at work: what the operations below have in common. */
+struct kv_task {
+	const struct kv_request_slot *requests;
+	const struct kv_request *request;
+	struct kv_reply *reply;
+	struct kv_response *response;
+	struct kv_store *store;
+	const uint8_t *key;
+	uint32_t key_bytes;
+	uint32_t value_bytes; /* of the response */
+};
+
+static int kv_execute_reset(struct kv_engine *engine);
+static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
+static int kv_execute_get(struct kv_engine *engine, struct kv_task *task);
+static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
+static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task);
+static const uint8_t *kv_value_of(const struct kv_task *task);
 
 /* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
 static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slot *requests,
 			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response)
 {
 	uint32_t operation = KV_HEADER_OPERATION(request->header);
-	uint32_t key_bytes = KV_HEADER_KEY_BYTES(request->header);
-	const uint8_t *key = (const uint8_t *)&request->key;
-	uint32_t value_bytes = 0;
+	struct kv_task task = { .requests = requests, .request = request, .reply = reply, .response = response };
 	int result;
 
 	response->value = 0;
+	if (operation == KV_OP_RESET)
+		return KV_HEADER(operation, kv_execute_reset(engine), 0, 0);
 	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (!kv_engine_owns(engine, request->key_hash)) {
+	if (!engine->takes_all && !kv_engine_may(engine, request->key_hash, operation)) {
 		engine->stats.rejected++;
 		return KV_HEADER(operation, KV_REJECTED, 0, 0);
 	}
@@ -326,39 +373,73 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slo
 		engine->stats.noops++;
 		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
 	}
-	if (operation != KV_OP_GET && operation != KV_OP_SET) {
+	if (operation > KV_OP_INCREMENT) {
 		engine->stats.not_supported++;
 		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
 	}
-	if (key_bytes > KV_INLINE_MAX)
-		key = kv_request_payload(requests, request->key, key_bytes);
-	if (key_bytes == 0 || !key) {
+	task.store = kv_store_of(engine, request->key_hash);
+	task.key_bytes = KV_HEADER_KEY_BYTES(request->header);
+	task.key = (const uint8_t *)&request->key;
+	if (task.key_bytes > KV_INLINE_MAX)
+		task.key = kv_request_payload(requests, request->key, task.key_bytes);
+	if (task.key_bytes == 0 || !task.key) {
 		engine->stats.errors++;
 		return KV_HEADER(operation, KV_ERROR, 0, 0);
 	}
-	if (operation == KV_OP_GET)
-		result = kv_execute_get(engine, request, key, reply, response, &value_bytes);
-	else
-		result = kv_execute_set(engine, requests, request, key);
-	return KV_HEADER(operation, result, 0, value_bytes);
+	result = kv_execute_on_key(engine, &task, operation);
+	return KV_HEADER(operation, result, 0, task.value_bytes);
 }
 
-static int kv_engine_owns(const struct kv_engine *engine, uint64_t key_hash)
+/* Whether this engine may do that to the key: it owns the partition, or the access mode lets others. */
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation)
 {
 	const struct kv_partition_table *table = engine->partitions;
-	uint32_t partitions;
+	int reads = operation == KV_OP_NOOP_READ || operation == KV_OP_GET || operation == KV_OP_TEST;
 
-	if (!table || !table->exclusive)
+	/* Acquire: what the partition's last owner has written is seen by the next, see kv_partition_move(). */
+	if (__atomic_load_n(&table->owner[kv_partition_of(engine, key_hash)], __ATOMIC_ACQUIRE) == engine->id)
 		return 1;
-	partitions = __atomic_load_n(&table->partitions, __ATOMIC_RELAXED);
-	if (partitions == 0 || partitions > KV_PARTITIONS_MAX)
-		return 0;
-	return table->owner[KV_PARTITION(key_hash, partitions)] == engine->id;
+	return reads ? table->concurrent_read : table->concurrent_write;
 }
 
-static int kv_execute_get(struct kv_engine *engine, const struct kv_request *request, const uint8_t *key,
-			  struct kv_reply *reply, struct kv_response *response, uint32_t *value_bytes)
+/* Anybody may send this: it has to be allowed. */
+static int kv_execute_reset(struct kv_engine *engine)
 {
+	if (!engine->partitions->reset_allowed) {
+		engine->stats.not_supported++;
+		return KV_NOT_SUPPORTED;
+	}
+	engine->stats.resets++;
+	for (uint32_t i = 0; i < engine->partition_count; i++) {
+		if (engine->takes_all || __atomic_load_n(&engine->partitions->owner[i], __ATOMIC_ACQUIRE) == engine->id)
+			kv_store_reset(engine->stores[i]);
+	}
+	return KV_SUCCESS;
+}
+
+static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+{
+	uint64_t key_hash = task->request->key_hash;
+
+	switch (operation) {
+	case KV_OP_GET:
+		return kv_execute_get(engine, task);
+	case KV_OP_TEST:
+		engine->stats.tests++;
+		return kv_store_test(task->store, key_hash, task->key, task->key_bytes);
+	case KV_OP_DELETE:
+		engine->stats.deletes++;
+		return kv_store_delete(task->store, key_hash, task->key, task->key_bytes);
+	case KV_OP_INCREMENT:
+		return kv_execute_increment(engine, task);
+	default:
+		return kv_execute_set(engine, task, operation);
+	}
+}
+
+static int kv_execute_get(struct kv_engine *engine, struct kv_task *task)
+{
+	struct kv_reply *reply = task->reply;
 	uint32_t room = KV_PAYLOAD_BYTES - reply->payload_bytes;
 	uint8_t *value = reply->slot->payload + reply->payload_bytes;
 	int result;
@@ -368,42 +449,75 @@ static int kv_execute_get(struct kv_engine *engine, const struct kv_request *req
 		return KV_INSUFFICIENT_SPACE;
 	if (room > ((reply->room - KV_ITEM_HEADER_BYTES) & ~7u))
 		room = (reply->room - KV_ITEM_HEADER_BYTES) & ~7u;
-	result = kv_store_get(engine->store, request->key_hash, key, KV_HEADER_KEY_BYTES(request->header), value, room,
-			      value_bytes);
+	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value, room,
+			      &task->value_bytes);
 	if (result != KV_SUCCESS) {
-		*value_bytes = 0;
+		task->value_bytes = 0;
 		return result;
 	}
-	if (*value_bytes <= KV_INLINE_MAX) {
-		memcpy(&response->value, value, *value_bytes);
+	if (task->value_bytes <= KV_INLINE_MAX) {
+		memcpy(&task->response->value, value, task->value_bytes);
 		return result;
 	}
-	memset(value + *value_bytes, 0, KV_ROUNDUP8(*value_bytes) - *value_bytes);
-	response->value = reply->payload_bytes;
-	reply->payload_bytes += KV_ROUNDUP8(*value_bytes);
+	memset(value + task->value_bytes, 0, KV_ROUNDUP8(task->value_bytes) - task->value_bytes);
+	task->response->value = reply->payload_bytes;
+	reply->payload_bytes += KV_ROUNDUP8(task->value_bytes);
 	return result;
 }
 
-static int kv_execute_set(struct kv_engine *engine, const struct kv_request_slot *requests,
-			  const struct kv_request *request, const uint8_t *key)
+/* SET, and ADD. */
+static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
 {
-	uint32_t key_bytes = KV_HEADER_KEY_BYTES(request->header);
+	const struct kv_request *request = task->request;
 	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(request->header);
-	const uint8_t *value = (const uint8_t *)&request->value;
+	const uint8_t *value;
 
 	engine->stats.sets++;
-	if (key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return kv_store_set8(engine->store, request->key_hash, request->key, key_bytes, request->value,
+	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
+		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, request->value,
 				     value_bytes);
-	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
-	if (value_bytes > KV_INLINE_MAX || (value_bytes && key_bytes > KV_INLINE_MAX))
-		value = kv_request_payload(requests, request->value, value_bytes);
+	value = kv_value_of(task);
 	/* What a GET could never return in one frame is refused now. */
 	if (!value || KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > engine->response_bytes_max) {
 		engine->stats.errors++;
 		return KV_INSUFFICIENT_SPACE;
 	}
-	return kv_store_set(engine->store, request->key_hash, key, key_bytes, value, value_bytes);
+	if (operation == KV_OP_ADD)
+		return kv_store_add(task->store, request->key_hash, task->key, task->key_bytes, value, value_bytes);
+	return kv_store_set(task->store, request->key_hash, task->key, task->key_bytes, value, value_bytes);
+}
+
+static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task)
+{
+	const uint8_t *value = kv_value_of(task);
+	uint64_t increment, sum;
+	int result;
+
+	engine->stats.increments++;
+	if (!value || KV_HEADER_VALUE_BYTES(task->request->header) != sizeof(increment)) {
+		engine->stats.errors++;
+		return KV_ERROR;
+	}
+	if (task->reply->room < KV_INLINE_REPLY_BYTES)
+		return KV_INSUFFICIENT_SPACE;
+	memcpy(&increment, value, sizeof(increment));
+	result = kv_store_increment(task->store, task->request->key_hash, task->key, task->key_bytes, increment, &sum);
+	if (result == KV_SUCCESS) {
+		task->response->value = sum;
+		task->value_bytes = sizeof(sum);
+	}
+	return result;
+}
+
+/* Where the request's value lies; NULL if that is outside its batch. */
+static const uint8_t *kv_value_of(const struct kv_task *task)
+{
+	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(task->request->header);
+
+	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
+	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
+		return kv_request_payload(task->requests, task->request->value, value_bytes);
+	return (const uint8_t *)&task->request->value;
 }
 
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive)

@@ -13,7 +13,9 @@
 #include "ticks.h"
 
 #define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
+#define KV_TURNS_TO_SEE 2	   /* the one at work when somebody begins to count, and a whole one after it */
 
+static int kv_host_wait(const struct kv_host *host);
 static int kv_host_begin(struct kv_host *host);
 static uint32_t kv_host_turn(struct kv_host *host);
 static void kv_host_end(struct kv_host *host, uint32_t engines, uint32_t communicators);
@@ -29,7 +31,7 @@ int kv_host_run(struct kv_host *host)
 	while (!__atomic_load_n(&host->stop, __ATOMIC_RELAXED)) {
 		uint32_t work = kv_host_turn(host);
 
-		host->rounds++;
+		__atomic_store_n(&host->rounds, host->rounds + 1, __ATOMIC_RELEASE);
 		if (work || ++idle_rounds % KV_IDLE_ROUNDS_TO_CLOCK)
 			continue;
 		host->total_ticks = kv_ticks() - start_ticks;
@@ -40,6 +42,43 @@ int kv_host_run(struct kv_host *host)
 	}
 	kv_host_end(host, host->engine_count, host->communicator_count);
 	host->total_ticks = kv_ticks() - start_ticks;
+	return 0;
+}
+
+int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
+		      struct kv_host *const *hosts, uint32_t host_count)
+{
+	uint8_t old_owner = table->owner[partition];
+
+	if (table->concurrent_write) {
+		__atomic_store_n(&table->owner[partition], (uint8_t)engine, __ATOMIC_RELEASE);
+		return 0;
+	}
+	__atomic_store_n(&table->owner[partition], KV_OWNER_NONE, __ATOMIC_SEQ_CST);
+	for (uint32_t i = 0; i < host_count; i++) {
+		if (kv_host_wait(hosts[i])) {
+			__atomic_store_n(&table->owner[partition], old_owner, __ATOMIC_RELEASE);
+			return -ETIMEDOUT;
+		}
+	}
+	__atomic_store_n(&table->owner[partition], (uint8_t)engine, __ATOMIC_RELEASE);
+	return 0;
+}
+
+/* Until the host has begun a turn after this call and finished it. */
+static int kv_host_wait(const struct kv_host *host)
+{
+	struct timespec pause = { .tv_nsec = 50000 };
+	uint64_t deadline_ticks = kv_ticks() + kv_ticks_per_second();
+	uint64_t rounds = __atomic_load_n(&host->rounds, __ATOMIC_SEQ_CST);
+
+	while (__atomic_load_n(&host->rounds, __ATOMIC_ACQUIRE) < rounds + KV_TURNS_TO_SEE) {
+		if (__atomic_load_n(&host->stop, __ATOMIC_RELAXED))
+			return 0;
+		if (kv_ticks() > deadline_ticks)
+			return -ETIMEDOUT;
+		nanosleep(&pause, NULL);
+	}
 	return 0;
 }
 

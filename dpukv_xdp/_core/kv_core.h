@@ -31,45 +31,95 @@ void kv_memory_unmap(void *memory, size_t bytes);
 
 /* ---- store.c: one partition: MICA's lossy index and circular log ---- */
 
+/* Counters of one handle, named as MICA2 names its table's (LTable::Stats), with set_moved, set_refused, increment_*,
+ * resets and overflow_buckets of our own. */
 struct kv_store_stats {
-	uint64_t items_estimate; /* index entries, through all handles; the cleanup has yet to drop dead items' */
-	uint64_t get_found;
-	uint64_t get_not_found;
-	uint64_t set_new; /* a new key, in a free place of its bucket */
-	uint64_t set_in_place;
-	uint64_t set_moved;   /* overwritten by a larger value elsewhere in the log */
+	uint64_t count; /* items in the index, through all handles; a cache's cleanup has yet to drop dead ones */
+	uint64_t set_nooverwrite; /* ADD of a key that was there */
+	uint64_t set_new;	  /* a new key, in a free place of its bucket */
+	uint64_t set_inplace;
+	uint64_t set_moved;   /* overwritten by a larger value elsewhere */
 	uint64_t set_evicted; /* a new key, put where the full bucket's oldest item was */
-	uint64_t set_refused; /* a length outside the limits, or an item larger than the log */
-	uint64_t cleanup;     /* index entries dropped because the log had overwritten their item */
+	uint64_t set_refused; /* a length outside the limits, an item larger than the log, or no space */
+	uint64_t get_found;
+	uint64_t get_notfound;
+	uint64_t test_found;
+	uint64_t test_notfound;
+	uint64_t delete_found;
+	uint64_t delete_notfound;
+	uint64_t increment_found;
+	uint64_t increment_notfound;
+	uint64_t resets;
+	uint64_t cleanup; /* index entries dropped because the log had overwritten their item */
+	uint64_t move_to_head_performed;
+	uint64_t move_to_head_skipped; /* a GET of an item that is near enough to the log's head, or by a reader */
+	uint64_t move_to_head_failed;  /* in shared mode: somebody else was writing the bucket */
+	uint64_t overflow_buckets;     /* in use, of a lossless store */
 	uint64_t index_bytes;
-	uint64_t log_bytes;
-	uint64_t pages; /* enum kv_pages of the log */
+	uint64_t log_bytes; /* or of the allocator's memory */
+	uint64_t pages;	    /* enum kv_pages of the log */
 };
 
 struct kv_store;
 
-/* A partition for about `item_count` items with a log of at least `log_bytes` bytes (rounded up to a power of two). The
- * index is sized so that losing even one of item_count hashed keys is improbable. One thread at a time may use it.
- * NULL and errno on failure: EINVAL for a size of 0 or beyond reason. */
-struct kv_store *kv_store_create(uint64_t item_count, uint64_t log_bytes, int want_huge);
+enum kv_store_kind {
+	KV_STORE_CACHE = 0,   /* MICA's cache mode: a lossy index, a circular log, the oldest item goes first */
+	KV_STORE_LOSSLESS = 1 /* MICA's store mode: overflow buckets and an allocator; full is KV_INSUFFICIENT_SPACE */
+};
+
+struct kv_store_options {
+	uint64_t item_count; /* the index is laid out for about so many, KV_ITEMS_PER_BUCKET to a bucket */
+	uint64_t log_bytes;  /* of the log, or of the allocator's memory; rounded up to whole cache lines */
+	uint32_t kind;	     /* enum kv_store_kind */
+	uint32_t want_huge;
+	/* GET moves an item to the log's head that is farther than this share of the log from it, in 1/65536: 0 is LRU,
+	 * 65536 (never) is FIFO, between them approximate LRU. Cache only. */
+	uint32_t move_to_head;
+	uint32_t padding;
+};
+
+/* A partition: one thread at a time may use it. The index is sized so that losing even one of item_count hashed keys is
+ * improbable at KV_ITEMS_PER_BUCKET. NULL and errno on failure: EINVAL for a size of 0 or beyond reason. */
+struct kv_store *kv_store_create(const struct kv_store_options *options);
+/* Bytes that such a store's index and log take; 0 if it cannot be created. Shared mode adds 4 for each bucket. */
+uint64_t kv_store_memory_bytes(const struct kv_store_options *options);
 /* A further handle on the same store, with counters of its own. From the first one on all handles are in shared mode:
  * each may be used by one thread, all at the same time. Call it while no thread uses the store. NULL and errno on
  * failure: ENOSPC for more than KV_ENGINES_MAX handles. */
 struct kv_store *kv_store_share(struct kv_store *store);
+/* Whether a handle only reads (CREW: another thread owns the partition): then its GETs leave items where they are. */
+void kv_store_set_reader(struct kv_store *handle, int is_reader);
 /* Give a handle back while no thread uses the store; the last one takes the store with it. */
 void kv_store_destroy(struct kv_store *store);
 /* Bytes that such an item takes in the log: item_count * this, as log_bytes, holds item_count of them. */
 uint32_t kv_store_entry_bytes(uint32_t key_bytes, uint32_t value_bytes);
 void kv_store_get_stats(const struct kv_store *store, struct kv_store_stats *stats);
 
-/* KV_SUCCESS, KV_NOT_FOUND, or KV_ERROR for a key of no or more than KV_KEY_MAX bytes. The value's exact length comes
- * back in *value_bytes; a value longer than `room` gives KV_INSUFFICIENT_SPACE with nothing copied. */
+/*
+ * The operations. All give KV_ERROR for a key of no or more than KV_KEY_MAX bytes.
+ *
+ * GET: KV_SUCCESS or KV_NOT_FOUND; the value's exact length comes back in *value_bytes. A value longer than `room`
+ * gives KV_INSUFFICIENT_SPACE with nothing copied.
+ */
 int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes, uint8_t *value,
 		 uint32_t room, uint32_t *value_bytes);
-/* Insert or overwrite: KV_SUCCESS, KV_ERROR as above, or KV_INSUFFICIENT_SPACE for a value over KV_VALUE_MAX or an item
- * larger than the log; a refused SET leaves what was there. */
+/* SET, insert or overwrite: KV_SUCCESS, or KV_INSUFFICIENT_SPACE for a value over KV_VALUE_MAX, an item larger than the
+ * log, or a lossless store that is full; a refused SET leaves what was there. */
 int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
 		 const uint8_t *value, uint32_t value_bytes);
+/* ADD, insert only: as SET, and KV_EXISTS for a key that is there. */
+int kv_store_add(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
+		 const uint8_t *value, uint32_t value_bytes);
+/* TEST: KV_SUCCESS or KV_NOT_FOUND. */
+int kv_store_test(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes);
+/* DELETE: KV_SUCCESS or KV_NOT_FOUND. A lossless store has the item's memory back. */
+int kv_store_delete(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes);
+/* INCREMENT: add to a value of 8 bytes, modulo 2^64, in place; the new one comes back in *value. KV_NOT_FOUND, or
+ * KV_ERROR for a value of another length. */
+int kv_store_increment(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
+		       uint64_t increment, uint64_t *value);
+/* RESET: forget all items. */
+void kv_store_reset(struct kv_store *store);
 
 /* ---- host.c: a host core ---- */
 
@@ -95,6 +145,13 @@ struct kv_host {
 
 /* Run until `stop` is set. Call it on the core's own, pinned thread. */
 int kv_host_run(struct kv_host *host);
+/*
+ * Give a partition to another engine while both work. Unless everybody may write, nobody owns it for the two turns
+ * after which all hosts have seen that and have finished what they had begun before: requests meanwhile are rejected.
+ * 0, or -ETIMEDOUT if a host does not get round to it within a second: then the old owner has it again.
+ */
+int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
+		      struct kv_host *const *hosts, uint32_t host_count);
 /* Ticks of the host's clock in a second. */
 uint64_t kv_ticks_per_second(void);
 
@@ -105,7 +162,11 @@ struct kv_engine_stats {
 	uint64_t batches;
 	uint64_t requests;
 	uint64_t gets;
-	uint64_t sets;
+	uint64_t sets; /* and ADDs */
+	uint64_t tests;
+	uint64_t deletes;
+	uint64_t increments;
+	uint64_t resets;
 	uint64_t noops;
 	uint64_t errors; /* requests that break a limit */
 	uint64_t not_supported;
@@ -163,9 +224,12 @@ struct kv_engine_pair {
 struct kv_ringbuf;
 
 struct kv_engine {
-	struct kv_store *store;
-	const struct kv_partition_table *partitions; /* NULL: it owns all keys */
-	struct kv_ringbuf *ring;		     /* where requests come from instead of the pairs, or NULL */
+	const struct kv_partition_table *partitions;
+	struct kv_store *stores[KV_PARTITIONS_MAX]; /* its handle on each partition's store */
+	uint32_t partition_count;		    /* of the table, which never changes */
+	uint32_t partition_step;		    /* 2^32 / partition_count, rounded up: kv_engine_begin() sets it */
+	uint32_t takes_all;	 /* 1: there is nobody else, or everybody may read and write: no look at the owner */
+	struct kv_ringbuf *ring; /* where requests come from instead of the pairs, or NULL */
 	uint32_t id;
 	uint32_t cpu; /* where this engine runs */
 	uint32_t pair_count;
@@ -175,6 +239,7 @@ struct kv_engine {
 	uint64_t flush_after_ticks;    /* a response older than this is overdue */
 	struct kv_bus bus;
 	struct kv_engine_stats stats;
+	uint64_t partition_requests[KV_PARTITIONS_MAX]; /* counted where there are several */
 	struct kv_engine_pair pairs[KV_HOST_PAIRS_MAX]; /* communication cores first, by number */
 };
 

@@ -2,17 +2,25 @@
 /*
  * store.h - one partition as the native core sees it: memory layout, and the hot paths as inline functions.
  *
- * A store is MICA's: a lossy index of buckets in front of a circular log. One thread owns it (EREW), without locks or
- * versions, until kv_store_share() makes it a store that several threads use at once (CRCW): store.c says how. Index
- * and log hold offsets only, never pointers, so their memory can be mapped anywhere.
+ * A store is MICA's: an index of buckets in front of a circular log (cache) or of an allocator's memory (lossless). One
+ * thread owns it (EREW), without locks or versions, until kv_store_share() makes it a store that several threads use at
+ * once (CREW, CRCW): store.c says how. Index and log hold offsets only, never pointers, so their memory can be mapped
+ * anywhere.
  *
- *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then a spare word that stays 0. Words in use
- *                   are a prefix, and a 0 word ends it: a lookup in a lightly filled bucket reads one cache line.
- *                   All buckets' first lines stand together, then all second ones.
- *   item (>= 32 B)  struct kv_item, then the key and the value, each zero padded to 8 bytes. Items never wrap: where
- *                   the rest of the log is too short, it is skipped.
+ *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then the number of the bucket that this one
+ *                   overflows to, 0 if there is none. Words in use are a prefix of the chain, and a 0 word ends it: a
+ *                   lookup in a lightly filled bucket reads one cache line. All buckets' first lines stand together,
+ *                   then all second ones. Overflow buckets, which only a lossless store has, follow the main ones. A
+ *                   bucket's number has no tag, so that it is never taken for an item's word.
+ *   item (>= 32 B)  struct kv_item, then the key and the value, each zero padded to 8 bytes. In the log items never
+ *                   wrap: where its rest is too short, it is skipped. An 8/8 item takes exactly 32 bytes, and as 32
+ *                   divides a cache line, a log of 8/8 items never splits one. In a lossless store it takes 8 more.
  *
- * An 8/8 item takes exactly 32 bytes, and as 32 divides a cache line, a log of 8/8 items never splits one.
+ * The log may have any length. Offsets count in spans, the next power of two: at the log's end the tail jumps to the
+ * next span, so that offset % span is a position in the log. An item is alive if at most a span lies between it and the
+ * tail: one of this lap always is, as a lap is not longer than a span, and one of the lap before exactly if its
+ * position is not before the tail's, where this lap has not come yet. A lossless store's items are alive under the same
+ * rule: its tail stays 0, and its span is all that 48 bits can count.
  *
  * A lookup is: kv_store_prefetch_bucket(), some other work, kv_store_prefetch_item(), some other work, then
  * kv_store_get8() / kv_store_set8() for keys of 1 to 8 bytes, kv_store_get() / kv_store_set() for any. All of them
@@ -28,22 +36,27 @@
 
 #include "kv_core.h"
 
+struct kv_lossless;
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are kept in little-endian words");
 
 #define KV_STORE_HANDLES_MAX KV_ENGINES_MAX
 #define KV_STORE_NOT_WRITING (~0ULL)
 #define KV_STORE_APART 128 /* two cache lines: the adjacent-line prefetcher pairs them */
+#define KV_LOG_BYTES_MIN 64
+#define KV_MOVE_TO_HEAD_NEVER 65536	    /* in struct kv_store_options */
+#define KV_MOVE_DISTANCE_NEVER (1ULL << 62) /* no distance is as long */
 
 /* How far the log and its cleanup have come. */
 struct kv_store_progress {
-	__u64 tail;    /* bytes ever appended; position in the log = tail % log_bytes */
+	__u64 tail;    /* where the next entry goes, in spans; position in the log = tail % span */
 	__u64 cleaned; /* buckets ever visited by the cleanup; position = cleaned % buckets */
 	__u64 items;   /* words in the index */
 };
 
 /* What one handle's thread is writing in the log; appends of others do not come round to it. */
 struct kv_store_writer {
-	_Alignas(KV_STORE_APART) __u64 offset; /* of the entry, in bytes ever appended; or KV_STORE_NOT_WRITING */
+	_Alignas(KV_STORE_APART) __u64 offset; /* of the entry, as the tail counts; or KV_STORE_NOT_WRITING */
 	uint32_t in_use;		       /* a handle has this place */
 };
 
@@ -55,16 +68,23 @@ struct kv_store_common {
 	struct kv_store_writer writers[KV_STORE_HANDLES_MAX];
 };
 
-/* A handle: what one thread uses. The last two pointers and `writer` are for shared mode. */
+/* A handle: what one thread uses. `versions`, `common` and `writer` are for shared mode. */
 struct kv_store {
 	_Alignas(KV_STORE_APART) struct kv_line *lines; /* the buckets' first lines, then their second lines */
-	uint8_t *log;
-	uint64_t buckets;
-	uint64_t log_bytes;		   /* a power of two */
-	struct kv_store_progress progress; /* exclusive mode only: here one load away */
-	uint32_t cleanup_shift;		   /* the cleanup visits one bucket for each 2^this bytes of growth */
-	uint32_t writer;		   /* this handle's place in common->writers */
-	uint32_t *versions; /* one for each bucket, odd while it is being written; NULL is exclusive mode */
+	uint8_t *log;					/* or the allocator's memory */
+	uint64_t buckets;				/* that hashes choose among */
+	uint64_t span;					/* of the log: a power of two */
+	struct kv_store_progress progress;		/* exclusive mode only: here one load away */
+	uint32_t *versions;	/* one for each bucket, odd while it is being written; NULL is exclusive mode */
+	uint64_t move_distance; /* GET leaves an item where it is if it is as near to the tail */
+	uint32_t capacity_max;	/* an item with room for a longer value is not overwritten in place by a short one */
+	uint32_t writer;	/* this handle's place in common->writers */
+	uint64_t buckets_all;	/* with those to overflow to */
+	uint64_t log_bytes;	/* a multiple of KV_LOG_BYTES_MIN, at most `span` */
+	uint32_t span_shift;
+	uint32_t cleanup_shift;	      /* the cleanup visits one bucket for each 2^this bytes of growth */
+	uint64_t move_distance_full;  /* of a handle that may move items */
+	struct kv_lossless *lossless; /* NULL in a cache */
 	struct kv_store_common *common;
 	struct kv_store_stats stats;
 };
@@ -87,8 +107,13 @@ KV_INLINED uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash, int 
 KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
 					 uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word,
 					 int shared);
+KV_INLINED uint64_t kv_store_distance(const struct kv_store *store, uint64_t word, int shared);
 int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 			 __u64 *value_word, uint32_t *value_bytes);
+/* Give way to whoever is waited for; `turns` counts. */
+void kv_wait_a_turn(uint32_t *turns);
+/* Exclusive mode: move the item to the head if it is farther from it than it may be; where it is now. */
+const struct kv_item *kv_store_move_to_head(struct kv_store *store, __u64 *word);
 
 /* Ask for the bucket's first line. With the index at its intended load a lookup rarely needs the second one. */
 KV_INLINED void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash)
@@ -117,7 +142,7 @@ KV_INLINED void kv_store_prefetch_item(const struct kv_store *store, uint64_t ke
 /*
  * GET of a key of 1-8 bytes held in a word, zero padded: KV_SUCCESS or KV_NOT_FOUND (with *value_bytes 0). A value of
  * at most 8 bytes comes back in *value_word, zero padded; of a longer one its length, and *long_value, a pointer into
- * the log that is good until the next SET. In shared mode *long_value is NULL: another thread's SET may come at any
+ * the store that is good until the next operation. In shared mode *long_value is NULL: another thread's may come at any
  * time, so kv_store_get() must copy the value, and it may find another length or nothing by then.
  */
 static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
@@ -132,14 +157,16 @@ static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint6
 	}
 	item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
 	if (__builtin_expect(!item, 0)) {
-		store->stats.get_not_found++;
+		store->stats.get_notfound++;
 		*value_bytes = 0;
 		*value_word = 0;
 		*long_value = NULL;
 		return KV_NOT_FOUND;
 	}
-	store->stats.get_found++;
+	if (__builtin_expect(kv_store_distance(store, *word, 0) > store->move_distance, 0))
+		item = kv_store_move_to_head(store, word);
 	*value_bytes = item->kv_length & KV_LENGTH_VALUE_MASK;
+	store->stats.get_found += *value_bytes <= KV_INLINE_MAX; /* a longer one counts when kv_store_get() gets it */
 	*value_word = item->words[1];
 	*long_value = (const uint8_t *)&item->words[1];
 	return KV_SUCCESS;
@@ -154,12 +181,12 @@ static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint6
 
 	if (__builtin_expect(!store->versions, 1))
 		item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
-	if (__builtin_expect(!item, 0))
+	if (__builtin_expect(!item || item->value_capacity > store->capacity_max, 0))
 		return kv_store_set(store, key_hash, (const uint8_t *)&key_word, key_bytes,
 				    (const uint8_t *)&value_word, value_bytes);
 	item->kv_length = key_bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
 	item->words[1] = value_word; /* every item has room for it: value_capacity >= 8 */
-	store->stats.set_in_place++;
+	store->stats.set_inplace++;
 	return KV_SUCCESS;
 }
 
@@ -172,7 +199,7 @@ static inline uint64_t kv_store_bucket(const struct kv_store *store, uint64_t ke
 
 static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket, uint32_t line)
 {
-	return store->lines[line * store->buckets + bucket].words;
+	return store->lines[line * store->buckets_all + bucket].words;
 }
 
 /* The word of one way of a bucket, 0 to KV_BUCKET_WAYS - 1. */
@@ -181,9 +208,15 @@ static inline __u64 *kv_store_way(const struct kv_store *store, uint64_t bucket,
 	return kv_store_line(store, bucket, way / KV_LINE_WORDS) + way % KV_LINE_WORDS;
 }
 
+/* Where a bucket's number of the next one of its chain is. */
+static inline __u64 *kv_store_overflow(const struct kv_store *store, uint64_t bucket)
+{
+	return &kv_store_line(store, bucket, 1)[KV_LINE_WORDS - 1];
+}
+
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word)
 {
-	return (struct kv_item *)(store->log + (word & (store->log_bytes - 1)));
+	return (struct kv_item *)(store->log + (word & (store->span - 1)));
 }
 
 /* Words that other threads may read or write at the same time. */
@@ -213,7 +246,7 @@ KV_INLINED uint64_t kv_store_tail(const struct kv_store *store, int shared)
 	return shared ? kv_load(&store->common->progress.tail, 1) : store->progress.tail;
 }
 
-/* Bytes from an item's start to the tail. More than log_bytes: the item is (partly) overwritten. */
+/* From an item's start to the tail. More than a span: the item is (partly) overwritten. */
 KV_INLINED uint64_t kv_store_distance(const struct kv_store *store, uint64_t word, int shared)
 {
 	return (kv_store_tail(store, shared) - word) & KV_LOG_OFFSET_MASK;
@@ -282,6 +315,15 @@ KV_INLINED int kv_words_equal(const __u64 *words, const uint8_t *bytes, uint32_t
 	return 1;
 }
 
+/* How many buckets the cleanup has to have visited when the tail is here: the same for each lap. */
+static inline uint64_t kv_store_cleanup_due(const struct kv_store *store, uint64_t tail)
+{
+	uint64_t unit = (1ULL << store->cleanup_shift) - 1;
+	uint64_t buckets_a_lap = (store->log_bytes + unit) >> store->cleanup_shift;
+
+	return (tail >> store->span_shift) * buckets_a_lap + ((tail & (store->span - 1)) >> store->cleanup_shift);
+}
+
 /* Whether so many bytes lie inside the log. In shared mode an item's length may be another item's bytes. */
 KV_INLINED int kv_store_holds(const struct kv_store *store, const __u64 *words, uint32_t bytes, int shared)
 {
@@ -298,8 +340,9 @@ KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t 
 					 int shared)
 {
 	uint64_t bucket = kv_store_bucket(store, key_hash);
+	uint32_t half = 0;
 
-	for (uint32_t half = 0; half < 2; half++) {
+	for (;;) {
 		__u64 *line = kv_store_line(store, bucket, half);
 
 		for (uint32_t matches = kv_bucket_matches(line, key_hash, shared); matches; matches &= matches - 1) {
@@ -307,7 +350,7 @@ KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t 
 			uint64_t candidate_word = kv_load(candidate, shared);
 			struct kv_item *item = kv_store_item(store, candidate_word);
 
-			if (kv_store_distance(store, candidate_word, shared) <= store->log_bytes &&
+			if (kv_store_distance(store, candidate_word, shared) <= store->span &&
 			    kv_load(&item->key_hash, shared) == key_hash &&
 			    kv_item_length(item, shared) >> KV_LENGTH_KEY_SHIFT == key_bytes &&
 			    kv_load(&item->words[0], shared) == first_word &&
@@ -317,10 +360,14 @@ KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t 
 				return item;
 			}
 		}
-		if (half == 0 && !kv_load(&line[KV_LINE_WORDS - 1], shared))
-			break;
+		/* The last item word of the first line, or the number of the bucket to go on with. */
+		line += KV_LINE_WORDS - 1;
+		if (!kv_load(line, shared))
+			return NULL;
+		if (half)
+			bucket = kv_load(line, shared);
+		half ^= 1;
 	}
-	return NULL;
 }
 
 #endif

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from reference import execute
 
 from dpukv_xdp import abi, codec, loader
 from dpukv_xdp._core._native import ffi, lib
@@ -145,7 +146,9 @@ class Dpu:
         self.pairs["response_control"]["engine_cpu"] = engine_cpu
         for index in range(self.engines * self.cpus):
             self._write(index, blank)
-        table = partition_table(tuple(range(self.engines)), exclusive=True)
+        table = partition_table(
+            tuple(range(self.engines)), concurrent_read=False, concurrent_write=False
+        )
         ffi.memmove(self.partitions, table.tobytes(), table.nbytes)
 
     def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
@@ -295,9 +298,25 @@ def serving(
 
 def small_engine(cleanup: ExitStack, **settings: Any) -> ProcessingEngine:
     """A processing engine with a store of its own, which `cleanup` gives back."""
-    store = Store(items=1 << 12, log_bytes=1 << 20, huge_pages=False)
+    options = ffi.new("struct kv_store_options *")
+    options.item_count, options.log_bytes = 1 << 12, 1 << 20
+    store = Store(options)
     cleanup.callback(store.close)
-    return ProcessingEngine(cpu=OTHER_CPU, store=store, **settings)
+    partitions = settings.pop("partitions", None) or sole_partition(settings["engine_id"])
+    return ProcessingEngine(
+        cpu=OTHER_CPU,
+        stores=[store] * partitions[0].partitions,
+        partitions=partitions,
+        takes_all=False,
+        **settings,
+    )
+
+
+def sole_partition(engine: int) -> Any:
+    """A partition table of which an engine owns all."""
+    table = ffi.new("struct kv_partition_table *")
+    table.partitions, table.owner[0] = 1, engine
+    return table
 
 
 def wait_until(condition: Any, what: str) -> None:
@@ -311,22 +330,7 @@ def expected_replies(store: dict[bytes, bytes], requests: Sequence[Request]) -> 
     """What a server with all keys of one engine must say; `store` moves along."""
     replies = []
     for request in requests:
-        result, value = abi.Result.SUCCESS, b""
-        if request.operation in (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE):
-            pass
-        elif request.operation not in (abi.Operation.GET, abi.Operation.SET):
-            result = abi.Result.NOT_SUPPORTED
-        elif not request.key:
-            result = abi.Result.ERROR
-        elif request.operation == abi.Operation.SET:
-            if len(request.value) > abi.KV_VALUE_MAX:
-                result = abi.Result.INSUFFICIENT_SPACE
-            else:
-                store[request.key] = request.value
-        elif request.key in store:
-            value = store[request.key]
-        else:
-            result = abi.Result.NOT_FOUND
+        result, value = execute(store, request)
         replies.append(Reply(request.operation, result, value, request.opaque, request.key_hash))
     return replies
 

@@ -58,23 +58,26 @@ def test_batch_max(
 @pytest.mark.parametrize(
     "requests",
     [
-        [Request.get(b"8 bytes!", opaque) for opaque in range(62)],
-        [Request.set(b"nine byte", b"v" * abi.KV_VALUE_MAX)],
+        [Request.get(b"a key of just forty bytes, not one more.", n) for n in range(54)],
+        [Request.set(b"nine byte", b"v" * (abi.KV_VALUE_MAX - 16))],
     ],
-    ids=["records_alone", "with_payload"],
+    ids=["many", "one"],
 )
 @pytest.mark.parametrize("vlan_tag", [None, 9])
 @pytest.mark.parametrize("above", [-1, 0, 1])
 def test_frame_max(
     load: Callable[..., Dpu], above: int, vlan_tag: int | None, requests: list[Request]
 ) -> None:
+    """A longer one is cut here: what the kernel hands to XDP ends with the page. Generic XDP has
+    longer ones.
+    """
     dpu = load()
     missing = abi.KV_FRAME_MAX + above - len(request_frame(requests, vlan_tag=vlan_tag))
     assert 0 <= missing < codec.ITEM_HEADER_BYTES
     frame = request_frame(requests, vlan_tag=vlan_tag, stray=b"\1" * missing)
     assert dpu.receive(frame)[0] == Verdict.DROP
     if above > 0:
-        assert dpu.counters() == {"DROP_FRAME_LENGTH": 1}
+        assert dpu.counters() == {"DROP_IP_HEADER": 1}
         assert dpu.in_flight() == 0
         return
     slot = dpu.pair()["requests"][0]
@@ -179,7 +182,7 @@ def test_item_max(load: Callable[..., Dpu], above: int, key_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("key", [b"k", b"a long key of 24 bytes.."], ids=["short", "long"])
-@pytest.mark.parametrize("operation", [0, 3, 6, 7, 8, 9, 100, 255])
+@pytest.mark.parametrize("operation", [0, 9, 100, 255])
 def test_operations_not_served(load: Callable[..., Dpu], operation: int, key: bytes) -> None:
     request = Request(operation, key, b"some value", 7)
     dpu = load(depth=WAIT)
@@ -193,7 +196,7 @@ def test_operations_not_served(load: Callable[..., Dpu], operation: int, key: by
 def test_only_the_reply_that_does_not_fit_is_refused(load: Callable[..., Dpu]) -> None:
     """Each reply behind a long one keeps room for a header and a short value."""
     dpu = load(depth=WAIT)
-    long_value, short_value = b"L" * 1200, b"s" * 8
+    long_value, short_value = b"L" * 2200, b"s" * 8
     with serving(dpu):
         for key, value in ((b"long", long_value), (b"short", short_value)):
             dpu.exchange(request_frame([Request.set(key, value)]))
@@ -241,7 +244,7 @@ def test_a_value_that_no_reply_could_carry_is_refused(load: Callable[..., Dpu], 
 def test_replies_as_many_as_requests_of_any_size_fit(load: Callable[..., Dpu]) -> None:
     """As many of the shortest GETs as a frame holds, all hits."""
     dpu = load(depth=WAIT)
-    count = RESPONSE_BYTES_MAX // codec.item_bytes(8, 0)
+    count = min(RESPONSE_BYTES_MAX // codec.item_bytes(8, 0), abi.KV_BATCH_MAX)
     with serving(dpu):
         store: dict[bytes, bytes] = {}
         for key in (b"8 bytes!", b"k"):

@@ -15,7 +15,7 @@ SECONDS = 10
 
 SOURCES = [
     ROOT / "tests/fuzz/store_fuzz.c",
-    *(CORE / f"{name}.c" for name in ("hash", "memory", "store")),
+    *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "store")),
 ]
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
 INCLUDES = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]

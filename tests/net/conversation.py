@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from net.serving import CLIENT_PORT, PORT, Wire, ends
+from reference import COUNTER_BYTES, NOOPS, execute
 
 from dpukv_xdp import abi, codec
 from dpukv_xdp.codec import Reply, Request, item_bytes
@@ -19,7 +20,7 @@ SEED = 20250720
 GROUPS = 16
 """Packets of one group have keys of one partition, whatever the number of partitions."""
 KEY_LENGTHS = (1, 2, 7, 8, 8, 8, 9, 16, 17, 100, 254, 255)
-"""Of a group's keys."""
+"""Of a group's keys, and as many of any length."""
 VALUE_BYTES_MAX = 1400
 REQUESTS_MAX = 40
 """In a packet: so many responses of the shortest items fit into one frame."""
@@ -29,8 +30,9 @@ GROUP_SHIFT = 48
 """Above it the key hash chooses the partition: KV_PARTITION of kv_abi.h."""
 HEADERS_BYTES = abi.SIZE("kv_packet_header")
 
-KNOWN = (abi.Operation.GET, abi.Operation.SET)
-NOOPS = (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE)
+WRITES = (abi.Operation.SET, abi.Operation.ADD, abi.Operation.INCREMENT)
+KNOWN = (*WRITES, abi.Operation.GET, abi.Operation.TEST, abi.Operation.DELETE)
+KNOWN_WEIGHTS = (10, 3, 3, 12, 2, 2)
 UNKNOWN = (*(code for code in abi.Operation if code not in KNOWN + NOOPS), 9, 99, 255)
 
 
@@ -55,7 +57,7 @@ def converse(lab: Lab, server: Server, packets: tuple[Packet, ...]) -> None:
 
     Where several doors lead to one store every packet takes any of them; else its owner's.
     """
-    one_store = server.config.row().has_one_store
+    one_store = server.config.access_mode() == "crcw"
     engines = len(server.placement.engines)
     routes = random.Random(SEED)
     with Wire(lab.client, range(PORT, PORT + engines)) as wire:
@@ -105,6 +107,7 @@ class Speaker:
         self._opaque = choices.getrandbits(31)
         self._values: dict[bytes, bytes] = {}
         self._keys = {group: list(self._keys_of(group)) for group in range(GROUPS)}
+        self._counters = {keys[number] for keys in self._keys.values() for number in (3, -1)}
 
     def packet(self) -> Packet:
         """Up to REQUESTS_MAX requests, as many as one datagram carries."""
@@ -124,15 +127,15 @@ class Speaker:
 
     def _keys_of(self, group: int) -> Iterator[bytes]:
         """Keys that no other group has."""
-        for number, length in enumerate(KEY_LENGTHS):
+        lengths = (*KEY_LENGTHS, *(self._choices.randrange(3, 256) for _ in KEY_LENGTHS))
+        for number, length in enumerate(lengths):
             yield (bytes([group, number]) + self._choices.randbytes(length))[:length]
 
     def _request(self, group: int, room: int) -> Request:
         choices = self._choices
-        kind = choices.choices(("set", "get", "noop", "empty", "unknown"), (9, 9, 1, 1, 1))[0]
+        kind = choices.choices(("known", "noop", "empty", "unknown"), (30, 1, 1, 1))[0]
         operation = {
-            "set": int(abi.Operation.SET),
-            "get": int(abi.Operation.GET),
+            "known": int(choices.choices(KNOWN, KNOWN_WEIGHTS)[0]),
             "noop": choices.choice(NOOPS),
             "empty": choices.choice(KNOWN),
             "unknown": choices.choice(UNKNOWN),
@@ -140,10 +143,26 @@ class Speaker:
         key, value = choices.choice(self._keys[group]), b""
         if kind == "empty" or (kind == "noop" and choices.random() < 0.5):
             key = b""
-        if operation != abi.Operation.GET:
-            most = min(room - item_bytes(len(key), 0), VALUE_BYTES_MAX)
-            length = choices.choice((0, 1, 7, 8, 8, 8, 9, choices.randrange(300), VALUE_BYTES_MAX))
-            value = choices.randbytes(min(length, max(most & ~7, 0)))
+        counts = operation == abi.Operation.INCREMENT and choices.random() < 0.9
+        if counts or (key in self._counters and operation in WRITES):
+            value = choices.randbytes(COUNTER_BYTES)
+        elif operation in WRITES or choices.random() < 0.05:
+            most = max(min(room - item_bytes(len(key), 0), abi.KV_VALUE_MAX), 0)
+            length = choices.choice(
+                (
+                    0,
+                    1,
+                    7,
+                    8,
+                    8,
+                    8,
+                    9,
+                    choices.randrange(300),
+                    choices.randrange(VALUE_BYTES_MAX),
+                    most,
+                )
+            )
+            value = choices.randbytes(min(length, most & ~7))
         self._opaque += 1
         hashed = abi.hash_key(key) if key else 0
         key_hash = hashed & ((1 << GROUP_SHIFT) - 1) | group << GROUP_SHIFT
@@ -157,23 +176,6 @@ class Speaker:
         room = min(self._mtu + abi.KV_ETH_BYTES, abi.KV_FRAME_MAX - abi.KV_VLAN_BYTES)
         room -= HEADERS_BYTES + reserved * (len(requests) - 1)
         for request in requests:
-            result, value = self._result(request, room)
+            result, value = execute(self._values, request, room)
             yield Reply(request.operation, result, value, request.opaque, request.key_hash)
             room -= item_bytes(0, len(value)) - reserved
-
-    def _result(self, request: Request, room: int) -> tuple[abi.Result, bytes]:
-        if request.operation in NOOPS:
-            return abi.Result.SUCCESS, b""
-        if request.operation not in KNOWN:
-            return abi.Result.NOT_SUPPORTED, b""
-        if not request.key:
-            return abi.Result.ERROR, b""
-        if request.operation == abi.Operation.SET:
-            self._values[request.key] = request.value
-            return abi.Result.SUCCESS, b""
-        value = self._values.get(request.key)
-        if value is None:
-            return abi.Result.NOT_FOUND, b""
-        if item_bytes(0, len(value)) > room:
-            return abi.Result.INSUFFICIENT_SPACE, b""
-        return abi.Result.SUCCESS, value

@@ -21,7 +21,10 @@ from dpukv_xdp import bench, cli, config, lab, profiles, server
 from dpukv_xdp.demo import story
 from dpukv_xdp.report import results_table
 
-COMMANDS = {"bench", "demo", "designs", "doctor", "get", "lab", "qp-bench", "serve", "set"}
+COMMANDS = {
+    *("add", "delete", "get", "increment", "set"),
+    *("bench", "demo", "designs", "doctor", "lab", "qp-bench", "rebalance", "serve"),
+}
 LAB_COMMANDS = {"down", "status", "up"}
 
 
@@ -236,26 +239,28 @@ def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
         assert "1.0 GiB are free" in outcome.errors
 
 
+@pytest.mark.parametrize("kind", config.STORE_KINDS)
 @pytest.mark.parametrize(
-    ("design", "engines", "stores"), [("lat", 2, 2), ("cpu-only", 3, 3), ("dual", 2, 1)]
+    ("design", "engines", "partitions"), [("lat", 2, 2), ("cpu-only", 3, 3), ("dual", 2, 64)]
 )
-def test_memory_bytes_are_what_the_stores_take(design: str, engines: int, stores: int) -> None:
+def test_memory_bytes_are_what_the_stores_take(
+    design: str, engines: int, partitions: int, kind: config.StoreKind
+) -> None:
     from dpukv_xdp._core._native import ffi, lib
 
     settings = config.ServerConfig(
-        design=design, items=100_000, log_bytes=3_000_000, engines=engines
+        design=design, items=100_000, log_bytes=3_000_000, engines=engines, store=kind
     )
     stats = ffi.new("struct kv_store_stats *")
     taken = 0
-    assert settings.store_count() == stores
-    for _ in range(stores):
-        store = lib.kv_store_create(
-            settings.items_per_store(), settings.log_bytes_per_store(), False
-        )
+    assert settings.partition_count() == partitions
+    for _ in range(partitions):
+        store = lib.kv_store_create(settings.partition_options())
         lib.kv_store_get_stats(store, stats)
         taken += stats.index_bytes + stats.log_bytes
         lib.kv_store_destroy(store)
-    assert settings.memory_bytes() == pytest.approx(taken, rel=1e-3)
+    shared_bytes = 0 if design != "dual" else partitions * 600 * 4
+    assert settings.memory_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
 
 
 def test_every_setting_is_an_option_of_serve() -> None:

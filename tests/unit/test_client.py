@@ -9,13 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from dpukv_xdp import abi, codec
 from dpukv_xdp.client import Client
 from dpukv_xdp.codec import Reply, Request
+from dpukv_xdp.directory import FileDirectory, ServerRecord
 from dpukv_xdp.errors import (
+    DirectoryError,
     KeyValueError,
     NoResponseError,
     RefusedError,
@@ -28,6 +32,7 @@ Fault = Callable[["StandIn", int, bytes], list[bytes]]
 
 PATIENT = 2.0
 """Seconds: no stall of a busy machine must look like a loss."""
+WITH_VALUE = (abi.Operation.GET, abi.Operation.INCREMENT)
 TIMEOUT = 0.25
 """Where losses are the subject."""
 
@@ -77,17 +82,40 @@ class StandIn:
         return replies
 
     def reply(self, engine: int, request: Request) -> tuple[int, bytes]:
-        if request.operation == abi.Operation.NOOP_READ:
+        if request == Request.probe(request.opaque):
             return abi.Result.SUCCESS, b""
         if self.owners[(request.key_hash >> 48) % len(self.owners)] != engine:
             return abi.Result.REJECTED, b""
         if request.key in self.results:
             return self.results[request.key], b""
-        if request.operation == abi.Operation.SET:
-            self.store[engine][request.key] = request.value
+        if request.operation == abi.Operation.NOOP_READ:
             return abi.Result.SUCCESS, b""
-        value = self.store[engine].get(request.key)
-        return (abi.Result.NOT_FOUND, b"") if value is None else (abi.Result.SUCCESS, value)
+        return self.serve_owned(self.store[engine], request)
+
+    def serve_owned(self, store: dict[bytes, bytes], request: Request) -> tuple[int, bytes]:
+        """What the owner of the key does."""
+        value = store.get(request.key)
+        if request.operation == abi.Operation.ADD and value is not None:
+            return abi.Result.EXISTS, b""
+        if request.operation in (abi.Operation.SET, abi.Operation.ADD):
+            store[request.key] = request.value
+            return abi.Result.SUCCESS, b""
+        if value is None:
+            return abi.Result.NOT_FOUND, b""
+        if request.operation == abi.Operation.DELETE:
+            del store[request.key]
+        elif request.operation == abi.Operation.INCREMENT:
+            if len(value) != codec.COUNTER_BYTES:
+                return abi.Result.ERROR, b""
+            total = sum(int.from_bytes(each, "little") for each in (value, request.value))
+            store[request.key] = value = (total % (1 << 64)).to_bytes(8, "little")
+        return abi.Result.SUCCESS, value * (request.operation in WITH_VALUE)
+
+    def record(self, owners: tuple[int, ...] | None = None) -> ServerRecord:
+        """What it says of itself in a directory."""
+        addresses = [each.getsockname() for each in self.sockets]
+        endpoints = tuple(("02:00:00:00:00:01", host, port) for host, port in addresses)
+        return ServerRecord(False, False, self.owners if owners is None else owners, endpoints)
 
     def close(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
@@ -183,6 +211,54 @@ def test_keys_that_the_store_refuses_are_listed(client: Client, server: StandIn)
     server.results[b"b"] = abi.Result.INSUFFICIENT_SPACE
     assert client.set_many({"a": "1", "b": "2", "c": "3"}) == ["b"]
     assert client.set("b", "2") is False
+
+
+def test_add_does_not_overwrite(client: Client, server: StandIn) -> None:
+    assert client.add("key", "first") is True
+    assert client.add("key", "second") is False
+    assert client.get("key") == b"first"
+    server.results[b"full"] = abi.Result.INSUFFICIENT_SPACE
+    with pytest.raises(ResultError, match="no room"):
+        client.add("full", "value")
+
+
+def test_test_and_delete_say_whether_the_key_was_there(client: Client) -> None:
+    assert client.test("key") is False
+    assert client.delete("key") is False
+    client.set("key", "value")
+    assert client.test("key") is True
+    assert client.delete("key") is True
+    assert client.get("key") is None
+
+
+def test_increment_counts_in_8_bytes_and_wraps_around(client: Client) -> None:
+    assert client.increment("counter") is None
+    client.set("counter", (41).to_bytes(8, "little"))
+    assert client.increment("counter") == 42
+    assert client.increment("counter", 0) == 42
+    assert client.increment("counter", 2**64 - 1) == 41
+    assert client.get("counter") == (41).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("by", [-1, 2**64])
+def test_an_increment_out_of_range_is_refused(client: Client, server: StandIn, by: int) -> None:
+    with pytest.raises(UsageError, match=r"2\^64"):
+        client.increment("counter", by)
+    assert server.received == []
+
+
+def test_incrementing_what_is_no_counter_is_an_error(client: Client) -> None:
+    client.set("key", "text")
+    with pytest.raises(ResultError, match="no counter of 8 bytes"):
+        client.increment("key")
+
+
+def test_noop_reaches_the_key_s_owner(client: Client, server: StandIn) -> None:
+    client.noop("key")
+    assert [(each.operation, each.key) for each in server.received[0]] == [(1, b"key")]
+    server.results[b"key"] = abi.Result.NOT_SUPPORTED
+    with pytest.raises(ResultError, match="KV_NOT_SUPPORTED"):
+        client.noop("key")
 
 
 def test_ping_measures_the_way_there_and_back(client: Client, server: StandIn) -> None:
@@ -340,6 +416,245 @@ def test_a_server_that_comes_back_in_time_is_found() -> None:
     with Client(address, timeout=TIMEOUT, retries=30) as client:
         assert client.get("key") == b"here"
     timer.join()
+
+
+# ---- With a directory
+
+SELDOM = 60.0
+"""Seconds: what happens within a test happens for another reason than the next look."""
+ITEMS = {f"key-{index}": f"value-{index}" for index in range(100)}
+VALUES = {key: text.encode() for key, text in ITEMS.items()}
+
+
+@contextmanager
+def stand_ins(*engines: int) -> Iterator[list[StandIn]]:
+    """Servers with so many engines each."""
+    made = [StandIn(each) for each in engines]
+    try:
+        yield made
+    finally:
+        for each in made:
+            each.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> FileDirectory:
+    return FileDirectory(tmp_path)
+
+
+def test_the_directory_names_the_owners(directory: FileDirectory) -> None:
+    with stand_ins(3) as (server,):
+        server.owners = (2, 1, 0, 2, 2)
+        directory.publish("one.1", server.record())
+        with Client.from_directory(str(directory), timeout=PATIENT) as client:
+            assert client.set_many(ITEMS) == []
+            assert client.get_many(ITEMS) == VALUES
+            assert client.ping(2) > 0
+            with pytest.raises(UsageError, match="engine 3"):
+                client.ping(3)
+        assert all(server.store)
+        assert sum(len(batch) for batch in server.received) == 2 * len(ITEMS) + 1
+
+
+def test_keys_choose_their_server_as_with_mica2(directory: FileDirectory) -> None:
+    with stand_ins(1, 2, 1) as servers:
+        for name, server in zip(("c.3", "a.1", "b.2"), servers, strict=True):
+            directory.publish(name, server.record())
+        by_name = [servers[1], servers[2], servers[0]]
+        with Client.from_directory(str(directory), timeout=PATIENT) as client:
+            assert client.set_many(ITEMS) == []
+            assert client.get_many(ITEMS) == VALUES
+            assert client.ping(3) > 0
+        for key in ITEMS:
+            chosen = (abi.hash_key(key.encode()) >> 32 & 0xFFFF) % 3
+            holders = [
+                index
+                for index, each in enumerate(by_name)
+                if any(key.encode() in part for part in each.store)
+            ]
+            assert holders == [chosen]
+
+
+@pytest.mark.parametrize("server_name", ["b.2", "b"])
+def test_one_of_several_servers_can_be_named(directory: FileDirectory, server_name: str) -> None:
+    with stand_ins(1, 1) as servers:
+        for name, server in zip(("a.1", "b.2"), servers, strict=True):
+            directory.publish(name, server.record())
+        with Client.from_directory(str(directory), server=server_name, timeout=PATIENT) as client:
+            client.set_many(ITEMS)
+        assert [len(each.store[0]) for each in servers] == [0, len(ITEMS)]
+
+
+def test_a_client_with_an_old_view_looks_again_when_it_is_rejected(
+    directory: FileDirectory,
+) -> None:
+    with stand_ins(3) as (server,):
+        directory.publish("one.1", server.record())
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            client.set_many(ITEMS)
+            server.owners = (1, 2, 0, 0, 2)
+            server.store = [{key.encode(): value for key, value in VALUES.items()}] * 3
+            directory.publish("one.1", server.record())
+            assert client.get_many(ITEMS) == VALUES
+
+
+def test_a_partition_on_the_move_is_waited_for(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners = (0,) * 8
+        directory.publish("one.1", server.record())
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            client.noop("key")
+            server.owners = (9,) * 8  # nobody's
+            directory.publish("one.1", server.record((1,) * 8))
+
+            def arrive() -> None:
+                server.owners = (1,) * 8
+
+            timer = threading.Timer(0.15, arrive)
+            timer.start()
+            start = time.monotonic()
+            assert client.set_many(ITEMS) == []
+            assert 0.1 < time.monotonic() - start < PATIENT
+            timer.join()
+        assert [len(store) for store in server.store] == [0, len(ITEMS)]
+
+
+def test_only_what_is_rejected_goes_out_again(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners = (0, 1, 0, 1)
+        directory.publish("one.1", server.record((0,) * 4))
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            timer = threading.Timer(0.05, directory.publish, ("one.1", server.record()))
+            timer.start()
+            assert client.set_many(ITEMS) == []
+            timer.join()
+        sizes = [len(store) for store in server.store]
+        assert min(sizes) > 10
+        assert sum(sizes) == len(ITEMS)
+        attempts = [request.key for batch in server.received for request in batch]
+        assert {attempts.count(key) for key in server.store[0]} == {1}
+
+
+def test_a_rejection_that_lasts_is_an_error(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners = (9, 9)
+        directory.publish("one.1", server.record((0, 1)))
+        start = time.monotonic()
+        with (
+            Client.from_directory(str(directory), timeout=0.1, retries=1) as client,
+            pytest.raises(ResultError, match="on the move"),
+        ):
+            client.get("key")
+        assert 0.2 <= time.monotonic() - start < 5
+        assert len(server.received) < 50
+
+
+def test_a_server_that_starts_again_elsewhere_gets_what_was_under_way(
+    directory: FileDirectory,
+) -> None:
+    with stand_ins(1, 2) as (old, new):
+        old.fault = lambda _server, _number, _answer: []
+        directory.publish("one.1", old.record())
+        with Client.from_directory(str(directory), timeout=0.1, retries=50) as client:
+
+            def start_again() -> None:
+                directory.withdraw("one.1")
+                time.sleep(0.1)
+                directory.publish("one.2", new.record())
+
+            starter = threading.Timer(0.15, start_again)
+            starter.start()
+            assert client.set_many(ITEMS) == []
+            starter.join()
+            assert client.get_many(ITEMS) == VALUES
+        assert sum(len(store) for store in new.store) == len(ITEMS)
+
+
+def test_a_refused_server_is_looked_for_before_the_time_out(directory: FileDirectory) -> None:
+    with stand_ins(1) as (server,):
+        (reserved,) = adjacent_sockets(1)
+        host, port = reserved.getsockname()
+        reserved.close()
+        gone = ServerRecord(False, False, (0,), (("02:00:00:00:00:01", host, port),))
+        directory.publish("one.1", gone)
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            directory.publish("one.1", server.record())
+            start = time.monotonic()
+            assert client.set("key", "value")
+            assert time.monotonic() - start < PATIENT
+
+
+def test_a_client_in_use_looks_every_so_often(directory: FileDirectory) -> None:
+    with stand_ins(1, 1) as (old, new):
+        directory.publish("one.1", old.record())
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=0.1) as client:
+            client.set("key", "value")
+            directory.publish("one.1", new.record())
+            deadline = time.monotonic() + 5
+            while not new.received:
+                client.set("key", "value")
+                assert time.monotonic() < deadline
+        assert len(old.received) > 1
+
+
+def test_a_directory_that_is_lost_does_not_matter(directory: FileDirectory, tmp_path: Path) -> None:
+    with stand_ins(1) as (server,):
+        directory.publish("one.1", server.record())
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=0.01) as client:
+            for spoil in (
+                lambda: directory.withdraw("one.1"),
+                lambda: (tmp_path / "one.1.json").write_text("{"),
+                lambda: (tmp_path / "one.1.json").unlink(),
+                lambda: tmp_path.rmdir(),
+            ):
+                spoil()
+                for _ in range(5):
+                    assert client.set("key", "value")
+                    time.sleep(0.02)
+
+
+def test_a_directory_without_the_server_is_an_error(directory: FileDirectory) -> None:
+    with pytest.raises(DirectoryError, match="lists no server"):
+        Client.from_directory(str(directory))
+    directory.publish(
+        "one.1", ServerRecord(False, False, (0,), (("02:00:00:00:00:01", "10.0.0.1", 9),))
+    )
+    with pytest.raises(DirectoryError, match="lists no server 'two'"):
+        Client.from_directory(str(directory), server="two")
+
+
+def test_a_port_that_no_socket_reaches_is_named(directory: FileDirectory) -> None:
+    """Public MICA2's servers begin at port 0."""
+    directory.publish(
+        "one.1", ServerRecord(False, False, (0,), (("02:00:00:00:00:01", "10.0.0.1", 0),))
+    )
+    with (
+        Client.from_directory(str(directory)) as client,
+        pytest.raises(UsageError, match=r"10\.0\.0\.1, port 0"),
+    ):
+        client.get("key")
+
+
+@pytest.mark.parametrize("arguments", [{"refresh": 0}, {"timeout": 0}, {"retries": -1}])
+def test_arguments_beside_a_directory_are_checked(
+    directory: FileDirectory, arguments: dict[str, float]
+) -> None:
+    with pytest.raises(UsageError):
+        Client.from_directory(str(directory), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_closed_client_of_a_directory_leaves_no_thread(directory: FileDirectory) -> None:
+    with stand_ins(1) as (server,):
+        directory.publish("one.1", server.record())
+        client = Client.from_directory(str(directory))
+        client.close()
+        client.close()
+        with pytest.raises(UsageError, match="closed"):
+            client.get("key")
+        deadline = time.monotonic() + 5
+        while any(each.name == "directory-watch" for each in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 # ---- Wrong input

@@ -2,6 +2,7 @@
 """A server's settings: every limit at its edge, and what does not go together."""
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dpukv_xdp import abi
 from dpukv_xdp.config import (
     FRAMES,
+    GIB,
     ITEMS_MAX,
     LOG_BYTES_MAX,
     RESPOND_WAYS,
@@ -131,14 +133,77 @@ def test_depths_are_in_order(respond: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("design", "engines", "stores", "share"),
-    [("lat", 4, 4, 4), ("dual", 2, 1, 1), ("cpu-only", 3, 3, 3), ("shrd", 2, 4, 2)],
+    ("design", "engines", "partitions", "parts"),
+    [
+        ("lat", 4, 0, 4),
+        ("dual", 2, 0, 64),
+        ("cpu-only", 3, 0, 3),
+        ("shrd", 2, 0, 64),
+        ("lat", 2, 7, 7),
+    ],
 )
-def test_items_and_log_are_shared_by_the_stores(
-    design: str, engines: int, stores: int, share: int
+def test_items_and_log_are_shared_by_the_partitions(
+    design: str, engines: int, partitions: int, parts: int
 ) -> None:
-    """With two stores either may get nearly all keys of its share."""
-    config = ServerConfig(design=design, engines=engines, items=10**6 + 1, log_bytes=1 << 24)
-    assert config.store_count() == stores
-    assert config.items_per_store() == -(-(10**6 + 1) // share)
-    assert config.log_bytes_per_store() == -(-(1 << 24) // share)
+    """Each gets its share, and more by what hashing may deal it, but never more than all."""
+    items, log_bytes = 10**6 + 1, 1 << 24
+    config = ServerConfig(
+        design=design, engines=engines, items=items, log_bytes=log_bytes, partitions=partitions
+    )
+    config.check()
+    options = config.partition_options()
+    assert config.partition_count() == len(config.owners()) == parts
+    assert items / parts < options.item_count < min(items / parts * 1.1, items)
+    ratio = options.item_count / (items / parts)
+    assert options.log_bytes == pytest.approx(log_bytes / parts * ratio, rel=1e-4)
+
+
+def test_one_partition_gets_exactly_what_was_asked_for() -> None:
+    options = ServerConfig(items=1000, log_bytes=1 << 20).partition_options()
+    assert (options.item_count, options.log_bytes) == (1000, 1 << 20)
+
+
+def test_192_mi_items_of_8_8_bytes_fit_into_12_gib() -> None:
+    config = ServerConfig(items=192 << 20)
+    assert 11 * GIB < config.memory_bytes() < 12 * GIB
+
+
+@pytest.mark.parametrize(
+    ("settings", "access"),
+    [
+        ({"design": "lat"}, "erew"),
+        ({"design": "dual"}, "crcw"),
+        ({"design": "dual", "access": "erew"}, "erew"),
+        ({"design": "lat", "access": "crew"}, "crew"),
+        ({"design": "dpu-only", "access": "crcw"}, "crcw"),
+    ],
+)
+def test_access_modes(settings: dict[str, Any], access: str) -> None:
+    config = ServerConfig(**settings)
+    config.check()
+    assert config.access_mode() == access
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"design": "shrd", "access": "crew"}, "--access erew"),
+        ({"design": "dpu-only", "store": "lossless"}, "--store cache"),
+        ({"design": "shrd", "store": "lossless"}, "--store cache"),
+        ({"engines": 3, "partitions": 2}, "3 (one for each engine) to 256"),
+        ({"partitions": 257}, "to 256"),
+        ({"move_to_head": 1.01}, "0 to 1"),
+        ({"move_to_head": -0.01}, "0 to 1"),
+        ({"rebalance_s": 3601.0}, "0 to 3600"),
+    ],
+)
+def test_what_a_store_cannot_be(settings: dict[str, Any], advice: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(advice)):
+        ServerConfig(**settings).check()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"partitions": 256}, {"move_to_head": 1.0}, {"rebalance_s": 3600.0}]
+)
+def test_what_a_store_may_just_be(settings: dict[str, Any]) -> None:
+    ServerConfig(**settings).check()

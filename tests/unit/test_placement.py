@@ -107,14 +107,16 @@ def placement_of(name: str, engines: int) -> Placement:
 @pytest.mark.parametrize("name", [n for n, row in DESIGNS.items() if len(row.communication) == 1])
 def test_behind_one_door_each_engine_owns_one_partition(name: str, engines: int) -> None:
     for host_share in (0.01, 0.5, 0.99):
-        assert partition_owners(placement_of(name, engines), host_share) == tuple(range(engines))
+        assert partition_owners(placement_of(name, engines), engines, host_share) == tuple(
+            range(engines)
+        )
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3, abi.KV_ENGINES_MAX // 2])
 @pytest.mark.parametrize("host_share", [0.25, 0.3, 0.5, 0.75])
 @pytest.mark.parametrize("name", [n for n, row in DESIGNS.items() if len(row.communication) == 2])
 def test_two_doors_share_the_keys(name: str, host_share: float, engines: int) -> None:
-    owners = partition_owners(placement_of(name, engines), host_share)
+    owners = partition_owners(placement_of(name, engines), SHARED_PARTITIONS, host_share)
     assert len(owners) == SHARED_PARTITIONS <= abi.KV_PARTITIONS_MAX
     counts = Counter(owners)
     assert set(counts) == set(range(2 * engines))
@@ -131,7 +133,7 @@ def test_two_doors_share_the_keys(name: str, host_share: float, engines: int) ->
 @pytest.mark.parametrize("engines", [1, 3, abi.KV_ENGINES_MAX // 2])
 @pytest.mark.parametrize(("host_share", "side"), [(1e-9, 1), (1 - 1e-9, 0)])
 def test_no_engine_goes_without_keys(host_share: float, side: int, engines: int) -> None:
-    owners = partition_owners(placement_of("shrd", engines), host_share)
+    owners = partition_owners(placement_of("shrd", engines), SHARED_PARTITIONS, host_share)
     counts = Counter(owners)
     assert [counts[side * engines + index] for index in range(engines)] == [1] * engines
     assert sum(counts.values()) == SHARED_PARTITIONS
@@ -140,7 +142,9 @@ def test_no_engine_goes_without_keys(host_share: float, side: int, engines: int)
 @pytest.mark.parametrize("doors", [1, 2])
 @pytest.mark.parametrize(("step", "moved"), [(-0.6, -1), (-0.4, 0), (0, 0), (0.4, 0), (0.6, 1)])
 def test_a_share_is_rounded_to_whole_partitions(doors: int, step: float, moved: int) -> None:
-    owners = partition_owners(placement_of("dual", doors), (20 + step) / SHARED_PARTITIONS)
+    owners = partition_owners(
+        placement_of("dual", doors), SHARED_PARTITIONS, (20 + step) / SHARED_PARTITIONS
+    )
     assert sum(owner >= doors for owner in owners) == 20 + moved
 
 
@@ -159,11 +163,16 @@ def test_owners_of_hashes_are_those_of_the_plain_formula(
     assert found.tolist() == [owners[(key_hash >> 48) % len(owners)] for key_hash in hashes]
 
 
-@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("flags", [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1)])
 @pytest.mark.parametrize("partitions", [1, SHARED_PARTITIONS, abi.KV_PARTITIONS_MAX])
-def test_the_table_says_the_same(partitions: int, exclusive: bool) -> None:
+def test_the_table_says_the_same(partitions: int, flags: tuple[int, int, int]) -> None:
     owners = tuple(index % 5 for index in range(partitions))
-    (table,) = partition_table(owners, exclusive=exclusive)
-    assert (table["partitions"], bool(table["exclusive"])) == (partitions, exclusive)
+    read, write, reset = map(bool, flags)
+    (table,) = partition_table(
+        owners, concurrent_read=read, concurrent_write=write, reset_allowed=reset
+    )
+    assert table["partitions"] == partitions
+    names = ("concurrent_read", "concurrent_write", "reset_allowed")
+    assert tuple(int(table[name]) for name in names) == flags
     assert tuple(table["owner"][:partitions]) == owners
     assert not table["owner"][partitions:].any()

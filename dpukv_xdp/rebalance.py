@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Which partitions to move so that engines are equally busy.
+
+MICA2 deals all partitions out anew, the busiest first to the least loaded core
+(processor/partitions). Here what lies well stays where it is: each move rejects some requests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+IMBALANCE = 1.1
+"""The busiest engine's load over the mean at which nothing needs to move any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A partition and its new owner."""
+
+    partition: int
+    engine: int
+
+
+def plan_moves(
+    owners: Sequence[int], loads: Sequence[int], movable_to: Sequence[Sequence[int]]
+) -> list[Move]:
+    """The moves that even out the engines' loads.
+
+    `owners`, `loads` (requests in some time) and `movable_to` (engines that could own it) are by
+    partition. One after the other, the partition moves that most lowers the busier of the two
+    engines concerned, until the busiest engine is within IMBALANCE of the mean or nothing helps:
+    at most one move for each partition.
+    """
+    now = list(owners)
+    load_of = dict.fromkeys({engine for engines in movable_to for engine in engines} | set(now), 0)
+    for partition, engine in enumerate(now):
+        load_of[engine] += loads[partition]
+    mean = sum(load_of.values()) / len(load_of)
+    moves: list[Move] = []
+    left = set(range(len(now)))
+    while max(load_of.values()) > IMBALANCE * mean:
+        move = _best_move(now, loads, movable_to, load_of, left)
+        if move is None:
+            break
+        load_of[now[move.partition]] -= loads[move.partition]
+        load_of[move.engine] += loads[move.partition]
+        now[move.partition] = move.engine
+        left.discard(move.partition)
+        moves.append(move)
+    return moves
+
+
+def _best_move(
+    owners: Sequence[int],
+    loads: Sequence[int],
+    movable_to: Sequence[Sequence[int]],
+    load_of: dict[int, int],
+    left: set[int],
+) -> Move | None:
+    """The move off a busiest engine that leaves the busier of both least, if one lowers it."""
+    busiest = max(load_of, key=lambda engine: load_of[engine])
+    best: tuple[tuple[int, int], Move] | None = None
+    for partition in sorted(left):
+        if owners[partition] != busiest or not loads[partition]:
+            continue
+        for engine in movable_to[partition]:
+            busier = max(load_of[busiest] - loads[partition], load_of[engine] + loads[partition])
+            merit = (busier, loads[partition])  # of two that do as much, the smaller one
+            if busier < load_of[busiest] and (best is None or merit < best[0]):
+                best = (merit, Move(partition, engine))
+    return best[1] if best else None

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What `dpukv serve` adds to a server: an entry in the directory, a socket to steer it by, and a
+rebalancer.
+
+Both ends of the socket are here. A call is a line of JSON each way, as between a bench and its
+roles (roles.py).
+"""
+
+import contextlib
+import os
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from dpukv_xdp.directory import Publisher, ServerRecord, open_directory
+from dpukv_xdp.errors import DpukvError, UsageError
+from dpukv_xdp.rebalance import plan_moves
+from dpukv_xdp.roles import answer_call
+from dpukv_xdp.server import Server
+
+CONTROL_DIR = Path("/run/dpukv/control")
+LINE_BYTES_MAX = 1 << 16
+CALL_TIMEOUT_SECONDS = 30.0
+LOOK_SECONDS = 1.0
+"""For how long a rebalancing that nobody has prepared counts requests."""
+
+
+class Service:
+    """A server that others find and steer; a context manager around a running one."""
+
+    def __init__(self, server: Server, say: Callable[[str], None]) -> None:
+        """`say` is told, in a sentence, what happens to the directory and to partitions."""
+        self.name = server_name(os.getpid())
+        self._server = server
+        self._say = say
+        self._moving = threading.Lock()
+        self._counted = server.partition_requests()
+        self._stopping = threading.Event()
+        self._cleanup = contextlib.ExitStack()
+        self._publisher: Publisher | None = None
+
+    def __enter__(self) -> "Service":
+        with contextlib.ExitStack() as cleanup:
+            config = self._server.config
+            if config.directory and self._server.endpoint()["address"] is None:
+                self._say("not in the directory: the interface has no IPv4 address")
+            elif config.directory:
+                directory = open_directory(config.directory)
+                publisher = Publisher(directory, self.name, self.record(), self._say)
+                self._publisher = cleanup.enter_context(publisher)
+            cleanup.enter_context(_listening(self))
+            if config.rebalance_s:
+                rebalancer = threading.Thread(target=self._rebalance_for_ever, daemon=True)
+                rebalancer.start()
+                cleanup.callback(rebalancer.join)
+                cleanup.callback(self._stopping.set)
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def record(self) -> ServerRecord:
+        """What clients need to know."""
+        endpoint = self._server.endpoint()
+        ports = range(endpoint["port"], endpoint["port"] + endpoint["engines"])
+        return ServerRecord(
+            concurrent_read=endpoint["access"] != "erew",
+            concurrent_write=endpoint["access"] == "crcw",
+            owners=tuple(endpoint["owners"]),
+            endpoints=tuple((endpoint["mac"], endpoint["address"], port) for port in ports),
+        )
+
+    # ---- Calls from outside
+
+    def partitions(self) -> list[dict[str, Any]]:
+        """Each partition with its owner, its requests so far, and who else could own it."""
+        requests = self._server.partition_requests()
+        return [
+            {
+                "partition": partition,
+                "engine": engine,
+                "requests": int(requests[partition]),
+                "movable_to": list(self._server.movable_to(partition)),
+            }
+            for partition, engine in enumerate(self._server.owners)
+        ]
+
+    def move(self, partition: int, engine: int) -> list[int]:
+        """Move one partition; the owners then. Clients learn of it at once."""
+        with self._moving:
+            self._server.move_partition(partition, engine)
+            if self._publisher is not None:
+                self._publisher.update(self.record())
+        return list(self._server.owners)
+
+    def rebalance(self, look_seconds: float = LOOK_SECONDS) -> list[dict[str, int]]:
+        """Even out what the engines had to do since the last time, or will have in `look_seconds`;
+        the moves that it took.
+        """
+        if look_seconds:
+            self._counted = self._server.partition_requests()
+            self._stopping.wait(look_seconds)
+        counted = self._server.partition_requests()
+        loads = (counted - self._counted).astype(np.int64).tolist()
+        self._counted = counted
+        partitions = range(len(self._server.owners))
+        movable_to = [self._server.movable_to(partition) for partition in partitions]
+        moves = plan_moves(self._server.owners, loads, movable_to)
+        for move in moves:
+            self.move(move.partition, move.engine)
+        return [{"partition": move.partition, "engine": move.engine} for move in moves]
+
+    def _rebalance_for_ever(self) -> None:
+        while not self._stopping.wait(self._server.config.rebalance_s):
+            try:
+                moves = self.rebalance(look_seconds=0)
+            except DpukvError as error:
+                self._say(f"not rebalanced: {error}")
+                continue
+            if moves:
+                self._say(f"moved {len(moves)} of {len(self._server.owners)} partitions")
+
+
+# ---- The socket
+
+
+def call_service(name: str, call: str, **arguments: Any) -> Any:
+    """What a Service's method returns, as plain data.
+
+    Raises UsageError without such a server on this machine, and the method's own error.
+    """
+    path = CONTROL_DIR / f"{name}.sock"
+    line = msgspec.json.encode({"call": call, "arguments": arguments}) + b"\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(CALL_TIMEOUT_SECONDS)
+        try:
+            connection.connect(str(path))
+            connection.sendall(line)
+            with connection.makefile("rb") as stream:
+                reply = stream.readline()
+        except (FileNotFoundError, ConnectionError) as error:
+            raise UsageError(
+                f"no server {name!r} runs on this machine: see the names in `dpukv rebalance`"
+            ) from error
+        except TimeoutError as error:
+            raise DpukvError(f"server {name!r} does not answer: is it stopped?") from error
+    if not reply:
+        raise DpukvError(f"server {name!r} ended in the middle of the call: run it again")
+    answer = msgspec.json.decode(reply)
+    if "error" in answer:
+        kind = UsageError if answer["exit_status"] == UsageError.exit_status else DpukvError
+        raise kind(answer["error"])
+    return answer["result"]
+
+
+def services() -> list[str]:
+    """The names of the servers on this machine that can be steered."""
+    return sorted(path.stem for path in CONTROL_DIR.glob("*.sock") if _listens(path))
+
+
+def server_name(process_id: int) -> str:
+    """What MICA2 calls a server: its host and process."""
+    return f"{socket.gethostname()}.{process_id}"
+
+
+CALLS = frozenset({"partitions", "move", "rebalance"})
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        line = self.rfile.readline(LINE_BYTES_MAX)
+        if not line:
+            return
+        service: Service = self.server.service  # type: ignore[attr-defined]
+        try:
+            request = msgspec.json.decode(line)
+            known = isinstance(request, dict) and request.get("call") in CALLS
+        except msgspec.DecodeError:
+            known = False
+        with contextlib.suppress(BrokenPipeError):  # who asked has gone
+            if known:
+                self.wfile.write(answer_call(service, request) + b"\n")
+            else:
+                refusal = f"calls are {', '.join(sorted(CALLS))}"
+                self.wfile.write(msgspec.json.encode({"error": refusal, "exit_status": 2}) + b"\n")
+
+
+@contextlib.contextmanager
+def _listening(service: Service) -> Any:
+    CONTROL_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = CONTROL_DIR / f"{service.name}.sock"
+    _remove_dead()
+    with socketserver.ThreadingUnixStreamServer(str(path), _Handler) as listener:
+        path.chmod(0o600)
+        listener.daemon_threads = True
+        listener.service = service  # type: ignore[attr-defined]
+        thread = threading.Thread(target=listener.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+
+def _remove_dead() -> None:
+    """Sockets of servers that were killed."""
+    for path in CONTROL_DIR.glob("*.sock"):
+        if not _listens(path):
+            path.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionError, FileNotFoundError):
+            return False
+        except TimeoutError:
+            return True
+    return True

@@ -1,0 +1,52 @@
+"""The allocator's account, and sizes that no test machine has: see store_memory.c."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "dpukv_xdp" / "_core"
+
+SOURCES = [
+    ROOT / "tests/model/store_memory.c",
+    *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "store")),
+]
+FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
+INCLUDES = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]
+
+
+def build(target: Path, sanitizers: str) -> Path:
+    command = ["gcc", *FLAGS, sanitizers, *INCLUDES, *map(str, SOURCES), "-o", str(target)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("memory") / "memory", "-fsanitize=address,undefined")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The address sanitizer would touch a shadow of the whole memory."""
+    return build(tmp_path_factory.mktemp("memory") / "memory", "-fsanitize=undefined")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_allocator_keeps_blocks_apart_and_has_all_of_them_back(
+    sanitized: Path, seed: int
+) -> None:
+    command = [str(sanitized), "allocator", str(seed)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["cache", "lossless"])
+def test_a_store_of_192_mi_items_is_created_without_touching_its_memory(
+    plain: Path, kind: int
+) -> None:
+    command = [str(plain), "large", str(kind)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr[-4000:]

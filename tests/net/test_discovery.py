@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""A client that knows the directory only finds a server, and stays with it whatever happens."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from net.commands import TIMEOUT_SECONDS, wait_for
+from net.etcd import Etcd, running_etcd
+from net.serving import ENGINE_CPU, PORT, serving_child
+
+from dpukv_xdp import abi
+from dpukv_xdp import lab as labs
+from dpukv_xdp.client import Client
+from dpukv_xdp.directory import open_directory
+from dpukv_xdp.lab import Lab
+from dpukv_xdp.service import call_service, server_name, services
+
+ENGINES, PARTITIONS = 2, 8
+ITEMS = {b"key %d" % number: b"value %d" % number for number in range(200)}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    labs.remove_stale()
+    with Lab.up() as place:
+        yield place
+
+
+@pytest.fixture
+def etcd(lab: Lab, tmp_path: Path) -> Iterator[Etcd]:
+    """On the client's side of the wire."""
+    with (
+        labs.in_namespace(lab.client.namespace),
+        running_etcd(address=lab.client.address) as running,
+    ):
+        yield running
+
+
+@pytest.mark.parametrize("api", ["etcd2", "etcd3"])
+def test_a_client_that_knows_only_etcd(lab: Lab, etcd: Etcd, api: str) -> None:
+    """It finds the server, sees partitions move, and survives `kill` and restart of the server, on
+    other ports, and of etcd.
+    """
+    url = etcd.url(api)
+    with serving(lab, url, PORT) as first, connected(lab, url) as client:
+        assert client.set_many(ITEMS) == []
+        assert client.get_many(ITEMS) == ITEMS
+        name = server_name(first.pid)
+        for partition in range(PARTITIONS):
+            call_service(name, "move", partition=partition, engine=(partition + 1) % ENGINES)
+            assert client.get_many(ITEMS) == ITEMS
+        etcd.kill()
+        assert client.get_many(ITEMS) == ITEMS
+        etcd.forget()
+        etcd.start()
+        wait_for(lambda: name in open_directory(url).servers())
+        assert client.get_many(ITEMS) == ITEMS
+
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with serving(lab, url, PORT + 100) as second:
+            assert client.get_many(ITEMS) == {}
+            assert client.set_many(ITEMS) == []
+            assert client.get_many(ITEMS) == ITEMS
+            second.terminate()
+            assert second.wait(TIMEOUT_SECONDS) == 0
+        assert open_directory(url).servers() == {}
+
+
+def test_what_mica2s_client_reads(lab: Lab, etcd: Etcd) -> None:
+    """Its two GETs: the list, and the value, which is complete whenever it can be seen."""
+    with serving(lab, etcd.url("etcd2"), PORT) as server:
+        name = server_name(server.pid)
+        wait_for(lambda: name in etcd.mica2_list(), timeout_seconds=30)
+        value = etcd.mica2_value(name)
+    assert value["partitions"] == [[index, index % ENGINES] for index in range(PARTITIONS)]
+    assert (value["concurrent_read"], value["concurrent_write"]) == (False, False)
+    assert value["endpoints"] == [
+        [engine, engine, lab.server.mac, lab.server.address, PORT + engine]
+        for engine in range(ENGINES)
+    ]
+
+
+def test_the_default_is_a_file_and_a_lab_is_found_in_it(lab: Lab) -> None:
+    with serving_child(lab) as server:
+        name = server_name(server.pid)
+        found = wait_for(lambda: open_directory("file:/run/dpukv/directory").servers().get(name))
+        assert found.endpoints == ((lab.server.mac, lab.server.address, PORT),)
+    wait_for(lambda: not_listed(name), timeout_seconds=30)
+
+
+def not_listed(name: str) -> bool:
+    """A killed server's entry is gone after its time to live."""
+    return name not in open_directory("file:/run/dpukv/directory").servers()
+
+
+def connected(lab: Lab, url: str) -> Client:
+    with labs.in_namespace(lab.client.namespace):
+        return Client.from_directory(url, timeout=0.5, retries=40)
+
+
+@contextmanager
+def serving(lab: Lab, url: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`dpukv serve` in the lab, published; others may kill it."""
+    options = {
+        "--engines": ENGINES,
+        "--engine-cpus": ENGINE_CPU,
+        "--partitions": PARTITIONS,
+        "--directory": url,
+        "--port": port,
+    }
+    arguments = [str(word) for option in options.items() for word in option]
+    with serving_child(lab, *arguments) as child:
+        name = server_name(child.pid)
+        wait_for(lambda: name in services(), timeout_seconds=30)
+        yield child
+
+
+def test_keys_and_partitions_agree() -> None:
+    """The test above would not notice if all keys lay in one partition."""
+    assert len({(abi.hash_key(key) >> 48) % PARTITIONS for key in ITEMS}) == PARTITIONS

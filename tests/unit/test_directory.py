@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Records to the byte, malformed ones, the directory of files, and the publisher's thread.
+
+Real etcds are in tests/net.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpukv_xdp.directory import (
+    ENDPOINTS_MAX,
+    Directory,
+    FileDirectory,
+    Publisher,
+    ServerRecord,
+    open_directory,
+)
+from dpukv_xdp.errors import DirectoryError, RecordError, UsageError
+
+MAC = "02:00:00:00:00:01"
+MICA2_LINE = (
+    '{"concurrent_read":false, "concurrent_write":false, "partitions":[[0,0],[1,1]], '
+    '"endpoints":[[0,0,"02:00:00:00:00:01","10.0.0.1",0],[1,1,"02:00:00:00:00:01","10.0.0.1",1]]}'
+)
+"""What public MICA2's server registers."""
+RECORD = ServerRecord(False, False, (0, 1), ((MAC, "10.0.0.1", 0), (MAC, "10.0.0.1", 1)))
+OTHER = ServerRecord(True, True, (0,), ((MAC, "10.0.0.2", 9800),))
+SOON_SECONDS = 5.0
+"""By when whatever a thread does is done, on a busy machine too."""
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+# ---- Records
+
+
+def test_a_record_is_mica2_s_line() -> None:
+    assert RECORD.to_json() == MICA2_LINE
+    assert ServerRecord.from_json(MICA2_LINE) == RECORD
+    assert '"concurrent_read":true, "concurrent_write":true' in OTHER.to_json()
+
+
+@st.composite
+def records(draw: st.DrawFn) -> ServerRecord:
+    port = st.integers(0, 0xFFFF)
+    endpoint = st.tuples(
+        st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":")),
+        st.ip_addresses(v=4).map(str),
+        port,
+    )
+    endpoints = draw(st.lists(endpoint, min_size=1, max_size=ENDPOINTS_MAX))
+    owners = draw(st.lists(st.integers(0, len(endpoints) - 1), min_size=1, max_size=256))
+    return ServerRecord(draw(st.booleans()), draw(st.booleans()), tuple(owners), tuple(endpoints))
+
+
+@given(records())
+def test_a_record_survives_its_json(record: ServerRecord) -> None:
+    text = record.to_json()
+    assert ServerRecord.from_json(text) == record
+    assert "\n" not in text
+    assert list(json.loads(text)) == [
+        "concurrent_read",
+        "concurrent_write",
+        "partitions",
+        "endpoints",
+    ]
+
+
+def test_lcores_with_other_numbers_are_understood() -> None:
+    """A MICA2 server may have several endpoints on an lcore: clients take the first."""
+    text = json.dumps(
+        {
+            "concurrent_read": False,
+            "concurrent_write": False,
+            "partitions": [[0, 7], [1, 4], [2, 7]],
+            "endpoints": [
+                [0, 4, MAC, "10.0.0.1", 0],
+                [1, 7, MAC, "10.0.0.1", 1],
+                [2, 7, MAC, "10.0.0.1", 2],
+            ],
+            "version": 3,
+        }
+    )
+    assert ServerRecord.from_json(text).owners == (1, 0, 1)
+
+
+WHOLE = json.loads(MICA2_LINE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        MICA2_LINE[:-1],
+        MICA2_LINE + "}",
+        MICA2_LINE.encode("utf-16"),
+        b'{"concurrent_read":"\xff',
+        *(
+            json.dumps({each: WHOLE[each] for each in WHOLE if each != missing})
+            for missing in WHOLE
+        ),
+        *(
+            json.dumps(WHOLE | changed)
+            for changed in (
+                {"concurrent_read": 0},
+                {"concurrent_write": "false"},
+                {"partitions": []},
+                {"partitions": {}},
+                {"partitions": [[0]]},
+                {"partitions": [[0, 0, 0]]},
+                {"partitions": [["0", 0]]},
+                {"partitions": [[0, 0.5]]},
+                {"partitions": [[1, 0], [0, 1]]},
+                {"partitions": [[0, 0], [2, 1]]},
+                {"partitions": [[0, 0], [0, 1]]},
+                {"partitions": [[0, 2]]},
+                {"partitions": [[0, -1]]},
+                {"partitions": [[index, 0] for index in range(257)]},
+                {"endpoints": []},
+                {"endpoints": [[0, 0, MAC, "10.0.0.1"]]},
+                {"endpoints": [[1, 0, MAC, "10.0.0.1", 0]]},
+                {"endpoints": [[0, 0, "02:00", "10.0.0.1", 0]]},
+                {"endpoints": [[0, 0, MAC, "10.0.0", 0]]},
+                {"endpoints": [[0, 0, MAC, "::1", 0]]},
+                {"endpoints": [[0, 0, MAC, "10.0.0.1", 65536]]},
+                {"endpoints": [[0, 0, MAC, "10.0.0.1", -1]]},
+                {"endpoints": [[0, 0, MAC, "10.0.0.1", "0"]]},
+                {"endpoints": [[index, index, MAC, "10.0.0.1", 0] for index in range(33)]},
+            )
+        ),
+    ],
+)
+def test_malformed_records_are_errors(text: str | bytes) -> None:
+    with pytest.raises(RecordError):
+        ServerRecord.from_json(text)
+
+
+@pytest.mark.parametrize(("partitions", "endpoints"), [(1, 1), (256, 32)])
+def test_records_up_to_the_limits(partitions: int, endpoints: int) -> None:
+    where = tuple((MAC, "10.0.0.1", 9800 + engine) for engine in range(endpoints))
+    owners = tuple(partition % endpoints for partition in range(partitions))
+    record = ServerRecord(False, False, owners, where)
+    assert ServerRecord.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    ("partitions", "endpoints", "telling"),
+    [(257, 1, "257"), (0, 1, "0 part"), (1, 33, "33"), (1, 0, "0 end")],
+)
+def test_records_over_the_limits(partitions: int, endpoints: int, telling: str) -> None:
+    where = ((MAC, "10.0.0.1", 9800),) * endpoints
+    with pytest.raises(RecordError, match=telling):
+        ServerRecord(False, False, (0,) * partitions, where)
+
+
+def test_a_server_without_an_address_cannot_have_a_record() -> None:
+    with pytest.raises(RecordError, match="IPv4"):
+        ServerRecord(False, False, (0,), ((MAC, None, 9800),))  # type: ignore[arg-type]
+
+
+# ---- URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("file:/run/dpukv/directory", "file:/run/dpukv/directory"),
+        ("file:///run/dpukv/directory", "file:/run/dpukv/directory"),
+        ("etcd2://10.0.0.9:4001/mica", "etcd2://10.0.0.9:4001/mica"),
+        ("etcd2://localhost", "etcd2://localhost:2379/mica"),
+        ("etcd3://[::1]:2379/a/b/", "etcd3://[::1]:2379/a/b"),
+    ],
+)
+def test_urls(url: str, place: str) -> None:
+    assert str(open_directory(url)) == place
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "/run/dpukv",
+        "file:",
+        "file:relative",
+        "file://host/path",
+        "file:/run#x",
+        "http://localhost:2379/mica",
+        "etcd2:",
+        "etcd2:///mica",
+        "etcd2://user:word@host/mica",
+        "etcd2://host/mica?ttl=1",
+        "etcd2://host/mi ca",
+        "etcd2://host//mica",
+        "etcd3://host:port/mica",
+        "etcd3://host:99999/mica",
+        "etcd3://[::1",
+    ],
+)
+def test_urls_that_name_no_directory(url: str) -> None:
+    with pytest.raises(UsageError):
+        open_directory(url)
+
+
+@pytest.mark.parametrize("name", ["", ".", "../one", "a/b", "a b", ".hidden", "x" * 201, "ü.1"])
+def test_names_that_no_server_has(tmp_path: Path, name: str) -> None:
+    for url in (f"file:{tmp_path}/below", "etcd2://127.0.0.1:1", "etcd3://127.0.0.1:1"):
+        place = open_directory(url)
+        with pytest.raises(UsageError, match="no server name"):
+            place.publish(name, RECORD)
+        with pytest.raises(UsageError, match="no server name"):
+            place.withdraw(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["etcd2", "etcd3"])
+def test_an_etcd_that_is_not_there(kind: str) -> None:
+    place = open_directory(f"{kind}://127.0.0.1:1/mica")
+    for call in (place.servers, lambda: place.publish("a.1", RECORD), lambda: place.withdraw("a")):
+        with pytest.raises(DirectoryError, match=rf"{kind}://127\.0\.0\.1:1/mica cannot be reach"):
+            call()
+
+
+# ---- Files
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FileDirectory:
+    return FileDirectory(tmp_path / "made" / "on demand")
+
+
+def folder_of(files: FileDirectory) -> Path:
+    return Path(str(files).removeprefix("file:"))
+
+
+def test_records_come_back_sorted_by_name(files: FileDirectory) -> None:
+    assert files.servers() == {}
+    files.publish("two.9", RECORD)
+    files.publish("one.10", OTHER)
+    files.publish("one.1", OTHER)
+    assert list(files.servers().items()) == [
+        ("one.1", OTHER),
+        ("one.10", OTHER),
+        ("two.9", RECORD),
+    ]
+    assert (folder_of(files) / "two.9.json").read_text() == MICA2_LINE + "\n"
+    files.withdraw("one.1")
+    files.withdraw("one.1")
+    assert list(files.servers()) == ["one.10", "two.9"]
+
+
+def test_the_dead_are_not_listed_and_soon_removed(files: FileDirectory) -> None:
+    folder = folder_of(files)
+    files.publish("dead.1", RECORD)
+    files.publish("from-the-future.2", RECORD)
+    (folder / ".dead.1.new").write_text("{")
+    now = time.time()
+    for path, age_seconds in (
+        (folder / "dead.1.json", 11),
+        (folder / ".dead.1.new", 11),
+        (folder / "from-the-future.2.json", -3600),
+    ):
+        os.utime(path, (now - age_seconds, now - age_seconds))
+    assert files.servers() == {}
+    files.publish("alive.3", RECORD)
+    assert [path.name for path in folder.iterdir()] == ["alive.3.json"]
+
+
+def test_publishing_again_keeps_a_record_alive(files: FileDirectory) -> None:
+    path = folder_of(files) / "one.1.json"
+    files.publish("one.1", RECORD)
+    os.utime(path, (time.time() - 9, time.time() - 9))
+    assert list(files.servers()) == ["one.1"]
+    files.publish("one.1", RECORD)
+    assert time.time() - path.stat().st_mtime < SOON_SECONDS
+
+
+def test_a_reader_never_sees_half_a_record(files: FileDirectory) -> None:
+    ends = tuple((MAC, "10.0.0.1", 9800 + engine) for engine in range(32))
+    choices = [ServerRecord(False, False, (engine,) * 256, ends) for engine in (0, 31)]
+    files.publish("one.1", choices[0])
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for each in choices:
+                files.publish("one.1", each)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert files.servers()["one.1"] in choices
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_other_files_are_left_alone(files: FileDirectory) -> None:
+    files.publish("one.1", RECORD)
+    for name in ("README", ".one.2.new", ".hidden.json"):
+        (folder_of(files) / name).write_text("not a record")
+    assert list(files.servers()) == ["one.1"]
+
+
+def test_a_malformed_record_names_its_server(files: FileDirectory) -> None:
+    files.publish("one.1", RECORD)
+    (folder_of(files) / "bad.2.json").write_text(MICA2_LINE[:50])
+    with pytest.raises(RecordError, match=rf"server bad\.2 in {files} is malformed"):
+        files.servers()
+
+
+def test_a_place_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    files = FileDirectory(tmp_path / "file" / "below")
+    with pytest.raises(DirectoryError, match=f"file:{tmp_path}/file/below cannot be written"):
+        files.publish("one.1", RECORD)
+
+
+# ---- Publishing
+
+
+class Memory:
+    """A directory that notes what is done to it, and fails on demand."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, ServerRecord] = {}
+        self.published: list[ServerRecord] = []
+        self.is_lost = False
+
+    def publish(self, name: str, record: ServerRecord) -> None:
+        self.fail_if_lost()
+        self.published.append(record)
+        self.records[name] = record
+
+    def withdraw(self, name: str) -> None:
+        self.fail_if_lost()
+        self.records.pop(name, None)
+
+    def servers(self) -> dict[str, ServerRecord]:
+        self.fail_if_lost()
+        return dict(self.records)
+
+    def fail_if_lost(self) -> None:
+        if self.is_lost:
+            raise DirectoryError("the directory is lost")
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+def test_a_publisher_publishes_repeats_and_withdraws(memory: Memory) -> None:
+    said: list[str] = []
+    place: Directory = memory
+    with Publisher(place, "one.1", RECORD, said.append, refresh_seconds=0.01):
+        assert memory.records == {"one.1": RECORD}
+        wait_until(lambda: len(memory.published) > 5)
+    assert memory.records == {}
+    count = len(memory.published)
+    time.sleep(0.05)
+    assert len(memory.published) == count
+    assert said == []
+
+
+def test_an_update_does_not_wait_for_the_next_turn(memory: Memory) -> None:
+    with Publisher(memory, "one.1", RECORD, print, refresh_seconds=60) as publisher:
+        publisher.update(OTHER)
+        wait_until(lambda: memory.records == {"one.1": OTHER})
+
+
+def test_an_outage_is_said_once_and_outlived(memory: Memory) -> None:
+    said: list[str] = []
+    with Publisher(memory, "one.1", RECORD, said.append, refresh_seconds=0.01) as publisher:
+        for _ in range(2):
+            memory.is_lost = True
+            wait_until(lambda: bool(said))
+            memory.records = {}
+            publisher.update(OTHER)
+            time.sleep(0.05)
+            assert len(said) == 1
+            assert "the directory is lost; " in said[0]
+            memory.is_lost = False
+            wait_until(lambda: len(said) == 2)
+            assert "is back" in said[1]
+            assert memory.records == {"one.1": OTHER}
+            said.clear()
+
+
+def test_a_place_that_is_lost_at_the_end_is_no_failure(memory: Memory) -> None:
+    said: list[str] = []
+    with Publisher(memory, "one.1", RECORD, said.append, refresh_seconds=60):
+        memory.is_lost = True
+    assert said == ["the directory is lost; the record of this server goes within 10 s"]
+
+
+def test_a_place_that_is_lost_at_the_start_is_an_error(memory: Memory) -> None:
+    memory.is_lost = True
+    with pytest.raises(DirectoryError), Publisher(memory, "one.1", RECORD, print):
+        raise AssertionError("published")
+    assert "directory" not in [each.name for each in threading.enumerate()]
+
+
+def test_who_serves_in_the_place_of_a_killed_server_removes_its_record(memory: Memory) -> None:
+    memory.records = {"one.1": RECORD, "two.1": OTHER}
+    with Publisher(memory, "one.2", RECORD, print, refresh_seconds=60):
+        assert memory.records == {"one.2": RECORD, "two.1": OTHER}
+
+
+def test_somebody_else_s_malformed_record_keeps_nobody_from_publishing(
+    files: FileDirectory,
+) -> None:
+    files.publish("two.1", OTHER)
+    (folder_of(files) / "two.1.json").write_text("{")
+    with Publisher(files, "one.1", RECORD, print):
+        assert (folder_of(files) / "one.1.json").exists()
+    assert not (folder_of(files) / "one.1.json").exists()
+
+
+def test_a_publisher_needs_a_name(memory: Memory) -> None:
+    with pytest.raises(UsageError, match="no server name"):
+        Publisher(memory, "a/b", RECORD, print)
