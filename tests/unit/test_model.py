@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The model: against formulas, its own laws, the paper and this machine."""
+
+import json
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpukv_xdp.designs import DESIGNS
+from dpukv_xdp.errors import MissingError, UsageError
+from dpukv_xdp.model import Point, figure12, plot_sweep, simulate, sweep
+from dpukv_xdp.model_costs import (
+    MEASURED_PATH,
+    BusCosts,
+    Cost,
+    Costs,
+    EngineCosts,
+    apart,
+    costs_from_bench,
+    costs_from_paper,
+    costs_toml,
+    find_costs,
+    fit_paper,
+    on_dpu,
+    read_costs,
+    read_results,
+    table1_shares,
+    thread_speed,
+)
+from dpukv_xdp.model_events import Machine, run_events
+from dpukv_xdp.model_validation import (
+    VALIDATION_PATH,
+    Check,
+    summary,
+    validate_measured,
+    validate_paper,
+    validation_json,
+)
+
+COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
+ENGINE = EngineCosts(
+    receive=Cost(request_ns=10),
+    parse=Cost(request_ns=20),
+    process=Cost(request_ns=40),
+    prepare=Cost(request_ns=15),
+    send=Cost(request_ns=15),
+)
+PLAIN = Costs(
+    name="plain",
+    source="round numbers",
+    host=ENGINE,
+    dpu=ENGINE,
+    window=256,
+    batch_packets=16,
+    dpu_cores=1,
+    host_cores=1,
+    variation=0.0,
+)
+"""100 ns for a request, everywhere, and nothing else takes time."""
+ERROR_TOLERANCE = 0.02
+
+
+# ---- Against formulas
+
+
+def test_a_saturated_closed_loop_has_its_core_s_rate_and_little_s_latency() -> None:
+    found = simulate(PLAIN, Point(design="dpu-only"))
+    assert found.throughput_mops == pytest.approx(10.0, rel=1e-3)
+    assert found.latency_us["mean"] == pytest.approx(256 / 10, rel=0.02)
+    assert found.utilisation["dpu"] == pytest.approx(1.0, rel=1e-3)
+    assert found.bottleneck == "dpu"
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_an_open_loop_on_one_core_waits_as_m_d_1_does(load: float) -> None:
+    costs = replace(PLAIN, batch_packets=1, burst_packets=1)
+    service_us = 0.1
+    found = simulate(costs, Point(design="dpu-only", rate_mops=load / service_us))
+    expected_us = service_us * (1 + load / (2 * (1 - load)))
+    assert found.throughput_mops == pytest.approx(load / service_us, rel=0.05)
+    assert found.latency_us["mean"] == pytest.approx(expected_us, rel=0.1)
+
+
+def test_one_packet_outstanding_takes_the_sum_of_its_stages() -> None:
+    """Figure 10a: receive, parse, there, process, back, send; prepare runs meanwhile."""
+    costs = replace(
+        PLAIN,
+        batch_packets=1,
+        bus=BusCosts(latency_us=2.0),
+        wire_latency_us=3.0,
+        post=Cost(unit_ns=200),
+        serve=Cost(unit_ns=300),
+    )
+    found = simulate(costs, Point(design="lat", window=1))
+    expected_us = 3.0 + 0.030 + 0.2 + 2.0 + 0.040 + 0.3 + 2.0 + 0.015 + 3.0
+    assert found.latency_us["mean"] == pytest.approx(expected_us, rel=1e-3)
+    assert found.throughput_mops == pytest.approx(1 / expected_us, rel=1e-3)
+    assert found.transfer_us == pytest.approx(2.0)
+
+
+def test_preparing_longer_than_the_host_takes_is_what_counts() -> None:
+    dpu = replace(ENGINE, prepare=Cost(request_ns=9000))
+    found = simulate(
+        replace(PLAIN, dpu=dpu, batch_packets=1, bus=BusCosts(latency_us=2.0)),
+        Point(design="lat", window=1),
+    )
+    assert found.latency_us["mean"] == pytest.approx(0.030 + 9.0 + 0.015, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "resource", "most_mops"),
+    [
+        ({"bus": BusCosts(request_ns=200)}, "bus", 5.0),
+        ({"wire_packet_ns": 250}, "wire", 4.0),
+        ({"wire_gbits_per_s": 2.56}, "wire", 4.0),
+    ],
+)
+def test_bus_and_wire_limit(changes: dict[str, Any], resource: str, most_mops: float) -> None:
+    found = simulate(replace(PLAIN, **changes), Point(design="lat"))
+    assert found.throughput_mops == pytest.approx(most_mops, rel=0.01)
+    assert found.bottleneck == resource
+
+
+def test_many_to_one_is_limited_by_its_one_core() -> None:
+    found = simulate(replace(PLAIN, dpu_cores=8, host_cores=8), Point(design="sav"))
+    assert found.host_cores == 1
+    assert found.throughput_mops == pytest.approx(25.0, rel=0.02)
+    assert found.bottleneck == "host"
+
+
+def test_a_fused_core_that_sends_late_answers_a_burst_behind_the_next_one_s_parsing() -> None:
+    """Section 4.3: the same throughput, and a latency longer by that (30 of 100 ns a request)."""
+    costs = replace(PLAIN, batch_packets=64, burst_packets=64, window=192)
+    soon, late = (
+        simulate(replace(costs, sends_late=is_late), Point(design="cpu-only"))
+        for is_late in (False, True)
+    )
+    assert late.throughput_mops == pytest.approx(soon.throughput_mops, rel=1e-3)
+    costs = replace(costs, batch_packets=1, burst_packets=1)
+    soon, late = (
+        simulate(replace(costs, sends_late=is_late), Point(design="cpu-only", rate_mops=8.0))
+        for is_late in (False, True)
+    )
+    assert late.latency_us["mean"] - soon.latency_us["mean"] == pytest.approx(0.8 * 0.030, rel=0.25)
+
+
+def test_one_store_behind_two_doors_costs_more_and_only_there() -> None:
+    costs = replace(PLAIN, dpu_cores=2, host_cores=3)
+    shared = replace(costs, shared_store=Cost(request_ns=100))
+    for design in COMPARED:
+        before, after = (simulate(each, Point(design=design)) for each in (costs, shared))
+        if DESIGNS[design].has_one_store:
+            assert after.throughput_mops < 0.9 * before.throughput_mops
+        else:
+            assert after.throughput_mops == before.throughput_mops
+
+
+def test_a_core_with_two_threads_is_slower_for_each() -> None:
+    assert thread_speed(1, 6) == thread_speed(6, 6) == 1.0
+    assert thread_speed(8, 6) == pytest.approx(0.8)
+    assert thread_speed(12, 6) == pytest.approx(0.6)
+
+
+# ---- The model's own laws
+
+
+@pytest.mark.parametrize("design", [*COMPARED, "inverse"])
+def test_batches_are_neither_lost_nor_made(design: str) -> None:
+    costs = costs_from_paper("bf2")
+    machine = Machine(
+        design=DESIGNS[design],
+        costs=costs,
+        dpu_cores=2,
+        host_cores=3,
+        requests_per_packet=1,
+        window=64,
+        host_window=64,
+        rate_mops=0.0,
+        host_share=0.0,
+        seed=1,
+    )
+    seen = run_events(machine)
+    assert seen.sent_batches == seen.answered_batches + seen.outstanding_batches
+    assert 0 < seen.outstanding_batches <= 5 * 2  # endpoints, batches in a window
+
+
+@pytest.mark.parametrize("design", COMPARED)
+@pytest.mark.parametrize("over", ["dpu_cores", "host_cores"])
+def test_more_cores_never_hurt(design: str, over: str) -> None:
+    costs = replace(PLAIN, dpu_cores=4, host_cores=4)
+    counts: list[dict[str, Any]] = [{over: count} for count in (2, 3, 4, 6)]
+    found = [simulate(costs, Point(design=design, **count)).throughput_mops for count in counts]
+    assert all(more >= 0.98 * fewer for fewer, more in pairwise(found))
+
+
+@pytest.mark.parametrize("design", COMPARED)
+def test_the_same_seed_gives_the_same(design: str) -> None:
+    costs = costs_from_paper("bf2")
+    point = Point(design=design)
+    assert simulate(costs, point) == simulate(costs, point)
+    assert simulate(costs, point) != simulate(costs, replace(point, seed=2))
+
+
+def test_a_point_takes_well_under_a_second() -> None:
+    started = time.process_time()
+    simulate(costs_from_paper("bf3"), Point(design="lat", dpu_cores=8, host_cores=8))
+    assert time.process_time() - started < 1.0
+
+
+def test_latency_grows_with_the_load_and_an_overload_is_said() -> None:
+    costs = costs_from_paper("bf2")
+    for rates in ((2.0, 10.0, 18.0), ()):
+        curve = sweep(costs, Point(design="lat"), "load", rates)
+        latencies = [point.latency_us["mean"] for point in curve]
+        assert all(more >= 0.99 * less for less, more in pairwise(latencies))
+        assert latencies[-1] > 1.5 * latencies[0]
+        assert not any(point.is_saturated for point in curve)
+    assert simulate(costs, Point(design="lat", rate_mops=40.0)).is_saturated
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point(design="none"),
+        Point(design="lat", dpu_cores=0),
+        Point(design="lat", host_cores=0),
+        Point(design="lat", window=1 << 20),
+        Point(design="lat", requests_per_packet=65),
+        Point(design="lat", rate_mops=-1.0),
+    ],
+)
+def test_what_cannot_be_is_refused(point: Point) -> None:
+    with pytest.raises(UsageError):
+        simulate(PLAIN, point)
+
+
+# ---- Costs
+
+
+def test_stage_shares_are_table_1_s() -> None:
+    shares = table1_shares("BF-2", "C")
+    assert shares["get_set"] == pytest.approx(0.131, abs=0.001)
+    costs = costs_from_paper("bf2", "C")
+    assert costs.host.process.request_ns / costs.host.request_ns(1) == pytest.approx(
+        shares["get_set"]
+    )
+
+
+def test_each_fitted_parameter_says_what_it_is_fitted_on() -> None:
+    for dpu in ("bf2", "bf3"):
+        assert all(each.fitted_on for each in fit_paper(dpu).parameters)
+    with pytest.raises(UsageError):
+        fit_paper("local")
+
+
+@pytest.mark.parametrize("dpu", ["bf2", "bf3"])
+def test_costs_survive_toml(dpu: str, tmp_path: Path) -> None:
+    costs = costs_from_paper(dpu)
+    (tmp_path / "costs.toml").write_text(costs_toml(costs))
+    assert read_costs(tmp_path / "costs.toml") == costs
+
+
+@pytest.mark.parametrize("text", ["name = 1", "[[", 'name = "x"'])
+def test_a_file_without_costs_is_refused(text: str, tmp_path: Path) -> None:
+    for name in ("costs.toml", "results.json"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UsageError, match=name):
+            read_costs(tmp_path / name)
+
+
+def bench_result(design: str, requests: int, mops: float, **changes: Any) -> dict[str, Any]:
+    """What bench.measure returns, as far as the model reads it: round costs of 8 and 10 ns a
+    request and 100 ns a packet.
+    """
+    zero = dict.fromkeys(("receive", "parse", "process", "wait", "prepare", "send"), 0.0)
+    packet_ns = 100 / requests
+    dpu = {**zero, "parse": packet_ns / 2 + 4, "prepare": packet_ns / 2 + 4}
+    host = {**zero, "process": 25.0}
+    dpu_ns = packet_ns + 8
+    if DESIGNS[design].processing == ("dpu",):
+        dpu, host = {**dpu, "process": 50.0}, zero
+        dpu_ns += 50
+    if "host" in DESIGNS[design].communication:
+        host = {**host, "parse": packet_ns + 8, "send": 400 / requests}
+    return {
+        "design": design,
+        "workload": "B",
+        "distribution": "uniform",
+        "key_size": 8,
+        "value_size": 8,
+        "requests_per_packet": requests,
+        "window": 64,
+        "rate": None,
+        "respond": "adaptive",
+        "emulation": None,
+        "host_share": 0.5 if len(DESIGNS[design].communication) > 1 else None,
+        "throughput_mops": mops,
+        "packets_mpps": mops / requests,
+        "latency_us": {"mean": 50.0, "p50": 50.0},
+        "roles": {
+            "client": {"cores": 0.5, "cpu_ns_per_op": 0.5e3 / mops},
+            "dpu": {"cores": 0.5, "cpu_ns_per_op": dpu_ns},
+        },
+        "stages_ns_per_op": {"dpu": dpu, "host": host},
+        "wire_bytes_per_op": {"request": 32 + 48 / requests, "response": 32 + 48 / requests},
+        "machine": {"cores": 2, "cpu": "a processor"},
+        **changes,
+    }
+
+
+def bench_results() -> list[dict[str, Any]]:
+    """One run of each design that costs are made of, with two packet sizes."""
+    return [
+        bench_result(design, requests, mops)
+        for design in ("cpu-only", "dpu-only", "lat")
+        for requests, mops in ((1, 2.0), (45, 20.0))
+    ]
+
+
+def test_costs_of_this_machine_are_its_clocks_by_packet_and_request() -> None:
+    costs = costs_from_bench(bench_results())
+    assert costs.dpu.parse.unit_ns == pytest.approx(50)
+    assert costs.dpu.parse.request_ns == pytest.approx(4)
+    assert costs.dpu.process.request_ns == pytest.approx(50)
+    assert costs.host.process.request_ns == pytest.approx(25)
+    assert costs.host.send.unit_ns == pytest.approx(400)
+    assert costs.packet_header_bytes == 48
+    assert costs.client.is_in_lab
+    assert not apart(costs).client.is_in_lab
+    assert not costs.forward
+
+
+def test_accounting_does_not_count_as_work() -> None:
+    """CPU time is taken while the kernel's statistics slow everything down."""
+    plain = bench_results()
+    slowed = []
+    for result in plain:
+        roles = {
+            name: {**role, "cpu_ns_per_op": 2 * role["cpu_ns_per_op"]}
+            for name, role in result["roles"].items()
+        }
+        slowed.append({**result, "roles": roles})
+    assert costs_from_bench(slowed).dpu.parse.unit_ns == pytest.approx(
+        costs_from_bench(plain).dpu.parse.unit_ns
+    )
+
+
+def test_costs_without_the_designs_that_they_are_made_of_are_refused() -> None:
+    with pytest.raises(UsageError, match="no results of dpu-only"):
+        costs_from_bench([r for r in bench_results() if r["design"] != "dpu-only"])
+    emulated = [{**result, "emulation": "emulated bf2"} for result in bench_results()]
+    with pytest.raises(UsageError):
+        costs_from_bench(emulated)
+
+
+def test_a_profile_slows_the_dpu_and_adds_its_bus() -> None:
+    costs = apart(costs_from_bench(bench_results()))
+    there = on_dpu(costs, "bf2")
+    assert there.dpu.parse.request_ns == pytest.approx(costs.dpu.parse.request_ns / 0.85)
+    assert there.bus.latency_us == 2.0
+    assert on_dpu(costs, "local") == costs
+
+
+def test_results_are_read_as_one_as_a_list_and_as_a_comparison(tmp_path: Path) -> None:
+    results = bench_results()
+    path = tmp_path / "results.json"
+    for content in (results, {"results": results, "refused": {}}):
+        path.write_text(json.dumps(content))
+        assert read_results(path) == results
+    path.write_text(json.dumps(results[0]))
+    assert read_results(path) == results[:1]
+    path.write_text(json.dumps(results))
+    assert find_costs(str(path), "local", "C") == apart(costs_from_bench(results))
+
+
+def test_missing_measurements_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("dpukv_xdp.model_costs.MEASURED_PATH", tmp_path / "none.json")
+    with pytest.raises(MissingError, match="bench --design all"):
+        find_costs("measured", "local", "C")
+
+
+# ---- Figures
+
+
+def test_figure_12_has_the_paper_s_shapes() -> None:
+    bf3 = {(row.design, row.cores): row for row in figure12("bf3", cores=(1, 4, 8))}
+    assert {design for design, _ in bf3} == {"cpu-only", "dpu-only", "lat", "sav"}
+    lat, sav = (
+        [bf3[design, cores].prediction.throughput_mops for cores in (1, 4, 8)]
+        for design in ("lat", "sav")
+    )
+    assert lat[2] > 7 * lat[0]
+    assert sav[2] < 1.4 * sav[1]
+    assert bf3["sav", 8].paper_mops == (20.5, 20.5)
+    assert bf3["sav", 1].paper_mops is None
+    assert "linear" in bf3["lat", 1].paper_says
+
+
+def test_a_sweep_can_be_plotted(tmp_path: Path) -> None:
+    costs = costs_from_paper("bf2")
+    curve = sweep(costs, Point(design="sav"), "dpu-cores", (1, 4))
+    plot_sweep({"sav": curve}, "dpu-cores", "scaling", tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+# ---- Against the paper and this machine
+
+
+@pytest.fixture(scope="module")
+def paper_checks() -> list[Check]:
+    return validate_paper()
+
+
+def test_errors_against_the_paper_are_what_they_were(paper_checks: list[Check]) -> None:
+    errors = summary(paper_checks)
+    assert errors["throughput, fitted"]["max"] < 0.12
+    assert errors["throughput, held out"]["mean"] < 0.05
+    assert errors["throughput, held out"]["max"] < 0.25
+    assert errors["latency, fitted"]["max"] < 0.02
+    assert errors["latency, held out"]["mean"] < 0.07
+    assert errors["latency, held out"]["max"] < 0.40
+
+
+def test_a_large_error_has_a_reason(paper_checks: list[Check]) -> None:
+    assert [check.name for check in paper_checks if abs(check.error) > 0.07 and not check.why] == []
+
+
+def test_the_committed_errors_are_recomputed(paper_checks: list[Check]) -> None:
+    if not VALIDATION_PATH.exists():
+        pytest.skip(f"{VALIDATION_PATH.name} is not written yet: dpukv model --validate --json")
+    committed = json.loads(VALIDATION_PATH.read_text())
+    results = read_results(MEASURED_PATH) if MEASURED_PATH.exists() else []
+    computed = validation_json(paper_checks, validate_measured(results))
+    for part in ("paper", "measured"):
+        before = {(c["name"], c["where"]): c for c in committed[part]["checks"]}
+        after = {(c["name"], c["where"]): c for c in computed[part]["checks"]}
+        assert before.keys() == after.keys()
+        for key, check in after.items():
+            tolerance = ERROR_TOLERANCE * max(1.0, abs(check["error"]))
+            assert check["error"] == pytest.approx(before[key]["error"], abs=tolerance), key
+            assert check["is_fitted"] == before[key]["is_fitted"]
+
+
+def test_fitted_and_held_out_points_of_this_machine_are_told_apart() -> None:
+    results = [
+        *bench_results(),
+        bench_result("lat", 45, 20.0, window=4),
+        bench_result("lat", 8, 10.0),
+        bench_result("sav", 45, 20.0),
+        bench_result("lat", 45, 20.0, emulation="emulated bf2"),
+    ]
+    checks = validate_measured(results)
+    held_out = {check.where.split(";")[0] for check in checks if not check.is_fitted}
+    assert held_out == {
+        "B uniform, 45 a packet, window 4",
+        "B uniform, 8 a packet, window 64",
+        "B uniform, 45 a packet, window 64",
+    }
+    assert len([check for check in checks if check.is_fitted]) == 2 * 6
+    assert validate_measured(results[:1]) == []
