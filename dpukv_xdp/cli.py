@@ -22,6 +22,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from dpukv_xdp.cli_model import model, recommend
 from dpukv_xdp.config import (
     ACCESSES,
     DEFAULT_DIRECTORY,
@@ -887,6 +888,10 @@ def role(kind: str) -> None:
 
 
 # ---- Helpers
+
+
+cli.add_command(model)
+cli.add_command(recommend)
 
 
 def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:

@@ -29,10 +29,11 @@ from net.serving import (
     programs_on,
     serving,
 )
-from net.test_wire import readdress
+from pyroute2 import IPRoute
 
-from dpukv_xdp import abi
+from dpukv_xdp import abi, nic
 from dpukv_xdp import lab as labs
+from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.config import (
     FRAMES,
     RESPOND_WAYS,
@@ -177,6 +178,14 @@ def expected_drops(cases: list[Case]) -> Counter[str]:
     """How often each counter must move."""
     drops = (case for case in cases if case.verdict == Verdict.DROP)
     return Counter(name.lower() for case in drops for name in case.counters or {})
+
+
+def readdress(lab: Lab, server: Endpoint) -> None:
+    """Give the lab's server end the address that the captured requests go to."""
+    with labs.in_namespace(lab.server.namespace), IPRoute() as netlink:
+        index = nic.find(lab.server.interface).index
+        netlink.flush_addr(index=index)
+        netlink.addr("add", index=index, address=server.ip, prefixlen=8)
 
 
 # ---- Where AF_XDP does not work

@@ -23,7 +23,18 @@ from dpukv_xdp.report import results_table
 
 COMMANDS = {
     *("add", "delete", "get", "increment", "set"),
-    *("bench", "demo", "designs", "doctor", "lab", "qp-bench", "rebalance", "serve"),
+    *(
+        "bench",
+        "demo",
+        "designs",
+        "doctor",
+        "lab",
+        "model",
+        "qp-bench",
+        "rebalance",
+        "recommend",
+        "serve",
+    ),
 }
 LAB_COMMANDS = {"down", "status", "up"}
 
