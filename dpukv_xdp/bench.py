@@ -271,7 +271,7 @@ class Bench:
         )
         self._load = load
         self.attachment = None
-        self.owners = tuple(range(target.engines))
+        self.owners = target.owners
         self.notes = []
         self.source = target.source
         self.destination = target.destination

@@ -22,6 +22,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from dpukv_xdp.cli_compare import compare
 from dpukv_xdp.cli_model import model, recommend
 from dpukv_xdp.config import (
     ACCESSES,
@@ -271,6 +272,9 @@ load_options = _together(
 @click.option("--queues", type=int, default=1, show_default=True, help="The lab's receive queues.")
 @click.option("--mtu", type=int, default=1500, show_default=True, help="The lab's MTU.")
 @click.option("--target", metavar="HOST:PORT", help="Measure a server elsewhere, not in a lab.")
+@click.option(
+    "--directory", metavar="URL", help="Where --target has published who owns which partition."
+)
 @click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
 @click.option("--ablate", is_flag=True, help="Switch each optimisation, and print its effect.")
 @click.option(
@@ -289,6 +293,7 @@ load_options = _together(
 def bench(
     json_path: str | None,
     target: str | None,
+    directory: str | None,
     skip_load: bool,
     ablate: bool,
     key_counts: str | None,
@@ -315,10 +320,12 @@ def bench(
     from dpukv_xdp.targets import find_target
 
     config, options = _settings(given, own_server=target is None)
+    if directory is not None and target is None:
+        raise UsageError("--directory is for --target: a lab of our own is not published")
     if skip_load and target is None:
         raise UsageError("--skip-load needs --target: the store of a lab of our own is empty")
     _check_json(json_path)
-    destination = None if target is None else find_target(target, config.engines)
+    destination = None if target is None else find_target(target, config.engines, directory)
     signals.catch()
     with _progress() as progress:
         progress("building the lab, compiling the XDP programs", 0.0)
@@ -890,6 +897,7 @@ def role(kind: str) -> None:
 # ---- Helpers
 
 
+cli.add_command(compare)
 cli.add_command(model)
 cli.add_command(recommend)
 

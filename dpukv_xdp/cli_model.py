@@ -61,7 +61,7 @@ json_option = click.option(
 @click.option("--rate", type=float, default=0.0, help="Requests a second of an open loop.")
 @costs_option
 @workload_option
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
 @click.option(
     "--sweep", "over", type=click.Choice(("dpu-cores", "host-cores", "load")), help="A curve."
 )
@@ -81,7 +81,10 @@ def model(
     validate: bool,
     **given: Any,
 ) -> None:
-    """What a design would do on other cores and DPUs, by a discrete-event model."""
+    """What a design would do elsewhere, by a model.
+
+    A discrete-event one, for any number of cores and for BlueField-2 and -3.
+    """
     _check_picture(output)
     if fits:
         _print_fits(json_path)
@@ -107,7 +110,7 @@ def model(
     help="Percent of the throughput without offloading that is enough with few host cores.",
 )
 @workload_option
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
 @json_option
 def recommend(
     source: str,
@@ -119,7 +122,10 @@ def recommend(
     seed: int,
     json_path: str | None,
 ) -> None:
-    """Which design to use: most throughput, lowest latency, fewest host cores; and why."""
+    """Which design to use, and why.
+
+    For the most throughput, the lowest latency, and the fewest host cores.
+    """
     from dpukv_xdp.model_costs import find_costs
     from dpukv_xdp.recommend import recommend as choose
 

@@ -9,6 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from dpukv_xdp import nic
 from dpukv_xdp.client import Client
 from dpukv_xdp.codec import Endpoint
+from dpukv_xdp.directory import open_directory
 from dpukv_xdp.errors import DpukvError, UsageError
 
 SOURCE_PORT = 49152
@@ -22,6 +23,8 @@ class Target:
     source: Endpoint
     destination: Endpoint
     engines: int
+    owners: tuple[int, ...]
+    """The engine of each partition."""
 
     def __str__(self) -> str:
         return f"{self.destination.ip}:{self.destination.port}"
@@ -35,13 +38,18 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def find_target(text: str, engines: int) -> Target:
+def find_target(text: str, engines: int, directory: str | None = None) -> Target:
     """Resolve HOST:PORT to frames' addresses: the route's interface and the next hop's MAC.
 
-    Pings the server first, which also makes the kernel learn that MAC. Raises UsageError without a
-    route, NoResponseError if nobody answers, DpukvError if the MAC stays unknown.
+    Who owns which partition is in the directory at that URL; without one each of `engines` engines
+    is taken to have a partition. Pings the server first, which also makes the kernel learn its MAC.
+    Raises UsageError without a route or for a server that the directory does not have,
+    NoResponseError if nobody answers, DpukvError if the MAC stays unknown.
     """
     host, port = parse_address(text)
+    owners = tuple(range(engines))
+    if directory is not None:
+        owners = _published_owners(directory, host, port)
     with Client((host, port)) as client:
         client.ping()
     with IPRoute() as netlink:
@@ -68,5 +76,14 @@ def find_target(text: str, engines: int) -> Target:
         interface=interface.name,
         source=Endpoint(interface.mac, interface.address, SOURCE_PORT),
         destination=Endpoint(mac, host, port),
-        engines=engines,
+        engines=max(owners) + 1,
+        owners=owners,
     )
+
+
+def _published_owners(url: str, host: str, port: int) -> tuple[int, ...]:
+    for record in open_directory(url).servers().values():
+        _, address, first_port = record.endpoints[0]
+        if (address, first_port) == (host, port):
+            return record.owners
+    raise UsageError(f"the directory {url} has no server at {host}:{port}: is it published there?")

@@ -19,6 +19,18 @@ PRIVILEGED_SUITES = {"bpf", "net", "perf"}
 TESTS_DIR = Path(__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the random conversation with each design is."""
+    parser.addoption(
+        "--conversation",
+        type=int,
+        default=300,
+        metavar="PACKETS",
+        help="packets of random requests to each design, 7.6 each on average: 135000 are a million "
+        "operations, and take some minutes for each design",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Names the one mark that we have."""
     config.addinivalue_line(

@@ -16,6 +16,7 @@ from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, 
 from dpukv_xdp import lab as labs
 from dpukv_xdp import nic
 from dpukv_xdp.lab import Lab, LabRecord
+from dpukv_xdp.service import server_name, services
 
 BENCH_FIELDS = {
     "design": str,
@@ -131,15 +132,21 @@ def test_bench_loses_nothing() -> None:
     assert 0 in lost
 
 
-def test_bench_of_a_server_elsewhere(lab: Lab) -> None:
+@pytest.mark.parametrize("design", ["lat", "shrd"])
+def test_bench_of_a_server_elsewhere(lab: Lab, design: str, tmp_path: Path) -> None:
+    """With two doors only the directory knows who has which keys."""
+    directory = ["--directory", f"file:{tmp_path}"]
     with lab.spawn(
         lab.server,
-        [*DPUKV, "serve", "--iface", lab.server.interface],
+        [*DPUKV, "serve", "--iface", lab.server.interface, "--design", design, *directory],
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
-        assert "serving on" in server.stderr.readline()
-        bench = [*DPUKV, "bench", *SMALL, "--target", f"{lab.server.address}:9800", "--json", "-"]
+        while "serving on" not in (said := server.stderr.readline()):
+            assert said.startswith("note: ")
+        target = f"{lab.server.address}:9800"
+        bench = [*DPUKV, "bench", *SMALL, "--target", target, *directory, "--json", "-"]
+        wait_for(lambda: server_name(server.pid) in services())
         with lab.spawn(lab.client, bench, stdout=subprocess.PIPE, text=True) as client:
             result = json.loads(client.communicate(timeout=TIMEOUT_SECONDS)[0])
         server.send_signal(signal.SIGINT)
@@ -147,7 +154,7 @@ def test_bench_of_a_server_elsewhere(lab: Lab) -> None:
         assert server.returncode == 0
     assert result["target"] == "10.77.0.1:9800"
     assert (result["design"], result["roles"]["dpu"]) == (None, None)
-    assert (result["corrupt"], result["misses"]) == (0, 0)
+    assert (result["corrupt"], result["misses"], result["refused"]) == (0, 0, 0)
     assert result["throughput_mops"] > 0
     for end in (lab.server, lab.client):
         with labs.in_namespace(end.namespace):

@@ -79,6 +79,26 @@ def test_every_switch_has_an_effect_that_is_printed(tmp_path: Path, design: str)
         assert run["throughput_mops"] > 0
 
 
+def test_more_and_more_keys(tmp_path: Path) -> None:
+    """On huge and on small pages; what does not fit into memory is named."""
+    picture = tmp_path / "keys.png"
+    said = dpukv(
+        *("bench", "--key-counts", "1000,4000,10000000000", "--seconds", "0.3"),
+        *("--output", str(picture), "--json", "-"),
+    )
+    result = json.loads(said.stdout)
+    runs = [(run["keys"], run["huge_pages"]) for run in result["results"]]
+    assert runs == [(1000, True), (1000, False), (4000, True), (4000, False)]
+    for run in result["results"]:
+        assert (run["corrupt"], run["misses"]) == (0, 0)
+        assert run["memory_bytes"]["server"] > 0
+    assert len(result["refused"]) == 2
+    assert all("of memory" in reason for reason in result["refused"].values())
+    assert picture.stat().st_size > 10_000
+    for wrong in ("1000,x", "", "0"):
+        dpukv("bench", "--key-counts", wrong, status=2)
+
+
 def test_what_excludes_one_another_is_said(tmp_path: Path) -> None:
     said = dpukv("bench", "--design", "all", "--ablate", status=2)
     assert "exclude one another" in said.stderr

@@ -33,7 +33,8 @@ from dpukv_xdp.workload import WORKLOADS
 ROWS = DESIGNS.values()
 LONG_MTU = 3506
 """Frames as long as any, KV_FRAME_MAX: with their records behind them they do not fit anywhere."""
-PACKETS = 300
+PACKET_LOG_BYTES = 4096
+"""More than a packet's requests append to the log."""
 LOAD_SECONDS = 0.3
 LOAD_KEYS = 4096
 LOAD_TEMPLATES = 1024
@@ -53,10 +54,15 @@ def wide_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_all_designs_give_the_same_answers(wide_lab: Lab, row: Design) -> None:
+def test_all_designs_give_the_same_answers(
+    wide_lab: Lab, row: Design, request: pytest.FixtureRequest
+) -> None:
+    """Random operations of all kinds, as a dict answers them; --conversation says how many."""
     engines = wide_lab.record.queues
-    packets = conversation(PACKETS, wide_lab.record.mtu)
-    settings = {"design": row.name, "engines": engines, "log_bytes": 1 << 23}
+    packets = conversation(request.config.getoption("conversation"), wide_lab.record.mtu)
+    # A cache forgets what its log has come round to, which the dict does not.
+    log_bytes = max(1 << 23, len(packets) * PACKET_LOG_BYTES)
+    settings = {"design": row.name, "engines": engines, "log_bytes": log_bytes}
     with sharing_cores(), serving(wide_lab, **settings) as server:
         let_probe_pass(server)
         before = server.counters()

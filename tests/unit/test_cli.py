@@ -25,6 +25,7 @@ COMMANDS = {
     *("add", "delete", "get", "increment", "set"),
     *(
         "bench",
+        "compare",
         "demo",
         "designs",
         "doctor",
