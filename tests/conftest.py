@@ -26,8 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=300,
         metavar="PACKETS",
-        help="packets of random requests to each design, 7.6 each on average: 135000 are a million "
-        "operations, and take some minutes for each design",
+        help="packets of random requests to each design, 3.2 each on average: 320000 are a million "
+        "operations, and take a minute for each design",
     )
 
 

@@ -20,7 +20,10 @@ SEED = 20250720
 GROUPS = 16
 """Packets of one group have keys of one partition, whatever the number of partitions."""
 KEY_LENGTHS = (1, 2, 7, 8, 8, 8, 9, 16, 17, 100, 254, 255)
-"""Of a group's keys, and as many of any length."""
+"""Of a group's first keys."""
+ANY_LENGTH = (12, 400)
+"""Further keys of a group: at least, and at most, one for so many packets."""
+PACKETS_PER_KEY = 500
 VALUE_BYTES_MAX = 1400
 REQUESTS_MAX = 40
 """In a packet: so many responses of the shortest items fit into one frame."""
@@ -47,8 +50,12 @@ class Packet:
 
 @cache
 def conversation(packets: int, mtu: int) -> tuple[Packet, ...]:
-    """Always the same: some hundred keys of all lengths, written and read over and over."""
-    speaker = Speaker(random.Random(SEED), mtu)
+    """Always the same: some hundred keys of all lengths, written and read over and over; thousands
+    in a long conversation.
+    """
+    fewest, most = ANY_LENGTH
+    more_keys = min(max(packets // PACKETS_PER_KEY, fewest), most)
+    speaker = Speaker(random.Random(SEED), mtu, more_keys)
     return tuple(speaker.packet() for _ in range(packets))
 
 
@@ -101,12 +108,12 @@ def frames_of(lab: Lab, packet: Packet, engine: int) -> tuple[bytes, bytes]:
 class Speaker:
     """Makes requests, and plays the store that answers them."""
 
-    def __init__(self, choices: random.Random, mtu: int) -> None:
+    def __init__(self, choices: random.Random, mtu: int, more_keys: int) -> None:
         self._choices = choices
         self._mtu = mtu
         self._opaque = choices.getrandbits(31)
         self._values: dict[bytes, bytes] = {}
-        self._keys = {group: list(self._keys_of(group)) for group in range(GROUPS)}
+        self._keys = {group: list(self._keys_of(group, more_keys)) for group in range(GROUPS)}
         self._counters = {keys[number] for keys in self._keys.values() for number in (3, -1)}
 
     def packet(self) -> Packet:
@@ -125,11 +132,12 @@ class Speaker:
             return self.packet()
         return Packet(group, tuple(requests), tuple(self._answers(requests)))
 
-    def _keys_of(self, group: int) -> Iterator[bytes]:
+    def _keys_of(self, group: int, more_keys: int) -> Iterator[bytes]:
         """Keys that no other group has."""
-        lengths = (*KEY_LENGTHS, *(self._choices.randrange(3, 256) for _ in KEY_LENGTHS))
+        lengths = (*KEY_LENGTHS, *(self._choices.randrange(3, 256) for _ in range(more_keys)))
         for number, length in enumerate(lengths):
-            yield (bytes([group, number]) + self._choices.randbytes(length))[:length]
+            start = bytes([group]) + number.to_bytes(2, "little")
+            yield (start + self._choices.randbytes(length))[:length]
 
     def _request(self, group: int, room: int) -> Request:
         choices = self._choices
