@@ -24,6 +24,7 @@ from rich.console import Console
 
 from dpukv_xdp.cli_compare import compare
 from dpukv_xdp.cli_model import model, recommend
+from dpukv_xdp.cli_reproduce import reproduce
 from dpukv_xdp.config import (
     ACCESSES,
     DEFAULT_DIRECTORY,
@@ -217,8 +218,12 @@ server_options = _together(
     click.option(
         "--frames", type=click.Choice(FRAMES), help="How whole frames get to a host door (af_xdp)."
     ),
+    click.option(
+        "--dpdk-device",
+        help="With --frames dpdk: a NIC's PCI address, not a packet socket on the interface.",
+    ),
     click.option("--socket-mode", type=click.Choice(SOCKET_MODES), help="AF_XDP's copying (auto)."),
-    click.option("--rx-descriptors", type=int, help="Of each AF_XDP socket (2048)."),
+    click.option("--rx-descriptors", type=int, help="Of each AF_XDP socket or DPDK queue (2048)."),
     click.option(
         "--host-share",
         type=float,
@@ -900,6 +905,7 @@ def role(kind: str) -> None:
 cli.add_command(compare)
 cli.add_command(model)
 cli.add_command(recommend)
+cli.add_command(reproduce)
 
 
 def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
@@ -1045,9 +1051,10 @@ def _note(sentence: str) -> None:
 def _start_lab_server(place: Any, config: Any) -> None:
     """`dpukv serve` inside the lab, in the background; returns when it answers."""
     from dpukv_xdp.client import Client
+    from dpukv_xdp.directory import server_name
     from dpukv_xdp.errors import NoResponseError
     from dpukv_xdp.lab import in_namespace
-    from dpukv_xdp.service import server_name, services
+    from dpukv_xdp.service import services
 
     with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
         with signals.held():  # between its start and its entry in the register

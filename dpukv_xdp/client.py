@@ -593,11 +593,11 @@ def _connect(host: str, port: int) -> socket.socket:
     connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         connected.connect((host, port))
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: no name at all
         connected.close()
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"cannot reach {host}:{port}: {error.strerror}, "
-            f"give an IPv4 address or a name that has one"
+            f"cannot reach {host}:{port}: {reason}, give an IPv4 address or a name that has one"
         ) from error
     return connected
 
@@ -608,7 +608,10 @@ def _answers(reply: Reply, request: Request) -> bool:
 
 def _to_bytes(content: str | bytes) -> bytes:
     if isinstance(content, str):
-        return content.encode()
+        try:
+            return content.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise KeyValueError(f"{content!r:.80} cannot be encoded: {error.reason}") from error
     if not isinstance(content, bytes | bytearray | memoryview):
         raise KeyValueError(f"keys and values are bytes or str: {content!r:.80} is neither")
     return bytes(content)

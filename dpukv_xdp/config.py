@@ -3,6 +3,7 @@
 
 import math
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,8 +28,10 @@ Respond = Literal["adaptive", "wait", "pipeline", "sender"]
 RESPOND_WAYS: tuple[Respond, ...] = get_args(Respond)
 Transport = Literal["ring", "ringbuf", "af_xdp"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
-Frames = Literal["af_xdp", "ring"]
+Frames = Literal["af_xdp", "ring", "udp", "dpdk"]
 FRAMES: tuple[Frames, ...] = get_args(Frames)
+FRAMES_PAST_XDP: tuple[Frames, ...] = ("udp", "dpdk")
+"""Those that XDP has no part in."""
 SocketMode = Literal["auto", "copy", "zero-copy"]
 SOCKET_MODES: tuple[SocketMode, ...] = get_args(SocketMode)
 Transfer = Literal["batch", "request"]
@@ -50,6 +53,7 @@ BLOCK_BYTES = 8
 VERSION_BYTES = 4
 """Of a bucket in a store that several engines use."""
 LOG_BYTES_MAX = 1 << 40
+PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 ITEMS_MAX = 1 << 34
 RX_DESCRIPTORS = tuple(1 << bits for bits in range(6, 14))
 GIB = 1 << 30
@@ -111,11 +115,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     transport: Transport = "ring"
     """How requests get from XDP to the host."""
     frames: Frames = "af_xdp"
-    """How whole frames get to a host door."""
+    """How whole frames get to a host door: past XDP through the kernel's UDP sockets or DPDK."""
+    dpdk_device: str = ""
+    """PCI address of the device that DPDK takes, never tried on a real one; empty for the kernel's
+    interface, behind a packet socket."""
     socket_mode: SocketMode = "auto"
     """AF_XDP with or without copying; auto tries zero-copy and says so if it cannot be had."""
     rx_descriptors: int = 2048
-    """Of each AF_XDP socket; a power of two."""
+    """Of each AF_XDP socket or DPDK queue; a power of two. About so many datagrams wait in a UDP
+    socket of the kernel's.
+    """
     host_share: float = 0.0
     """Share of the keys behind the host's door, in designs with two doors; 0 for what `bench`
     measures, and half elsewhere."""
@@ -155,6 +164,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             f"{RX_DESCRIPTORS[0]} to {RX_DESCRIPTORS[-1]}",
         )
         self._check_store(design)
+        self._check_frames(design)
         _require(0 <= self.host_share < 1, f"a host share of {self.host_share:g} is not 0 to 1")
         _require(
             not profile.is_emulated or self.transport == "ring",
@@ -205,6 +215,23 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require(
             0 <= self.rebalance_s <= 3600,
             f"rebalancing every {self.rebalance_s:g} s is not from 0 to 3600",
+        )
+
+    def _check_frames(self, design: Design) -> None:
+        _require(
+            "host" not in design.communication
+            or len(design.communication) == 1
+            or self.frames not in FRAMES_PAST_XDP,
+            f"design {design.name} has a door in XDP too, which takes all frames of its ports: use "
+            f"--frames af_xdp or ring, or design cpu-only with {self.frames}",
+        )
+        _require(
+            not self.dpdk_device or self.frames == "dpdk",
+            f"DPDK device {self.dpdk_device} serves --frames dpdk only, not {self.frames}",
+        )
+        _require(
+            not self.dpdk_device or PCI_ADDRESS.fullmatch(self.dpdk_device) is not None,
+            f"DPDK device {self.dpdk_device!r} is no PCI address such as 0000:03:00.0",
         )
 
     def check_memory(self) -> None:

@@ -11,6 +11,7 @@ Whoever publishes repeats it every REFRESH_SECONDS; what nobody repeats is gone 
 """
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -204,7 +205,8 @@ class Publisher:
         except RecordError:
             return  # somebody else's, which does not keep this server from serving
         for name, other in others.items():
-            if name != self.name and set(other.endpoints) & set(self._record.endpoints):
+            has_ours = set(other.endpoints) & set(self._record.endpoints)
+            if name != self.name and has_ours and not _runs_here(name):
                 self._directory.withdraw(name)
 
     def _run(self) -> None:
@@ -218,12 +220,16 @@ class Publisher:
                 self._directory.publish(self.name, self._record)
             except DirectoryError as failure:
                 if not self._is_lost:
-                    self._say(f"{failure}; clients keep what they know, and we keep trying")
+                    self._tell(f"{failure}; clients keep what they know, and we keep trying")
                 self._is_lost = True
                 continue
             if self._is_lost:
-                self._say("the directory is back, and this server in it")
+                self._tell("the directory is back, and this server in it")
             self._is_lost = False
+
+    def _tell(self, sentence: str) -> None:
+        with suppress(OSError, ValueError):  # nobody listens any more: publish all the same
+            self._say(sentence)
 
 
 class FileDirectory:
@@ -247,7 +253,7 @@ class FileDirectory:
             fresh.chmod(0o644)
             fresh.replace(path)
             for old in (*self._folder.glob("*" + _SUFFIX), *self._folder.glob(".*" + _UNFINISHED)):
-                if self._has_expired(old):
+                if self._has_expired(old) and _is_a_server_s(old):
                     old.unlink(missing_ok=True)
         except OSError as error:
             raise self._failure("be written", error) from error
@@ -288,6 +294,32 @@ class FileDirectory:
             f"the directory {self} cannot {action}: {error.strerror or error}, check its path and "
             f"permissions"
         )
+
+
+def _is_a_server_s(path: Path) -> bool:
+    """Whether a file is one that publish() has written, or left half written: all others in the
+    folder are somebody else's.
+    """
+    if path.name.endswith(_UNFINISHED):
+        return bool(_NAME.fullmatch(path.name.removeprefix(".").removesuffix(_UNFINISHED)))
+    try:
+        ServerRecord.from_json(path.read_bytes())
+    except (RecordError, OSError):
+        return False
+    return True
+
+
+def server_name(process_id: int) -> str:
+    """What MICA2 calls a server: its host and process."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")
+    return f"{host or 'localhost'}.{process_id}"
+
+
+def _runs_here(name: str) -> bool:
+    """Whether that server is a living process of this machine: labs have the same addresses."""
+    process = name.rpartition(".")[2]
+    is_ours = process.isdecimal() and name == server_name(int(process))
+    return is_ours and Path("/proc", process).exists()
 
 
 def check_name(name: str) -> None:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpukv_xdp import lab, nic
+from dpukv_xdp import dpdk, lab, nic
 from dpukv_xdp.errors import DpukvError
 from dpukv_xdp.kernel_headers import kernel_source
 
@@ -34,7 +34,7 @@ class Check:
     remedy: str = ""
     """How to get it; empty when it is there."""
     is_required: bool = True
-    """False for what only makes dpukv_xdp faster."""
+    """False for what only makes dpukv_xdp faster, and for what only some settings need."""
 
 
 def checks() -> list[Check]:
@@ -47,6 +47,7 @@ def checks() -> list[Check]:
         _kernel_headers(),
         *_lab_checks(),
         _af_xdp(),
+        _dpdk(),
         _cpus(),
         _huge_pages(),
     ]
@@ -159,6 +160,19 @@ def _af_xdp() -> Check:
         advice = remedy.get(error.errno or 0, "see socket(2)")
         return Check(name, False, found, advice, is_required=False)
     return Check(name, True, "opens sockets", is_required=False)
+
+
+def _dpdk() -> Check:
+    """Asks for it without starting it."""
+    name = "DPDK"
+    version = dpdk.dpdk_version()
+    if version is None:
+        remedy = "sudo tools/setup --with-dpdk, if you want --frames dpdk"
+        return Check(name, False, "not installed", remedy, is_required=False)
+    if not dpdk.is_installed():
+        found = f"version {version}, and our port for it is not built"
+        return Check(name, False, found, "sudo tools/setup --with-dpdk", is_required=False)
+    return Check(name, True, f"version {version}, and our port for it", is_required=False)
 
 
 def _cpus() -> Check:

@@ -56,15 +56,33 @@ def _best_move(
     load_of: dict[int, int],
     left: set[int],
 ) -> Move | None:
-    """The move off a busiest engine that leaves the busier of both least, if one lowers it."""
-    busiest = max(load_of, key=lambda engine: load_of[engine])
+    """The best move off the busiest engine that has one, of those that have too much to do."""
+    enough = IMBALANCE * sum(load_of.values()) / len(load_of)
+    for busy in sorted(load_of, key=lambda engine: -load_of[engine]):
+        if load_of[busy] <= enough:
+            break
+        own = [partition for partition in sorted(left) if owners[partition] == busy]
+        move = _best_move_of(own, loads, movable_to, load_of, busy)
+        if move is not None:
+            return move
+    return None
+
+
+def _best_move_of(
+    partitions: Sequence[int],
+    loads: Sequence[int],
+    movable_to: Sequence[Sequence[int]],
+    load_of: dict[int, int],
+    busy: int,
+) -> Move | None:
+    """The move of one of an engine's partitions that leaves the busier of both engines least to do,
+    if one leaves it less than now.
+    """
     best: tuple[tuple[int, int], Move] | None = None
-    for partition in sorted(left):
-        if owners[partition] != busiest or not loads[partition]:
-            continue
+    for partition in partitions:
         for engine in movable_to[partition]:
-            busier = max(load_of[busiest] - loads[partition], load_of[engine] + loads[partition])
+            busier = max(load_of[busy] - loads[partition], load_of[engine] + loads[partition])
             merit = (busier, loads[partition])  # of two that do as much, the smaller one
-            if busier < load_of[busiest] and (best is None or merit < best[0]):
+            if busier < load_of[busy] and (best is None or merit < best[0]):
                 best = (merit, Move(partition, engine))
     return best[1] if best else None

@@ -20,6 +20,7 @@ from dpukv_xdp import abi, dpu_store, lab, loader, nic, queues
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import Place
+from dpukv_xdp.dpdk import DpdkDevice
 from dpukv_xdp.engine import (
     Communicator,
     HostCore,
@@ -31,7 +32,7 @@ from dpukv_xdp.engine import (
 )
 from dpukv_xdp.errors import DpukvError, MissingError, SocketError, UsageError
 from dpukv_xdp.placement import door_owners, partition_table
-from dpukv_xdp.sockets import ReceiveSocket
+from dpukv_xdp.sockets import ReceiveSocket, StackDrops, UdpSocket
 from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
@@ -64,6 +65,7 @@ class Server:
         self._stores: list[Store] = []
         self._communicators: list[Communicator] = []
         self._sockets: list[ReceiveSocket] = []
+        self._past_xdp: list[UdpSocket | StackDrops | DpdkDevice] = []
         self._hosts: dict[int, HostCore] = {}
         self._senders: Senders | None = None
 
@@ -213,6 +215,7 @@ class Server:
             "hosts": [host.stats() for host in self._hosts.values()],
             "senders": self._senders.stats() if self._senders else None,
             "sockets": [socket.stats() for socket in self._sockets],
+            "past_xdp": [source.stats() for source in self._past_xdp],
             "xdp": {"run_time_ns": run_time_ns, "run_count": run_count},
             "napi": queues.napi_threads(self.interface.name) if self.config.dpu_cpus else None,
             "ticks_per_second": self._ticks_per_second,
@@ -371,7 +374,9 @@ class Server:
         return ring
 
     def _make_communicators(self, cleanup: contextlib.ExitStack) -> None:
-        """One for each receive queue's socket, or one for each engine's rings of whole frames."""
+        """One for each receive queue's socket, or one for each engine's rings of whole frames, or
+        for each endpoint's UDP socket, or one on each core for its queue of a DPDK device.
+        """
         cpus = self._wiring.communication_cpus(self.placement)
         if self._wiring.needs_sockets:
             for queue in range(queues.receive_queues(self.interface.name)):
@@ -397,6 +402,47 @@ class Server:
                 )
                 if self._senders:
                     communicator.native.senders = self._senders.array
+        if self._wiring.frames_past_xdp:
+            self._past_xdp.append(drops := StackDrops())
+            cleanup.callback(drops.close)
+        if self._wiring.frames_past_xdp == "udp":
+            self._make_udp_sockets(cleanup)
+        elif self._wiring.frames_past_xdp == "dpdk":
+            self._make_dpdk_queues(cpus, cleanup)
+
+    def _make_udp_sockets(self, cleanup: contextlib.ExitStack) -> None:
+        if self.interface.address is None:
+            raise UsageError(
+                f"{self.interface.name} has no IPv4 address, which the kernel's UDP needs: give it "
+                f"one with 'ip address add', or leave out --frames udp"
+            )
+        for place in self.placement.behind("host"):
+            assert place.cpu is not None
+            communicator = self._communicator(place.cpu, cleanup)
+            endpoint = UdpSocket(
+                self.interface.address, self.config.port + place.engine, self.config.rx_descriptors
+            )
+            cleanup.callback(endpoint.close)
+            communicator.native.port, communicator.native.source = (
+                lib.kv_udp_port(),
+                endpoint.source,
+            )
+            self._past_xdp.append(endpoint)
+
+    def _make_dpdk_queues(self, cpus: tuple[int, ...], cleanup: contextlib.ExitStack) -> None:
+        communicators = [self._communicator(cpu, cleanup) for cpu in cpus]
+        first_port = self.config.port
+        device = DpdkDevice(
+            self.interface,
+            self.config.dpdk_device,
+            queues=len(cpus),
+            descriptors=self.config.rx_descriptors,
+            ports=range(first_port, first_port + len(self.placement.engines)),
+        )
+        cleanup.callback(device.close)
+        for communicator, source in zip(communicators, device.sources, strict=True):
+            communicator.native.port, communicator.native.source = device.port, source
+        self._past_xdp.append(device)
 
     def _communicator(self, cpu: int, cleanup: contextlib.ExitStack) -> Communicator:
         communicator = Communicator(
@@ -424,6 +470,9 @@ class Server:
             host.start()
 
     def _attach(self, cleanup: contextlib.ExitStack) -> None:
+        if self._wiring.frames_past_xdp:
+            self._attach_pass_program(cleanup)
+            return
         deaf_peer = nic.deaf_veth_peer(self.interface.name)
         attachment = lab.register_attachment(
             self.interface.name,
@@ -432,6 +481,15 @@ class Server:
         )
         cleanup.callback(lab.release_attachment, attachment)
         self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
+
+    def _attach_pass_program(self, cleanup: contextlib.ExitStack) -> None:
+        """XDP has no part in it, and the interface must be ours all the same: another server's
+        program would take our frames.
+        """
+        pass_fd = nic.load_pass_program()
+        cleanup.callback(os.close, pass_fd)
+        self.attachment = lab.register_attachment(self.interface.name, pass_fd)
+        cleanup.callback(lab.release_attachment, self.attachment)
 
     def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:
         """Receive queues on the DPU's cores, and each endpoint's port to a queue of its own."""

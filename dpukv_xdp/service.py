@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dpukv_xdp.directory import Publisher, ServerRecord, open_directory
+from dpukv_xdp.directory import Publisher, ServerRecord, open_directory, server_name
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.rebalance import plan_moves
 from dpukv_xdp.roles import answer_call
@@ -28,6 +28,9 @@ from dpukv_xdp.server import Server
 CONTROL_DIR = Path("/run/dpukv/control")
 LINE_BYTES_MAX = 1 << 16
 CALL_TIMEOUT_SECONDS = 30.0
+"""Beside the time that a call is told to take."""
+IDLE_SECONDS = 5.0
+"""Who says nothing for so long must not hold the exit up."""
 LOOK_SECONDS = 1.0
 """For how long a rebalancing that nobody has prepared counts requests."""
 
@@ -40,7 +43,7 @@ class Service:
         self.name = server_name(os.getpid())
         self._server = server
         self._say = say
-        self._moving = threading.Lock()
+        self._moving = threading.RLock()
         self._counted = server.partition_requests()
         self._stopping = threading.Event()
         self._cleanup = contextlib.ExitStack()
@@ -56,6 +59,7 @@ class Service:
                 publisher = Publisher(directory, self.name, self.record(), self._say)
                 self._publisher = cleanup.enter_context(publisher)
             cleanup.enter_context(_listening(self))
+            cleanup.callback(self._stopping.set)
             if config.rebalance_s:
                 rebalancer = threading.Thread(target=self._rebalance_for_ever, daemon=True)
                 rebalancer.start()
@@ -113,6 +117,10 @@ class Service:
         if look_seconds:
             self._counted = self._server.partition_requests()
             self._stopping.wait(look_seconds)
+        with self._moving:
+            return self._even_out()
+
+    def _even_out(self) -> list[dict[str, int]]:
         counted = self._server.partition_requests()
         loads = (counted - self._counted).astype(np.int64).tolist()
         self._counted = counted
@@ -145,7 +153,7 @@ def call_service(name: str, call: str, **arguments: Any) -> Any:
     path = CONTROL_DIR / f"{name}.sock"
     line = msgspec.json.encode({"call": call, "arguments": arguments}) + b"\n"
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(CALL_TIMEOUT_SECONDS)
+        connection.settimeout(CALL_TIMEOUT_SECONDS + arguments.get("look_seconds", 0.0))
         try:
             connection.connect(str(path))
             connection.sendall(line)
@@ -155,8 +163,10 @@ def call_service(name: str, call: str, **arguments: Any) -> Any:
             raise UsageError(
                 f"no server {name!r} runs on this machine: see the names in `dpukv rebalance`"
             ) from error
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:  # the latter: too many wait already
             raise DpukvError(f"server {name!r} does not answer: is it stopped?") from error
+        except OSError as error:
+            raise UsageError(f"{name!r} is no server on this machine: {error}") from error
     if not reply:
         raise DpukvError(f"server {name!r} ended in the middle of the call: run it again")
     answer = msgspec.json.decode(reply)
@@ -171,28 +181,33 @@ def services() -> list[str]:
     return sorted(path.stem for path in CONTROL_DIR.glob("*.sock") if _listens(path))
 
 
-def server_name(process_id: int) -> str:
-    """What MICA2 calls a server: its host and process."""
-    return f"{socket.gethostname()}.{process_id}"
-
-
 CALLS = frozenset({"partitions", "move", "rebalance"})
 
 
+class _Call(msgspec.Struct):
+    call: str
+    arguments: dict[str, float]
+
+
 class _Handler(socketserver.StreamRequestHandler):
+    timeout = IDLE_SECONDS
+
     def handle(self) -> None:
-        line = self.rfile.readline(LINE_BYTES_MAX)
+        try:
+            line = self.rfile.readline(LINE_BYTES_MAX)
+        except TimeoutError:
+            return
         if not line:
             return
         service: Service = self.server.service  # type: ignore[attr-defined]
         try:
-            request = msgspec.json.decode(line)
-            known = isinstance(request, dict) and request.get("call") in CALLS
+            request = msgspec.json.decode(line, type=_Call)
+            known = request.call in CALLS
         except msgspec.DecodeError:
             known = False
         with contextlib.suppress(BrokenPipeError):  # who asked has gone
             if known:
-                self.wfile.write(answer_call(service, request) + b"\n")
+                self.wfile.write(answer_call(service, msgspec.to_builtins(request)) + b"\n")
             else:
                 refusal = f"calls are {', '.join(sorted(CALLS))}"
                 self.wfile.write(msgspec.json.encode({"error": refusal, "exit_status": 2}) + b"\n")
@@ -205,7 +220,7 @@ def _listening(service: Service) -> Any:
     _remove_dead()
     with socketserver.ThreadingUnixStreamServer(str(path), _Handler) as listener:
         path.chmod(0o600)
-        listener.daemon_threads = True
+        listener.daemon_threads = False  # server_close() waits for calls that are being answered
         listener.service = service  # type: ignore[attr-defined]
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
         thread.start()
@@ -231,6 +246,6 @@ def _listens(path: Path) -> bool:
             probe.connect(str(path))
         except (ConnectionError, FileNotFoundError):
             return False
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # stopped; the latter: too many wait already
             return True
     return True

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""AF_XDP sockets for a server: opened down a ladder of modes, and tried before they are trusted."""
+"""A server's sockets: AF_XDP, opened down a ladder of modes and tried before they are trusted, and
+the kernel's UDP.
+"""
 
+import errno
 import os
 import time
 from typing import Any
@@ -8,7 +11,8 @@ from typing import Any
 from dpukv_xdp import abi, codec, loader, nic
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.codec import Endpoint
-from dpukv_xdp.errors import DpukvError, SocketError
+from dpukv_xdp.errors import DpukvError, SocketError, UsageError
+from dpukv_xdp.wiring import network_order_word
 
 MODES = {
     "auto": ("zero-copy", "copy"),
@@ -18,6 +22,7 @@ MODES = {
 """What each setting tries, best first."""
 INSTEAD = "--frames ring and --transport ring"
 PROBE_SECONDS = 0.5
+SNMP_BYTES_MAX = 1 << 16
 PROBE = codec.Request(abi.Operation.NOOP_READ, b"")
 
 
@@ -89,6 +94,61 @@ class ReceiveSocket:
         stats = ffi.new("struct kv_socket_stats *")
         lib.kv_socket_get_stats(self.native, stats)
         return stats
+
+
+class UdpSocket:
+    """The kernel's socket for one endpoint: datagrams instead of frames."""
+
+    def __init__(self, address: str, port: int, datagrams: int) -> None:
+        """`datagrams`: about so many may wait. Raises UsageError if it cannot have the port."""
+        self.port = port
+        self.source = lib.kv_udp_open(network_order_word(address), port, datagrams)
+        if self.source == ffi.NULL:
+            reason = os.strerror(ffi.errno)
+            advice = ": choose another --port" if ffi.errno == errno.EADDRINUSE else ""
+            raise UsageError(f"UDP port {port} of {address} cannot be had: {reason}{advice}")
+
+    def stats(self) -> dict[str, Any]:
+        """Its counters and the kernel's for this socket."""
+        stats = ffi.new("struct kv_udp_stats *")
+        lib.kv_udp_get_stats(self.source, stats)
+        names = (name for name, _ in ffi.typeof("struct kv_udp_stats").fields)
+        numbers = {n: int(getattr(stats, n)) for n in names if n not in ("fd", "padding")}
+        return {"frames": "udp", "port": self.port, **numbers}
+
+    def close(self) -> None:
+        """Give the port back."""
+        lib.kv_udp_close(self.source)
+
+
+class StackDrops:
+    """What the kernel's stack drops before any socket sees it, in the network namespace of the
+    thread that made this: frames of whoever talks to it, not ours alone.
+    """
+
+    NAMES = (("Ip", "InHdrErrors"), ("Ip", "InDiscards"), ("Ip", "ReasmFails"), ("Udp", "InErrors"))
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/thread-self/net/snmp", os.O_RDONLY)
+        self._before = self._read()
+
+    def stats(self) -> dict[str, int | str]:
+        """Datagrams since then, by the kernel's own names: see RFC 1213 and /proc/net/snmp."""
+        now = self._read()
+        return {"frames": "stack", **{name: now[name] - self._before[name] for name in now}}
+
+    def close(self) -> None:
+        """Close the kernel's file."""
+        os.close(self._fd)
+
+    def _read(self) -> dict[str, int]:
+        text = os.pread(self._fd, SNMP_BYTES_MAX, 0).decode()
+        lines = [line.split() for line in text.splitlines()]
+        tables = {
+            names[0].rstrip(":"): dict(zip(names[1:], numbers[1:], strict=True))
+            for names, numbers in zip(lines[::2], lines[1::2], strict=True)
+        }
+        return {f"{table}{name}": int(tables[table][name]) for table, name in self.NAMES}
 
 
 def _probe_frame(interface: nic.Interface, port: int) -> bytes:

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from dpukv_xdp import abi, nic
-from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.config import FRAMES_PAST_XDP, Frames, ServerConfig
 from dpukv_xdp.placement import EnginePlace, Placement
 
 TRANSPORTS = {
@@ -38,6 +38,8 @@ class Wiring:
     """Whether whole frames go to the host through mapped rings."""
     records_in_frames: bool
     """Whether records travel behind the frames that AF_XDP carries."""
+    frames_past_xdp: Frames | None
+    """How frames get to the host if XDP lets them all pass to the kernel's stack."""
 
     @classmethod
     def of(cls, config: ServerConfig) -> "Wiring":
@@ -47,6 +49,7 @@ class Wiring:
         sends_records = any(place.processing == "host" for place in behind_dpu)
         records_in_frames = sends_records and config.transport == "af_xdp"
         needs_frame_rings = bool(behind_host) and config.frames == "ring"
+        is_past_xdp = bool(behind_host) and config.frames in FRAMES_PAST_XDP
         parks_batches = (sends_records and not records_in_frames) or needs_frame_rings
         processes_here = any(place.processing == "dpu" for place in behind_dpu)
         if config.respond == "sender" and parks_batches:
@@ -62,13 +65,14 @@ class Wiring:
             needs_sockets=records_in_frames or (bool(behind_host) and config.frames == "af_xdp"),
             needs_frame_rings=needs_frame_rings,
             records_in_frames=records_in_frames,
+            frames_past_xdp=config.frames if is_past_xdp else None,
         )
 
     def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
         """The -D settings of bpf/maps.h."""
         depth_min, depth_max = config.depths()
         transport = config.transport if self.sends_records else "ring"
-        frames = config.frames if self.needs_sockets or self.needs_frame_rings else "ring"
+        frames = config.frames if config.frames in TRANSPORTS and self.needs_sockets else "ring"
         return {
             "KV_ENGINES": config.endpoint_count(),
             "KV_DPU_ENGINES": self.dpu_engines,

@@ -4,8 +4,8 @@
  *
  * It is XDP's communication engine, compiled from the same headers (bpf/receive.h, parse.h, queue.h, reply.h) for
  * frames in memory. Like a communication core it has a queue pair of its own with every engine; when the engine runs on
- * the same core, the loop in host.c serves both ends one after the other. Frames come from a port: an AF_XDP socket, or
- * mapped rings that XDP fills with whole frames.
+ * the same core, the loop in host.c serves both ends one after the other. Frames come from a port: an AF_XDP socket,
+ * mapped rings that XDP fills with whole frames, or what udp.c and dpdk.c have.
  */
 #define KV_HOST_SIDE 1
 #include "receive.h"
@@ -20,14 +20,6 @@
 #define KV_BURST_FRAMES 16 /* taken at once: their records stay in the nearest caches until they are answered */
 #define KV_STAGE_TURNS 16  /* one turn with frames of so many has its stages timed */
 
-/* Where frames come from and go to. */
-struct kv_port {
-	uint32_t (*receive)(struct kv_communicator *communicator, struct kv_frame *frames, uint32_t room);
-	void (*send)(struct kv_communicator *communicator, const struct kv_frame *frame);
-	void (*release)(struct kv_communicator *communicator, const struct kv_frame *frame);
-	void (*flush)(struct kv_communicator *communicator);
-};
-
 /* One mapped ring of whole frames. Answers become ready in any order, and go back in the order of the requests. */
 struct kv_frame_ring {
 	uint32_t taken;	    /* frames received */
@@ -38,6 +30,7 @@ struct kv_frame_ring {
 
 struct kv_communicator_state {
 	const struct kv_port *port;
+	void *source; /* of the port */
 	struct kv_side side;
 	struct kv_frame_ring rings[KV_CPUS_MAX];
 	struct kv_frame parked[KV_ENGINES_MAX][KV_SLOTS]; /* frames whose batch an engine has */
@@ -92,9 +85,18 @@ int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu)
 {
 	struct kv_communicator_state *state = communicator->state;
 
-	if (!communicator->socket == !communicator->rings || communicator->ring_count > KV_CPUS_MAX)
+	if (!!communicator->socket + !!communicator->rings + !!communicator->port != 1 ||
+	    communicator->ring_count > KV_CPUS_MAX)
 		return -EINVAL;
-	state->port = communicator->socket ? &socket_port : &ring_port;
+	state->port = communicator->port;
+	state->source = communicator->source;
+	if (communicator->socket) {
+		state->port = &socket_port;
+		state->source = communicator->socket;
+	} else if (communicator->rings) {
+		state->port = &ring_port;
+		state->source = communicator;
+	}
 	state->cpu = cpu;
 	state->side = (struct kv_side){
 		.engines = communicator->engines,
@@ -127,7 +129,7 @@ uint32_t kv_communicator_receive(struct kv_communicator *communicator)
 
 	if (state->turns >= KV_STAGE_TURNS)
 		own->stage_last_ns = bpf_ktime_get_ns();
-	count = state->port->receive(communicator, frames, KV_BURST_FRAMES);
+	count = state->port->receive(state->source, frames, KV_BURST_FRAMES);
 	if (count)
 		kv_time_turn(communicator);
 	else
@@ -274,7 +276,7 @@ static void kv_drop(struct kv_communicator *communicator, const struct kv_frame 
 {
 	if (counter >= 0 && counter < KV_COUNTERS)
 		communicator->queues[engine].counters[counter]++;
-	communicator->state->port->release(communicator, frame);
+	communicator->state->port->release(communicator->state->source, frame);
 }
 
 /* Every finished batch of one engine, oldest first, becomes the answer in its own frame. */
@@ -293,7 +295,7 @@ static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t 
 		kv_release_oldest(pair, queue);
 		count++;
 		if (verdict != XDP_TX) {
-			state->port->release(communicator, frame);
+			state->port->release(state->source, frame);
 			continue;
 		}
 		queue->counters[KV_COUNTER_RESPONSES_WAITED]++;
@@ -317,33 +319,33 @@ static uint32_t kv_send_ready(struct kv_communicator *communicator)
 	if (own->stage_last_ns)
 		own->stage_last_ns = bpf_ktime_get_ns();
 	for (uint32_t i = 0; i < count; i++)
-		state->port->send(communicator, &state->ready[i]);
+		state->port->send(state->source, &state->ready[i]);
 	state->ready_count = 0;
-	state->port->flush(communicator);
+	state->port->flush(state->source);
 	kv_stage_end(own, KV_STAGE_SEND);
 	return count;
 }
 
 /* ---- Ports ---- */
 
-static uint32_t kv_socket_port_receive(struct kv_communicator *communicator, struct kv_frame *frames, uint32_t room)
+static uint32_t kv_socket_port_receive(void *source, struct kv_frame *frames, uint32_t room)
 {
-	return kv_socket_receive(communicator->socket, frames, room);
+	return kv_socket_receive(source, frames, room);
 }
 
-static void kv_socket_port_send(struct kv_communicator *communicator, const struct kv_frame *frame)
+static void kv_socket_port_send(void *source, const struct kv_frame *frame)
 {
-	kv_socket_send(communicator->socket, frame);
+	kv_socket_send(source, frame);
 }
 
-static void kv_socket_port_release(struct kv_communicator *communicator, const struct kv_frame *frame)
+static void kv_socket_port_release(void *source, const struct kv_frame *frame)
 {
-	kv_socket_release(communicator->socket, frame);
+	kv_socket_release(source, frame);
 }
 
-static void kv_socket_port_flush(struct kv_communicator *communicator)
+static void kv_socket_port_flush(void *source)
 {
-	kv_socket_flush(communicator->socket);
+	kv_socket_flush(source);
 }
 
 static const struct kv_port socket_port = {
@@ -354,8 +356,9 @@ static const struct kv_port socket_port = {
 };
 
 /* A frame's tag names its ring and slot. */
-static uint32_t kv_ring_port_receive(struct kv_communicator *communicator, struct kv_frame *frames, uint32_t room)
+static uint32_t kv_ring_port_receive(void *source, struct kv_frame *frames, uint32_t room)
 {
+	struct kv_communicator *communicator = source;
 	uint32_t count = 0;
 
 	for (uint32_t i = 0; i < communicator->ring_count; i++) {
@@ -403,20 +406,20 @@ static void kv_ring_port_finish(struct kv_communicator *communicator, const stru
 	}
 }
 
-static void kv_ring_port_send(struct kv_communicator *communicator, const struct kv_frame *frame)
+static void kv_ring_port_send(void *source, const struct kv_frame *frame)
 {
-	kv_ring_port_finish(communicator, frame, frame->bytes);
+	kv_ring_port_finish(source, frame, frame->bytes);
 }
 
-static void kv_ring_port_release(struct kv_communicator *communicator, const struct kv_frame *frame)
+static void kv_ring_port_release(void *source, const struct kv_frame *frame)
 {
-	kv_ring_port_finish(communicator, frame, 0);
+	kv_ring_port_finish(source, frame, 0);
 }
 
 /* Each answer has been handed back already. */
-static void kv_ring_port_flush(struct kv_communicator *communicator)
+static void kv_ring_port_flush(void *source)
 {
-	(void)communicator;
+	(void)source;
 }
 
 static const struct kv_port ring_port = {

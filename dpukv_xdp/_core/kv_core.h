@@ -245,11 +245,27 @@ struct kv_engine {
 
 /* ---- communicate.c: the host's communication engine ---- */
 
+struct kv_frame;
+
+/* Where frames come from and go to: what any source of them can do. */
+struct kv_port {
+	/* Up to `room` frames that have come in; they are the caller's until sent or released. Never blocks. */
+	uint32_t (*receive)(void *source, struct kv_frame *frames, uint32_t room);
+	/* Queue an answer in the place of a frame received from this source. */
+	void (*send)(void *source, const struct kv_frame *frame);
+	/* Give a frame back unsent. */
+	void (*release)(void *source, const struct kv_frame *frame);
+	/* Have everything sent that is queued. */
+	void (*flush)(void *source);
+};
+
 /* One source of frames and what came of them; its own queue pair with every engine. Made by kv_communicator_create(),
  * which leaves the rest to be filled in before kv_host_run(). */
 struct kv_communicator {
 	struct kv_socket *socket;    /* frames come through AF_XDP, or */
-	struct kv_queue_pair *rings; /* whole, through `ring_count` mapped rings, one for each core */
+	struct kv_queue_pair *rings; /* whole, through `ring_count` mapped rings, one for each core, or */
+	const struct kv_port *port;  /* through another port than these, */
+	void *source;		     /* from what this port calls its source */
 	struct kv_sender *senders;   /* of those cores */
 	uint64_t flush_after_ticks;  /* as in struct kv_engine */
 	uint32_t ring_count;
@@ -328,6 +344,69 @@ void kv_socket_release(struct kv_socket *socket, const struct kv_frame *frame);
 /* Hand everything queued to the kernel and take back what it has sent. */
 void kv_socket_flush(struct kv_socket *socket);
 void kv_socket_get_stats(struct kv_socket *socket, struct kv_socket_stats *stats);
+
+/* ---- udp.c: one UDP socket of the kernel's for one endpoint ---- */
+
+struct kv_udp_stats {
+	uint64_t received;   /* datagrams */
+	uint64_t sent;	     /* likewise */
+	uint64_t rx_dropped; /* by the kernel, because too many waited already */
+	uint64_t rx_errors;  /* system calls that failed to receive */
+	uint64_t tx_invalid; /* answers that were empty, or to port 0 */
+	uint64_t tx_full;    /* answers for which the socket had no room */
+	uint64_t tx_refused; /* answers that the kernel did not send for another reason: no way there, a filter */
+	uint32_t fd;
+	uint32_t chunks;      /* places for a frame */
+	uint32_t chunks_busy; /* of them: held by the caller */
+	uint32_t padding;
+};
+
+struct kv_udp;
+
+/* A socket bound to an address (network order) and a port (host order) that lets about `datagrams` wait. Its frames
+ * have a packet header that is made up, without Ethernet addresses: the kernel has taken the real one off, and puts its
+ * own on answers. NULL and errno on failure: EADDRINUSE somebody else has the port, EADDRNOTAVAIL no interface here has
+ * the address. One thread at a time may use it; the statistics may be read from any. */
+struct kv_udp *kv_udp_open(uint32_t address, uint32_t port, uint32_t datagrams);
+void kv_udp_close(struct kv_udp *udp);
+void kv_udp_get_stats(struct kv_udp *udp, struct kv_udp_stats *stats);
+/* What struct kv_communicator takes as its port; a struct kv_udp is the source. */
+const struct kv_port *kv_udp_port(void);
+
+/* ---- dpdk.c: one queue of a DPDK device. Not linked in: dpukv_xdp/dpdk.py loads it where DPDK is installed ---- */
+
+enum kv_dpdk_limit { KV_DPDK_REASON_BYTES = 200 };
+
+struct kv_dpdk_stats {
+	uint64_t received;   /* frames, over all queues of the device */
+	uint64_t sent;	     /* likewise */
+	uint64_t rx_missed;  /* frames dropped because nobody took them out in time, as far as the driver knows */
+	uint64_t rx_errors;  /* frames that the driver dropped as broken */
+	uint64_t rx_no_room; /* frames dropped because no buffer was free to receive into */
+	uint64_t tx_errors;  /* frames that the driver failed to send */
+	uint64_t tx_invalid; /* answers that were empty, or longer than their buffer */
+	uint64_t tx_dropped; /* answers that the driver did not take: its ring stayed full */
+	uint64_t buffers;
+	uint64_t buffers_busy;
+};
+
+struct kv_dpdk;
+
+/* What the shared object has: its one symbol is kv_dpdk_calls. */
+struct kv_dpdk_calls {
+	const struct kv_port *port; /* a struct kv_dpdk_queue is the source */
+	/* Start the EAL, once in a process: 0, or a negative errno. */
+	int (*start)(int count, char **arguments);
+	/* Begin with a device: `bus` and `name` are DPDK's, `options` the driver's, each queue has `descriptors` to
+	 * receive and as many to send, and buffers for `held` frames more. NULL and what failed in `reason`
+	 * (KV_DPDK_REASON_BYTES). */
+	struct kv_dpdk *(*open)(const char *bus, const char *name, const char *options, uint32_t queues,
+				uint32_t descriptors, uint32_t held, uint32_t mtu, char *reason);
+	/* The source for one queue of the device. One thread at a time may use it. */
+	void *(*queue)(struct kv_dpdk *device, uint32_t queue);
+	void (*get_stats)(struct kv_dpdk *device, struct kv_dpdk_stats *stats);
+	void (*close)(struct kv_dpdk *device);
+};
 
 /* ---- transfer.c: the host's end of the transfer primitives that `dpukv qp-bench` compares ---- */
 

@@ -15,8 +15,9 @@ from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, 
 
 from dpukv_xdp import lab as labs
 from dpukv_xdp import nic
+from dpukv_xdp.directory import server_name
 from dpukv_xdp.lab import Lab, LabRecord
-from dpukv_xdp.service import server_name, services
+from dpukv_xdp.service import services
 
 BENCH_FIELDS = {
     "design": str,

@@ -22,7 +22,7 @@ from net.serving import (
 
 from dpukv_xdp import abi
 from dpukv_xdp import lab as labs
-from dpukv_xdp.config import FRAMES, TRANSPORTS
+from dpukv_xdp.config import FRAMES, FRAMES_PAST_XDP, TRANSPORTS
 from dpukv_xdp.designs import DESIGNS, Design
 from dpukv_xdp.errors import ResultError
 from dpukv_xdp.lab import Lab
@@ -127,7 +127,7 @@ def ways_of(row: Design) -> list[dict[str, str]]:
     """Each way that requests or frames may take from the DPU to the host in a design."""
     frames: list[dict[str, str]] = [{}]
     if "host" in row.communication:
-        frames = [{"frames": way} for way in FRAMES]
+        frames = [{"frames": way} for way in FRAMES if way not in FRAMES_PAST_XDP]
     if "dpu" not in row.communication or row.processing_of("dpu") == "dpu":
         return frames
     return [

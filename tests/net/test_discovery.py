@@ -15,9 +15,9 @@ from net.serving import ENGINE_CPU, PORT, serving_child
 from dpukv_xdp import abi
 from dpukv_xdp import lab as labs
 from dpukv_xdp.client import Client
-from dpukv_xdp.directory import open_directory
+from dpukv_xdp.directory import open_directory, server_name
 from dpukv_xdp.lab import Lab
-from dpukv_xdp.service import call_service, server_name, services
+from dpukv_xdp.service import call_service, services
 
 ENGINES, PARTITIONS = 2, 8
 ITEMS = {b"key %d" % number: b"value %d" % number for number in range(200)}

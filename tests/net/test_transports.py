@@ -36,6 +36,7 @@ from dpukv_xdp import lab as labs
 from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.config import (
     FRAMES,
+    FRAMES_PAST_XDP,
     RESPOND_WAYS,
     TRANSPORTS,
     Prepare,
@@ -59,7 +60,9 @@ Settings = dict[str, Any]
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "design": tuple(DESIGNS),
     "transport": TRANSPORTS,
-    "frames": FRAMES,
+    "frames": tuple(
+        way for way in FRAMES if way not in FRAMES_PAST_XDP
+    ),  # test_frames.py has those
     "respond": RESPOND_WAYS,
     "transfer": get_args(Transfer),
     "prepare": get_args(Prepare),

@@ -34,6 +34,7 @@ COMMANDS = {
         "qp-bench",
         "rebalance",
         "recommend",
+        "reproduce",
         "serve",
     ),
 }

@@ -10,6 +10,7 @@ import pytest
 from dpukv_xdp import abi
 from dpukv_xdp.config import (
     FRAMES,
+    FRAMES_PAST_XDP,
     GIB,
     ITEMS_MAX,
     LOG_BYTES_MAX,
@@ -121,6 +122,10 @@ def test_every_design_goes_with_every_way_to_the_host(
 ) -> None:
     choices: dict[str, Any] = {"frames": frames, "transport": transport}
     config = ServerConfig(design=design, **choices)
+    if frames in FRAMES_PAST_XDP and len(DESIGNS[design].communication) > 1:
+        with pytest.raises(UsageError, match="has a door in XDP too"):
+            config.check()
+        return
     config.check()
     assert config.endpoint_count() == len(config.placement().engines)
     assert set(config.owners()) == set(range(config.endpoint_count()))

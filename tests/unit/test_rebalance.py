@@ -40,6 +40,13 @@ def test_one_hot_partition_keeps_its_engine_and_the_others_leave_it() -> None:
     assert {move.partition for move in moves} == {1, 2}
 
 
+def test_an_engine_that_cannot_be_relieved_does_not_hold_the_others_up() -> None:
+    owners, loads = [0, *[1] * 10], [1001, *[100] * 10]
+    moves = plan_moves(owners, loads, [(0, 1, 2)] * 11)
+    assert {owners[move.partition] for move in moves} == {1}
+    assert {move.engine for move in moves} == {2}
+
+
 def test_partitions_go_only_where_they_can() -> None:
     moves = plan_moves([0, 0, 0, 0], [10, 10, 10, 10], [(0, 2), (0,), (0, 2), (0,)])
     assert {(move.partition, move.engine) for move in moves} <= {(0, 2), (2, 2)}
