@@ -186,7 +186,7 @@ CALLS = frozenset({"partitions", "move", "rebalance"})
 
 class _Call(msgspec.Struct):
     call: str
-    arguments: dict[str, float]
+    arguments: dict[str, int | float]
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -205,12 +205,13 @@ class _Handler(socketserver.StreamRequestHandler):
             known = request.call in CALLS
         except msgspec.DecodeError:
             known = False
+        refusal = {"error": f"calls are {', '.join(sorted(CALLS))}, with their arguments"}
+        answer = msgspec.json.encode(refusal | {"exit_status": UsageError.exit_status})
+        if known:
+            with contextlib.suppress(TypeError):  # not this call's arguments
+                answer = answer_call(service, msgspec.to_builtins(request))
         with contextlib.suppress(BrokenPipeError):  # who asked has gone
-            if known:
-                self.wfile.write(answer_call(service, msgspec.to_builtins(request)) + b"\n")
-            else:
-                refusal = f"calls are {', '.join(sorted(CALLS))}"
-                self.wfile.write(msgspec.json.encode({"error": refusal, "exit_status": 2}) + b"\n")
+            self.wfile.write(answer + b"\n")
 
 
 @contextlib.contextmanager

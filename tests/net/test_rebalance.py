@@ -61,12 +61,14 @@ def test_moves_under_load_lose_nothing(lab: Lab, tmp_path: Path, design: str, ac
 def move_around(name: str, stop: threading.Event) -> None:
     """Some partition to some engine, over and over."""
     choices = random.Random(5)
-    for _ in range(MOVES):
-        partition, engine = choices.randrange(PARTITIONS), choices.randrange(2)
-        owners = call_service(name, "move", partition=partition, engine=engine)
-        assert owners[partition] == engine
-        time.sleep(0.005)
-    stop.set()
+    try:
+        for _ in range(MOVES):
+            partition, engine = choices.randrange(PARTITIONS), choices.randrange(2)
+            owners = call_service(name, "move", partition=partition, engine=engine)
+            assert owners[partition] == engine
+            time.sleep(0.005)
+    finally:
+        stop.set()
 
 
 def agree(lab: Lab, url: str, stop: threading.Event) -> int:
@@ -171,10 +173,13 @@ def test_rebalance_as_a_command(lab: Lab, tmp_path: Path) -> None:
         wait_for(lambda: owners_in(tmp_path, name)[3] == 0)
         said = dpukv("rebalance", "--server", name, "--look", "0.1")
         assert "engine 0: 5 partitions; engine 1: 3 partitions" in said.stdout
+        with pytest.raises(UsageError, match="calls are move, partitions, rebalance"):
+            call_service(name, "move", nothing=1)
         for wrong, sentence in (
             (["--move", "8:0"], "partition 8 and engine 0 are not 0 to 7 and 0 to 1"),
             (["--move", "x"], "'x' is not PARTITION:ENGINE"),
             (["--server", "nobody.1"], "no server 'nobody.1' runs on this machine"),
+            (["--server", "x" * 200], "is no server on this machine"),
         ):
             arguments = ["--server", name, *wrong] if wrong[0] != "--server" else wrong
             refused = dpukv("rebalance", *arguments, status=2)
