@@ -32,8 +32,8 @@ RUNS_NAME = "runs.jsonl"
 SEED = 20250720
 """Of the order of runs."""
 LOAD_NAMES = ("workload", "distribution", "window", "rate", "seconds")
-"""Settings that one session can change from run to run. Not the requests in a packet: the generator's
-frames are as long as the longest, which costs single requests a quarter of their throughput.
+"""Settings that one session can change from run to run. Not the requests in a packet: the frames of
+the generator are as long as the longest, which costs single requests a quarter of their throughput.
 """
 MODEL_CORES = range(1, 9)
 """Of curves over cores: the paper's."""
