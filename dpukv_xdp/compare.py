@@ -204,7 +204,7 @@ def document(outcome: Outcome, options: BenchOptions, repeats: int) -> Result:
 def _one_round(
     contender: Contender, config: ServerConfig, options: BenchOptions, progress: Progress
 ) -> list[Result]:
-    """Each load on a server of its own: our generator's prepared frames are only as long as its load
+    """Each load on a server of its own: our generator's prepared frames are as long as its load
     needs, and longer ones cost it a quarter of its speed with single requests.
     """
     each = loads(options)
