@@ -17,12 +17,12 @@ from net.commands import TIMEOUT_SECONDS, dpukv, lab_of, started, wait_for
 
 from dpukv_xdp import lab as labs
 from dpukv_xdp.bench import BenchOptions
-from dpukv_xdp.compare import OURS_BY_DEFAULT
 from dpukv_xdp.errors import DpukvError
 from dpukv_xdp.peers import PEERS, PeerSession
 
 OPTIONS = BenchOptions(keys=20_000, seconds=0.3, window=16)
 FAST = ["--keys", "20000", "--seconds", "0.3", "--repeats", "1"]
+OURS = ("lat", "cpu-only ring")
 EXAMPLE = Path(__file__).parents[2] / "docs" / "results" / "bluefield_from_paper.json"
 
 
@@ -94,9 +94,10 @@ def test_a_server_that_dies_is_said_and_all_is_taken_down() -> None:
 def test_compare_measures_ours_and_peers_in_one_table(tmp_path: Path) -> None:
     picture, results = tmp_path / "compare.png", tmp_path / "compare.json"
     paths = ["--output", str(picture), "--json", str(results), "--import", str(EXAMPLE)]
-    said = dpukv("compare", *FAST, "--peers", "redis,memcached-udp", *paths).stdout
+    chosen = ["--ours", ",".join(OURS), "--peers", "redis,memcached-udp"]
+    said = dpukv("compare", *FAST, *chosen, *paths).stdout
     result = json.loads(results.read_text())
-    labels = [*OURS_BY_DEFAULT, "redis", "memcached-udp"]
+    labels = [*OURS, "redis", "memcached-udp"]
     assert [(row["label"], row["requests_per_packet"]) for row in result["rows"]] == [
         (label, requests) for requests in (45, 1) for label in labels
     ]
