@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -50,6 +50,7 @@ PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 TIMEOUT_MAX_SECONDS = 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLEAN_UP_SECONDS = 15.0
+INSIST_SECONDS = 0.05
 MTU_MIN = 68  # IPv4's
 ALL_DESIGNS = "all"
 
@@ -69,16 +70,20 @@ class Signals:
     """SIGNALS as Interrupted in the main thread, from the moment that there is something to take
     down.
 
-    Whoever presses Ctrl-C again while that is being done does not stop it half way.
+    Whoever presses Ctrl-C again while that is being done does not stop it half way. An Interrupted
+    that a library swallows comes again: pyroute2 decodes messages within a bare `except:`, and
+    nothing leaves a destructor.
     """
 
     def __init__(self) -> None:
         self._raised_at = -CLEAN_UP_SECONDS
+        self._raised_number = 0
         self._is_held = False
         self._pending: int | None = None
 
     def catch(self) -> None:
         """Begin."""
+        signal.signal(signal.SIGALRM, self._insist)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._handle)
@@ -92,22 +97,54 @@ class Signals:
         finally:
             self._is_held = False
         if self._pending is not None:
-            raise Interrupted(self._pending)
+            self._raise(self._pending)
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """The block ends with one, as it should: what is behind it is done in peace."""
+        try:
+            yield
+        except Interrupted:
+            self.end()
+
+    def end(self) -> None:
+        """Whatever one had to end has ended."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_held:
             self._pending = number
         elif time.monotonic() - self._raised_at >= CLEAN_UP_SECONDS:
-            self._raised_at = time.monotonic()
-            warnings.simplefilter("ignore")  # of coroutines that pyroute2 will never resume
-            logging.getLogger("asyncio").disabled = True  # nor of its tasks
-            sys.unraisablehook = _say_unless_half_built
-            raise Interrupted(number)
+            self._raise(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        self._raised_at = time.monotonic()
+        self._raised_number = number
+        warnings.simplefilter("ignore")  # of coroutines that pyroute2 will never resume
+        logging.getLogger("asyncio").disabled = True  # nor of its tasks
+        sys.unraisablehook = _say_unless_interrupted
+        signal.setitimer(signal.ITIMER_REAL, INSIST_SECONDS, INSIST_SECONDS)
+        raise Interrupted(number)
+
+    def _insist(self, number: int, frame: FrameType | None) -> None:
+        is_on_its_way = _is_interrupted(sys.exc_info()[1])  # the blocks that it ends clean up
+        if not is_on_its_way and not self._is_held:
+            raise Interrupted(self._raised_number)
 
 
-def _say_unless_half_built(unraisable: Any) -> None:
-    """An event loop of pyroute2 that was interrupted in its constructor complains as it goes."""
-    if getattr(unraisable.object, "__qualname__", "") != "BaseEventLoop.__del__":
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether the error is an Interrupted, or came up while one was dealt with."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
+
+
+def _say_unless_interrupted(unraisable: Any) -> None:
+    """An event loop of pyroute2 that was interrupted in its constructor complains as it goes; and
+    an Interrupted that ended in a destructor comes again.
+    """
+    half_built = getattr(unraisable.object, "__qualname__", "") == "BaseEventLoop.__del__"
+    if not half_built and not _is_interrupted(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 
@@ -136,6 +173,8 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _fail("the disk that the output goes to is full", 1)
+    finally:
+        signals.end()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -539,8 +578,7 @@ def qp_bench(
     signals.catch()
     with _progress() as progress, contextlib.ExitStack() as cleanup:
         progress("compiling the programs, building the lab", 0.0)
-        with signals.held():  # pyroute2's event loop would swallow an interrupt
-            transfers = cleanup.enter_context(Transfers(needs_link=plan.needs_link()))
+        transfers = cleanup.enter_context(Transfers(needs_link=plan.needs_link()))
         result = measure(plan, transfers, progress)
     _emit_json(json_path, result)
     if output is not None:
@@ -600,7 +638,7 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
             f"{_last_port(where)}, interface {iface} ({attachment.mode} XDP); Ctrl-C ends it",
             err=True,
         )
-        with contextlib.suppress(Interrupted), Service(server, _note):
+        with signals.awaited(), Service(server, _note):
             while True:
                 signal.pause()
         stats = server.stats()

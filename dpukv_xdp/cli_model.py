@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The commands `dpukv model` and `dpukv recommend`; no privilege, nothing is measured.
+"""The commands `dpukv model` and `dpukv recommend`; no privilege, and nothing is measured but for
+`--costs here`.
 
 cli.py registers them: `cli.add_command(model)` and `cli.add_command(recommend)`.
 """
@@ -21,15 +22,17 @@ PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 ALL_DESIGNS = "all"
 MEASURED_DPUS = ("local", "bf2", "bf3")
 PAPER_DPUS = ("bf2", "bf3")
+HERE = "here"
 
 costs_option = click.option(
     "--costs",
     "source",
     default="paper",
     show_default=True,
-    metavar="paper|measured|FILE",
-    help="What everything costs: Table 1 of the paper, this machine's committed bench results, a "
-    "JSON file of `dpukv bench --json`, or a TOML file of --write-costs.",
+    metavar="paper|here|committed|FILE",
+    help="What everything costs: Table 1 of the paper; this machine, measured now (a minute or "
+    "two, root); the two-core machine of docs/results; a JSON file of `dpukv bench --json`; or a "
+    "TOML file of --write-costs.",
 )
 dpu_option = click.option(
     "--dpu",
@@ -126,12 +129,11 @@ def recommend(
 
     For the most throughput, the lowest latency, and the fewest host cores.
     """
-    from dpukv_xdp.model_costs import find_costs
     from dpukv_xdp.recommend import recommend as choose
 
     dpu = _dpu_of(source, dpu)
     found = choose(
-        find_costs(source, dpu, workload),
+        _costs(source, dpu, workload),
         dpu,
         host_cores=host_cores,
         dpu_cores=dpu_cores,
@@ -150,15 +152,29 @@ def recommend(
         console.print(f"\n{name}: {reason}.")
 
 
+def _costs(source: str, dpu: str, workload: str) -> Any:
+    from dpukv_xdp.model_costs import costs_of_results, find_costs
+
+    if source != HERE:
+        return find_costs(source, dpu, workload)
+    from dpukv_xdp import cli
+    from dpukv_xdp.reproduce import measure_costs
+
+    cli._require_root(f"model --costs {HERE}")
+    cli.signals.catch()
+    with cli._progress() as progress:
+        return costs_of_results(measure_costs(workload, progress), dpu, workload)
+
+
 def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
     from dpukv_xdp.config import ServerConfig
     from dpukv_xdp.designs import DESIGNS
     from dpukv_xdp.model import Point, plot_sweep, simulate, sweep
-    from dpukv_xdp.model_costs import costs_toml, find_costs
+    from dpukv_xdp.model_costs import costs_toml
     from dpukv_xdp.profiles import find_profile
 
     dpu = _dpu_of(given["source"], given["dpu"])
-    costs = find_costs(given["source"], dpu, given["workload"])
+    costs = _costs(given["source"], dpu, given["workload"])
     if given["write_costs"] is not None:
         given["write_costs"].write_text(costs_toml(costs), encoding="utf-8")
     chosen = given["design"] or ServerConfig().design
@@ -267,10 +283,11 @@ def _print_validation(json_path: str | None, seed: int) -> None:
     paper = validate_paper(seed)
     results = read_results(MEASURED_PATH) if MEASURED_PATH.exists() else []
     measured = validate_measured(results, seed)
-    if _emit_json(json_path, validation_json(paper, measured)):
+    found = {"paper": validation_json(paper), "measured": validation_json(measured)}
+    if _emit_json(json_path, found):
         return
     console = _console()
-    for title, checks in (("The paper", paper), ("This machine", measured)):
+    for title, checks in (("The paper", paper), ("The committed runs", measured)):
         if not checks:
             continue
         table = _table(title, ("", "what", "model", "ought to be", "error"))

@@ -23,9 +23,10 @@ from dpukv_xdp.designs import DESIGNS, Design, find_design
 from dpukv_xdp.errors import MissingError, UsageError
 from dpukv_xdp.paper import paper_range, paper_results
 from dpukv_xdp.profiles import find_profile
+from dpukv_xdp.repeats import merged
 
 MEASURED_PATH = Path(__file__).parents[1] / "docs" / "results" / "model_points.json"
-"""Results of `dpukv bench`, a list: what `--costs measured` reads."""
+"""Results of `dpukv bench`, a list: what `--costs committed` reads."""
 
 AS_IT_IS = "as it is"
 """The label of a run of `bench --ablate` with nothing switched."""
@@ -472,7 +473,7 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
     what sharing it costs. Several packet sizes give what a packet costs and what a request costs.
     Raises UsageError if one of the first three is missing.
     """
-    usable = calibration(results)
+    usable = merged(calibration(results), lambda r: (r["design"], packet_requests(r)))
     kinds: dict[str, Callable[[Design], bool]] = {
         "dpu": lambda row: row.communication == row.processing == ("dpu",),
         "host": lambda row: row.communication == row.processing == ("host",),
@@ -707,20 +708,22 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def find_costs(source: str, dpu: str, workload: str) -> Costs:
-    """Costs by the command line's words: `paper`, `measured`, or a file's name."""
+    """Costs by the command line's words: `paper`, `committed`, or a file's name."""
     if source == "paper":
         return costs_from_paper(dpu, workload)
-    if source == "measured":
+    if source == "committed":
         if not MEASURED_PATH.exists():
-            raise MissingError(
-                "--costs measured",
-                f"{MEASURED_PATH}: run `sudo dpukv bench --design all --json FILE` and say "
-                "`--costs FILE`",
-            )
+            raise MissingError("--costs committed", f"{MEASURED_PATH}: use `--costs here`")
         source = str(MEASURED_PATH)
     if not source.endswith(".json"):
         return read_costs(Path(source))
-    results = read_results(Path(source))
+    return costs_of_results(read_results(Path(source)), dpu, workload)
+
+
+def costs_of_results(results: Sequence[dict[str, Any]], dpu: str, workload: str) -> Costs:
+    """Costs from bench results, for a client apart and with a profile's cores and bus: of this
+    workload with uniform keys, if there is any of it.
+    """
     uniform = [
         result
         for result in results

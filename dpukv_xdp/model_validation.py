@@ -24,6 +24,7 @@ from dpukv_xdp.model_costs import (
     packet_requests,
 )
 from dpukv_xdp.paper import PaperRange, own_name, paper_range, paper_values
+from dpukv_xdp.repeats import merged
 
 VALIDATION_PATH = Path(__file__).parents[1] / "docs" / "results" / "model_validation.json"
 MEASURED_ERROR_MAX = 0.15
@@ -94,7 +95,7 @@ def validate_paper(seed: int = 1) -> list[Check]:
 
 
 def validate_measured(results: Sequence[dict[str, Any]], seed: int = 1) -> list[Check]:
-    """The model against bench results of this machine.
+    """The model against bench results of one machine; repeats count as their median.
 
     Within each workload, costs come from closed loops of cpu-only, dpu-only, lat and shrd with the
     largest window and the smallest and largest packets: these points are fitted. All else is held
@@ -102,24 +103,21 @@ def validate_measured(results: Sequence[dict[str, Any]], seed: int = 1) -> list[
     need is left out, as is what was switched or emulated.
     """
     checks: list[Check] = []
-    for group in _by_workload(results):
+    for group in _by_workload(merged(results, _point_of)):
         known = _calibration(group)
         try:
             costs = costs_from_bench(known)
         except UsageError:
             continue
-        for repeats in _repeats(group):
-            is_fitted = repeats[0] in known and not _is_held_out(repeats[0])
-            checks += _measured_checks(costs, repeats, is_fitted, seed)
+        for result in filter(_is_modelled, group):
+            is_fitted = result in known and not _is_held_out(result)
+            checks += _measured_checks(costs, result, is_fitted, seed)
     return checks
 
 
-def validation_json(paper: Sequence[Check], measured: Sequence[Check] = ()) -> dict[str, Any]:
-    """Checks and their summaries."""
-    return {
-        "paper": {"summary": summary(paper), "checks": [asdict(check) for check in paper]},
-        "measured": {"summary": summary(measured), "checks": [asdict(check) for check in measured]},
-    }
+def validation_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """Checks and their summary."""
+    return {"summary": summary(checks), "checks": [asdict(check) for check in checks]}
 
 
 def summary(checks: Sequence[Check]) -> dict[str, dict[str, float]]:
@@ -405,6 +403,13 @@ def _by_workload(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]
     return list(groups.values())
 
 
+def _point_of(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What repeats have in common."""
+    names = ("workload", "distribution", "design", "requests_per_packet", "window", "rate")
+    more = ("respond", "emulation", "label", "key_size", "value_size", "store")
+    return tuple(result.get(name) for name in names + more)
+
+
 def _calibration(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """With the smallest and the largest packets; those between are held out."""
     usable = calibration(group)
@@ -431,19 +436,9 @@ def _is_held_out(result: dict[str, Any]) -> bool:
     return find_design(result["design"]).pairing == "many-to-one"
 
 
-def _repeats(group: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """What can be modelled, runs of one point together."""
-    points: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for result in filter(_is_modelled, group):
-        names = ("design", "requests_per_packet", "window", "rate", "respond")
-        points.setdefault(tuple(result[name] for name in names), []).append(result)
-    return list(points.values())
-
-
 def _measured_checks(
-    costs: Costs, repeats: list[dict[str, Any]], is_fitted: bool, seed: int
+    costs: Costs, result: dict[str, Any], is_fitted: bool, seed: int
 ) -> Iterator[Check]:
-    result = repeats[0]
     if result["respond"] == "wait":
         costs = replace(costs, parked_transfers=0)
     rate_mops = (result["rate"] or 0.0) / 1e6
@@ -454,28 +449,17 @@ def _measured_checks(
             requests_per_packet=packet_requests(result),
             window=result["window"],
             rate_mops=rate_mops,
-            host_share=mean(each["host_share"] or 0.0 for each in repeats),
+            host_share=result["host_share"] or 0.0,
             seed=seed,
         ),
     )
     # Pauses of other programs make an open loop's mean; a closed one's hardly feels them.
     quantile = "p50" if rate_mops else "mean"
     kind_suffix = ", open loop" if rate_mops else ""
-    for kind, unit, value, seen in (
-        (
-            "throughput",
-            "Mops",
-            prediction.throughput_mops,
-            [each["throughput_mops"] for each in repeats],
-        ),
-        (
-            "latency",
-            "us",
-            prediction.latency_us[quantile],
-            [each["latency_us"][quantile] for each in repeats],
-        ),
+    for kind, unit, value, measured in (
+        ("throughput", "Mops", prediction.throughput_mops, result["throughput_mops"]),
+        ("latency", "us", prediction.latency_us[quantile], result["latency_us"][quantile]),
     ):
-        measured = mean(seen)
         yield Check(
             f"{result['design']} {kind}",
             f"{kind}{kind_suffix}",
@@ -485,8 +469,7 @@ def _measured_checks(
             measured,
             unit,
             value / measured - 1,
-            f"{_load_of(result)}; {len(seen)} run{'s' * (len(seen) > 1)}, "
-            f"{min(seen):.4g} to {max(seen):.4g}",
+            _load_of(result),
             _why_measured(result, kind),
         )
 
@@ -507,7 +490,8 @@ def _load_of(result: dict[str, Any]) -> str:
     rate = result["rate"]
     loop = f"{rate / 1e6:g} Mops offered" if rate else f"window {result['window']}"
     waits = ", waiting for each response" if result["respond"] == "wait" else ""
+    runs = f"; median of {result['repeats']} runs" if result["repeats"] > 1 else ""
     return (
         f"{result['workload']} {result['distribution']}, {packet_requests(result)} a "
-        f"packet, {loop}{waits}"
+        f"packet, {loop}{waits}{runs}"
     )

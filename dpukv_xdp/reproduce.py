@@ -11,9 +11,10 @@ import itertools
 import json
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -26,7 +27,8 @@ from dpukv_xdp.designs import find_design
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.profiles import find_profile
-from dpukv_xdp.reproduce_plans import Run, Settings
+from dpukv_xdp.reproduce_plans import Run, Settings, expand, find_plans
+from dpukv_xdp.reproduce_results import Points
 
 RUNS_NAME = "runs.jsonl"
 SEED = 20250720
@@ -37,6 +39,9 @@ the generator are as long as the longest, which costs single requests a quarter 
 """
 MODEL_CORES = range(1, 9)
 """Of curves over cores: the paper's."""
+MODEL_PLAN = "model"
+COSTS_SIZE = "default"
+COSTS_WINDOW = 64
 
 Line = dict[str, Any]
 Measure = Callable[[Progress], Any]
@@ -78,6 +83,30 @@ def reproduce(
             _run_session(session, writer, step)
             done += len(session)
     return len(left)
+
+
+def measure_costs(workload: str, progress: Progress) -> list[dict[str, Any]]:
+    """Bench results of this machine, now: what the model takes costs from. A minute or two.
+
+    Raises DpukvError if a run failed.
+    """
+    runs = [
+        run
+        for run in expand(find_plans([MODEL_PLAN]), COSTS_SIZE)
+        if run.kind == "bench" and run.settings["workload"] == workload and _is_plain(run.settings)
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / RUNS_NAME
+        reproduce(runs, COSTS_SIZE, path, progress, resume=False)
+        points = Points.of(runs, read_lines(path))
+    for name, reason in points.missing.items():
+        raise DpukvError(f"{name} could not be measured: {reason}")
+    return points.benches()
+
+
+def _is_plain(settings: Settings) -> bool:
+    """A closed loop as full as it gets, with nothing switched."""
+    return not {"rate", "respond"} & set(settings) and settings["window"] == COSTS_WINDOW
 
 
 def sessions(runs: Iterable[Run]) -> list[list[Run]]:
@@ -284,16 +313,10 @@ def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _model_validation(settings: Settings) -> dict[str, Any]:
-    """The model's errors against the paper, and against the committed runs of this project."""
-    from dpukv_xdp.model_costs import MEASURED_PATH, read_results
-    from dpukv_xdp.model_validation import summary, validate_measured, validate_paper
+    """The model's errors against the paper."""
+    from dpukv_xdp.model_validation import validate_paper, validation_json
 
-    results = read_results(MEASURED_PATH) if MEASURED_PATH.exists() else []
-    found = {"paper": validate_paper(), "measured": validate_measured(results)}
-    return {
-        name: {"summary": summary(checks), "checks": [asdict(check) for check in checks]}
-        for name, checks in found.items()
-    } | {"machine": results[0]["machine"] if results else None}
+    return validation_json(validate_paper())
 
 
 MODELS: dict[str, Callable[[Settings], Any]] = {

@@ -739,12 +739,11 @@ def _model_doors(plan: Plan, panel: Panel, points: Points) -> list[Item]:
 
 
 def _validation(plan: Plan, panel: Panel, points: Points) -> list[Item]:
-    models = points.where(panel.model)
-    if not models:
+    found = points.validation(panel.model)
+    if not found:
         return []
-    found = models[0].results[0]
-    sources = {"paper": "against the paper", "measured": "against this project's two-core machine"}
-    shown = {name: title for name, title in sources.items() if found[name]["checks"]}
+    titles = {"paper": "against the paper", "measured": "against this machine"}
+    shown = {name: titles[name] for name in found}
     figure, all_axes = _figure(len(shown), width=5.4)
     items: list[Item] = []
     for axes, (name, title) in zip(all_axes, shown.items(), strict=True):

@@ -5,6 +5,7 @@ Markdown with its pictures beside it.
 
 import base64
 import html
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from dpukv_xdp.reproduce_results import (
 )
 
 TITLE = "DPU-KV, reproduced"
+POINTS_NAME = "points.json"
 GIB = 1 << 30
 NOTHING = "Nothing of this was measured."
 READING = (
@@ -66,6 +68,7 @@ class Written:
 
     html: Path
     markdown: Path
+    points: Path
     missing: dict[str, str] = field(default_factory=dict)
     """What is not in it, and why."""
 
@@ -77,10 +80,15 @@ def write_report(
     lines: Sequence[Mapping[str, Any]],
     output: Path,
 ) -> Written:
-    """Write report.html, and report.md with its pictures, into `output`."""
+    """Write report.html, report.md with its pictures, and the medians of our own stores' runs as
+    results that `dpukv model --costs` reads, into `output`.
+    """
     document = compose(plans, runs, size_name, lines)
     points = Points.of(runs, lines)
-    written = Written(output / "report.html", output / "report.md", points.missing)
+    written = Written(
+        output / "report.html", output / "report.md", output / POINTS_NAME, points.missing
+    )
+    _write(written.points, f"{json.dumps(points.benches(), indent=1)}\n")
     _write(written.html, to_html(document))
     for picture in _pictures(document):
         save(picture, output)
@@ -153,8 +161,8 @@ def _paragraphs(
             clocks = tuple(clock_sentences(points.where(panel.where)))
             if clocks:
                 yield "Do the two clocks agree?", clocks
-        if panel.draw == "validation" and (models := points.where(panel.model)):
-            well, badly = validation_sentences(models[0].results[0])
+        if panel.draw == "validation":
+            well, badly = validation_sentences(points.validation(panel.model))
             agreeing, differing = (*agreeing, *well), (*differing, *badly)
     if agreeing:
         yield "What agrees", agreeing

@@ -8,12 +8,13 @@ metric, or the ratio of two, with a range of the paper.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median
 from typing import Any, Literal
 
 from dpukv_xdp import abi
 from dpukv_xdp.errors import UsageError
 from dpukv_xdp.paper import paper_range
+from dpukv_xdp.repeats import median_result
 from dpukv_xdp.reproduce_plans import Claim, PaperPlace, Run, Settings, matches
 
 Result = dict[str, Any]
@@ -78,6 +79,7 @@ class Points:
     wrong: int = 0
     """Answers with a wrong value, of all runs."""
     lost: int = 0
+    _validation: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, runs: Iterable[Run], lines: Iterable[Mapping[str, Any]]) -> "Points":
@@ -94,8 +96,11 @@ class Points:
                 continue
             name = f"{run.kind} {sorted(run.settings.items())!r}"
             settings[name] = run.kind, run.settings
-            groups.setdefault(name, []).append(line["result"])
-            found._count(run.kind, line["result"])
+            result = line["result"]
+            if run.kind == "bench":
+                result = {**result, "machine": line["machine"]}
+            groups.setdefault(name, []).append(result)
+            found._count(run.kind, result)
         for name, results in groups.items():
             kind, own = settings[name]
             found.points.append(Point(kind, own, tuple(results)))
@@ -118,6 +123,25 @@ class Points:
         """Median and ends of a metric; None if no repeat has it."""
         values = self.values(point, metric)
         return Spread.of(values) if values else None
+
+    def benches(self) -> list[Result]:
+        """Every point of our own stores as one result, the median of its repeats: what the model
+        takes costs from.
+        """
+        return [median_result(point.results) for point in self.points if point.kind == "bench"]
+
+    def validation(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's errors by what it is held against: what its run found of the paper, and our
+        own stores here; what there is of it.
+        """
+        if self._validation is None:
+            from dpukv_xdp.model_validation import validate_measured, validation_json
+
+            found = {"measured": validation_json(validate_measured(self.benches()))}
+            if models := self.where(model):
+                found = {"paper": models[0].results[0], **found}
+            self._validation = {name: part for name, part in found.items() if part["checks"]}
+        return self._validation
 
     def _count(self, kind: str, result: Any) -> None:
         if kind not in ("bench", "peer"):
@@ -614,16 +638,19 @@ def validation_sentences(found: Mapping[str, Any]) -> tuple[list[str], list[str]
     with what is known about them.
     """
     agreeing, differing = [], []
-    for source, name in (("paper", "the paper's"), ("measured", "this project's measured")):
-        checks = found[source]["checks"]
+    names = {"paper": "the paper's", "measured": "this machine's"}
+    for source, part in found.items():
+        checks = part["checks"]
         good = [check for check in checks if abs(check["error"]) <= ERROR_MAX]
-        if not checks:
-            continue
-        held_out = [check for check in checks if not check["is_fitted"]]
-        errors = [abs(check["error"]) for check in held_out]
+        errors = [abs(check["error"]) for check in checks if not check["is_fitted"]]
+        held_out = (
+            f"; the {len(errors)} held-out ones have a mean error of {mean(errors):.1%}"
+            if errors
+            else ""
+        )
         agreeing.append(
-            f"{len(good)} of {name} {len(checks)} values are within {ERROR_MAX:.0%}; the "
-            f"{len(held_out)} held-out ones have a mean error of {sum(errors) / len(errors):.1%}."
+            f"{len(good)} of {names[source]} {len(checks)} values are within {ERROR_MAX:.0%}"
+            f"{held_out}."
         )
         for check in checks:
             if abs(check["error"]) > ERROR_MAX:
