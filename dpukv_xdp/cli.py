@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, NoReturn
 
 import click
@@ -140,11 +140,12 @@ def _is_interrupted(error: BaseException | None) -> bool:
 
 
 def _say_unless_interrupted(unraisable: Any) -> None:
-    """An event loop of pyroute2 that was interrupted in its constructor complains as it goes; and
-    an Interrupted that ended in a destructor comes again.
+    """An event loop of pyroute2 that was interrupted in its constructor complains as it goes, and
+    so does a coroutine whose loop has gone; an Interrupted that ended in a destructor comes again.
     """
     half_built = getattr(unraisable.object, "__qualname__", "") == "BaseEventLoop.__del__"
-    if not half_built and not _is_interrupted(unraisable.exc_value):
+    left_over = isinstance(unraisable.object, CoroutineType)
+    if not (half_built or left_over or _is_interrupted(unraisable.exc_value)):
         sys.__unraisablehook__(unraisable)
 
 
