@@ -101,11 +101,10 @@ struct kv_parsed_item {
 	__u64 value;
 };
 
-/* Any lengths. `item` has its header inside the packet; `offset` is its place in the body. */
-static __always_inline void kv_parse_item(struct kv_item_header *item, __u32 offset, __u32 body_bytes, void *data_end,
-					  struct kv_parsed_item *parsed)
+/* Any lengths, as `header` says: the item's, read once. `offset` is its place in the body. */
+static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 header, __u32 offset, __u32 body_bytes,
+					  void *data_end, struct kv_parsed_item *parsed)
 {
-	__u64 header = *(__u64 *)item;
 	__u32 key_bytes = KV_HEADER_KEY_BYTES(header);
 	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
 	__u32 key_room = KV_ROUNDUP8(key_bytes);
@@ -169,7 +168,7 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 		words = (__u64 *)(item + 1);
 		if ((void *)(item + 1) > data_end)
 			break;
-		header = *(__u64 *)item;
+		header = KV_READ_ONCE(*(__u64 *)item);
 		if (header >> 32 == KV_HEADER(0, 0, 8, 0) >> 32 && (void *)(words + 1) <= data_end) {
 			parsed.key = words[0];
 			parsed.value = 0;
@@ -179,7 +178,7 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 			parsed.value = words[1];
 			parsed.bytes = KV_ITEM_HEADER_BYTES + 16;
 		} else {
-			kv_parse_item(item, offset, body_bytes, data_end, &parsed);
+			kv_parse_item(item, header, offset, body_bytes, data_end, &parsed);
 			if (parsed.bytes == 0)
 				return -KV_COUNTER_DROP_TRUNCATED;
 			if (parsed.payload)

@@ -519,6 +519,8 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 	__u32 value_offset;
 	__u8 *segment;
 
+	if (value_bytes > KV_VALUE_MAX) /* the record has changed since kv_refuse() looked at it */
+		return KV_HEADER(operation, KV_INSUFFICIENT_SPACE, 0, 0);
 	if (operation == KV_OP_ADD && kv_place_is_own(batch->store)) {
 		batch->store->set_nooverwrite++;
 		return KV_HEADER(KV_OP_ADD, KV_EXISTS, 0, 0);

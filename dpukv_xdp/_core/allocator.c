@@ -8,23 +8,14 @@
 #define FLAG_FREE 1ULL
 #define FLAG_FREE_BEFORE 2ULL /* the block in front of this one is free */
 #define FLAGS 7ULL
-#define FIRST_DOUBLING 5 /* of words: below 2^5 of them lists are one word apart anyway */
-
-/* Blocks of a size's own list that are looked at when all lists of larger ones are empty. */
-#define LOOKS_MAX 64
-
 /* Words of a free block, behind its header. */
 enum link { LINK_NEXT = 1, LINK_PREVIOUS = 2 };
-
-struct place {
-	uint32_t first, second;
-};
 
 static uint64_t word_at(const struct kv_allocator *allocator, uint64_t offset);
 static void write_word(struct kv_allocator *allocator, uint64_t offset, uint64_t word);
 static uint64_t block_bytes(const struct kv_allocator *allocator, uint64_t block);
 static uint64_t needed_bytes(uint64_t bytes);
-static struct place place_of(uint64_t bytes);
+static uint32_t list_of(uint64_t bytes);
 static uint64_t find_block(const struct kv_allocator *allocator, uint64_t bytes);
 static void insert_block(struct kv_allocator *allocator, uint64_t block, uint64_t bytes);
 static void remove_block(struct kv_allocator *allocator, uint64_t block);
@@ -35,9 +26,8 @@ void kv_allocator_reset(struct kv_allocator *allocator, uint8_t *memory, uint64_
 	allocator->memory = memory;
 	allocator->bytes = bytes;
 	allocator->used_bytes = 0;
-	allocator->firsts = 0;
-	for (uint32_t i = 0; i < KV_ALLOCATOR_FIRSTS; i++)
-		allocator->seconds[i] = 0;
+	for (uint32_t i = 0; i < KV_ALLOCATOR_MAP_WORDS; i++)
+		allocator->filled[i] = 0;
 	/* The last word is the header of a block of no bytes, in use for ever: every block has one behind it. */
 	write_word(allocator, bytes - KV_ALLOCATOR_HEADER_BYTES, 0);
 	write_word(allocator, 0, 0);
@@ -46,9 +36,11 @@ void kv_allocator_reset(struct kv_allocator *allocator, uint8_t *memory, uint64_
 
 uint64_t kv_allocator_take(struct kv_allocator *allocator, uint64_t bytes, uint64_t *taken_bytes)
 {
-	uint64_t needed = needed_bytes(bytes), found_bytes;
-	uint64_t block = find_block(allocator, needed);
+	uint64_t needed = needed_bytes(bytes), found_bytes, block;
 
+	if (bytes > KV_ALLOCATOR_TAKE_MAX)
+		return KV_ALLOCATOR_NONE;
+	block = find_block(allocator, needed);
 	if (block == KV_ALLOCATOR_NONE)
 		return KV_ALLOCATOR_NONE;
 	remove_block(allocator, block);
@@ -126,58 +118,35 @@ static uint64_t needed_bytes(uint64_t bytes)
 /* ---- Lists ---- */
 
 /* The list that a block of so many bytes is in. */
-static struct place place_of(uint64_t bytes)
+static uint32_t list_of(uint64_t bytes)
 {
 	uint64_t words = bytes / 8;
-	uint32_t doubling;
 
-	if (words < KV_ALLOCATOR_SECONDS)
-		return (struct place){ 0, (uint32_t)words };
-	doubling = 63 - (uint32_t)__builtin_clzll(words);
-	return (struct place){ doubling - FIRST_DOUBLING + 1,
-			       (uint32_t)(words >> (doubling - FIRST_DOUBLING)) % KV_ALLOCATOR_SECONDS };
+	if (words <= KV_ALLOCATOR_SIZES)
+		return (uint32_t)words - 1;
+	return KV_ALLOCATOR_SIZES + (uint32_t)(__builtin_clzll(KV_ALLOCATOR_SIZES) - __builtin_clzll(words));
 }
 
-/* The first block of the first list whose blocks are all large enough, else one from the list before it. */
-static uint64_t find_block(const struct kv_allocator *allocator, uint64_t bytes)
+/* A block of the smallest size that there is, from the needed one on; of larger ones than all, about the smallest. */
+static uint64_t find_block(const struct kv_allocator *allocator, uint64_t needed)
 {
-	struct place own = place_of(bytes), from = own;
-	uint64_t firsts, block;
-	uint32_t seconds;
+	uint32_t list = list_of(needed), word = list / 64;
+	uint64_t filled = allocator->filled[word] & (~0ULL << list % 64);
 
-	if (bytes >= 8 * KV_ALLOCATOR_SECONDS) {
-		uint32_t doubling = 63 - (uint32_t)__builtin_clzll(bytes / 8);
-
-		from = place_of(bytes + (8ULL << (doubling - FIRST_DOUBLING)) - 8);
+	while (!filled) {
+		if (++word == KV_ALLOCATOR_MAP_WORDS)
+			return KV_ALLOCATOR_NONE;
+		filled = allocator->filled[word];
 	}
-	seconds = allocator->seconds[from.first] & (~0u << from.second);
-	if (!seconds) {
-		firsts = allocator->firsts & (~0ULL << from.first << 1);
-		if (firsts) {
-			from.first = (uint32_t)__builtin_ctzll(firsts);
-			seconds = allocator->seconds[from.first];
-		}
-	}
-	if (seconds)
-		return allocator->heads[from.first][__builtin_ctz(seconds)];
-	if (!(allocator->seconds[own.first] >> own.second & 1))
-		return KV_ALLOCATOR_NONE;
-	block = allocator->heads[own.first][own.second];
-	for (uint32_t i = 0; i < LOOKS_MAX && block != KV_ALLOCATOR_NONE; i++) {
-		if (block_bytes(allocator, block) >= bytes)
-			return block;
-		block = word_at(allocator, block + 8 * LINK_NEXT);
-	}
-	return KV_ALLOCATOR_NONE;
+	return allocator->heads[64 * word + (uint32_t)__builtin_ctzll(filled)];
 }
 
 /* Make so many bytes a free block, and the first one of its list. The block in front of it is in use. */
 static void insert_block(struct kv_allocator *allocator, uint64_t block, uint64_t bytes)
 {
-	struct place place = place_of(bytes);
-	uint32_t bit = 1u << place.second;
-	uint64_t *head = &allocator->heads[place.first][place.second];
-	uint64_t next = allocator->seconds[place.first] & bit ? *head : KV_ALLOCATOR_NONE;
+	uint32_t list = list_of(bytes);
+	uint64_t bit = 1ULL << list % 64, *filled = &allocator->filled[list / 64];
+	uint64_t next = *filled & bit ? allocator->heads[list] : KV_ALLOCATOR_NONE;
 
 	write_word(allocator, block, bytes | FLAG_FREE);
 	write_word(allocator, block + 8 * LINK_NEXT, next);
@@ -185,14 +154,13 @@ static void insert_block(struct kv_allocator *allocator, uint64_t block, uint64_
 	write_word(allocator, block + bytes - 8, bytes);
 	if (next != KV_ALLOCATOR_NONE)
 		write_word(allocator, next + 8 * LINK_PREVIOUS, block);
-	*head = block;
-	allocator->seconds[place.first] |= bit;
-	allocator->firsts |= 1ULL << place.first;
+	allocator->heads[list] = block;
+	*filled |= bit;
 }
 
 static void remove_block(struct kv_allocator *allocator, uint64_t block)
 {
-	struct place place = place_of(block_bytes(allocator, block));
+	uint32_t list = list_of(block_bytes(allocator, block));
 	uint64_t next = word_at(allocator, block + 8 * LINK_NEXT);
 	uint64_t previous = word_at(allocator, block + 8 * LINK_PREVIOUS);
 
@@ -202,12 +170,9 @@ static void remove_block(struct kv_allocator *allocator, uint64_t block)
 		write_word(allocator, previous + 8 * LINK_NEXT, next);
 		return;
 	}
-	allocator->heads[place.first][place.second] = next;
-	if (next != KV_ALLOCATOR_NONE)
-		return;
-	allocator->seconds[place.first] &= ~(1u << place.second);
-	if (!allocator->seconds[place.first])
-		allocator->firsts &= ~(1ULL << place.first);
+	allocator->heads[list] = next;
+	if (next == KV_ALLOCATOR_NONE)
+		allocator->filled[list / 64] &= ~(1ULL << list % 64);
 }
 
 /* ---- Words ---- */

@@ -36,6 +36,7 @@ struct kv_communicator_state {
 	struct kv_frame parked[KV_ENGINES_MAX][KV_SLOTS]; /* frames whose batch an engine has */
 	struct kv_frame ready[KV_BURST_FRAMES];		  /* answers to be sent */
 	uint32_t ready_count;
+	uint32_t first_ring; /* that frames are taken from */
 	uint32_t cpu;
 	uint32_t turns; /* with frames, since one was timed */
 };
@@ -183,7 +184,9 @@ static void kv_time_turn(struct kv_communicator *communicator)
 	kv_stage_end(own, KV_STAGE_RECEIVE);
 }
 
-static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame);
+static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note);
+static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
+			 const struct kv_frame_note *note);
 static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter);
 static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
 
@@ -200,15 +203,16 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	int verdict, count;
 
 	if (communicator->noted) {
-		const struct kv_frame_note *note = (const struct kv_frame_note *)frame->data - 1;
+		struct kv_frame_note note;
 
-		if (note->records_offset && kv_take_noted(communicator, frame))
+		kv_read_note(frame, &note);
+		if (note.records_offset && kv_take_noted(communicator, frame, &note))
 			return;
-		if (note->frame_bytes <= frame->bytes)
-			ctx.data_end = ctx.data + note->frame_bytes;
+		if (note.frame_bytes <= frame->bytes)
+			ctx.data_end = ctx.data + note.frame_bytes;
 	}
 	if (kv_find_engine(&ctx, &packet) == KV_PARSE_PASS) {
-		kv_drop(communicator, frame, 0, KV_COUNTER_PASSED);
+		kv_drop(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
 		return;
 	}
 	pair = &communicator->pairs[packet.engine];
@@ -230,10 +234,19 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	kv_send_batch(&ctx, &packet, pair, queue, count, has_payload, own);
 }
 
-/* A frame that XDP has parsed: its records follow it. 0 if they break their own lengths. */
-static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame)
+/* Read once: whoever wrote it may write there again. */
+static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note)
 {
-	const struct kv_frame_note *note = (const struct kv_frame_note *)frame->data - 1;
+	uint64_t word = KV_READ_ONCE(*((const uint64_t *)frame->data - 1));
+
+	_Static_assert(sizeof(*note) == sizeof(word), "a note is one word");
+	memcpy(note, &word, sizeof(word));
+}
+
+/* A frame that XDP has parsed: its records follow it. 0 if they break their own lengths. */
+static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
+			 const struct kv_frame_note *note)
+{
 	const uint8_t *records = frame->data + note->records_offset + KV_PARKED_BYTES(note->count);
 	uint32_t body_offset = note->header_offset + KV_PACKET_HEADER_BYTES;
 	uint32_t record_bytes = note->count * (uint32_t)sizeof(struct kv_request);
@@ -355,32 +368,48 @@ static const struct kv_port socket_port = {
 	.flush = kv_socket_port_flush,
 };
 
-/* A frame's tag names its ring and slot. */
+static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
+			       uint32_t room);
+
+/* The rings take turns at being first, so that a busy core leaves room for the others. */
 static uint32_t kv_ring_port_receive(void *source, struct kv_frame *frames, uint32_t room)
 {
 	struct kv_communicator *communicator = source;
+	uint32_t first = communicator->state->first_ring, count = 0;
+
+	for (uint32_t i = 0; i < communicator->ring_count && count < room; i++)
+		count += kv_take_frames(communicator, (first + i) % communicator->ring_count, frames + count,
+					room - count);
+	communicator->state->first_ring = (first + 1) % communicator->ring_count;
+	return count;
+}
+
+/*
+ * Frames of one core; a frame's tag names its ring and slot. A counter out of range counts as nothing, until it is in
+ * range again. A frame whose length cannot be is none, which the parser drops and counts.
+ */
+static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
+			       uint32_t room)
+{
+	struct kv_queue_pair *ring = &communicator->rings[index];
+	struct kv_frame_ring *state = &communicator->state->rings[index];
+	uint32_t ready = __atomic_load_n(&ring->request_control.published, __ATOMIC_ACQUIRE) - state->taken;
 	uint32_t count = 0;
 
-	for (uint32_t i = 0; i < communicator->ring_count; i++) {
-		struct kv_queue_pair *ring = &communicator->rings[i];
-		struct kv_frame_ring *state = &communicator->state->rings[i];
-		uint32_t ready = __atomic_load_n(&ring->request_control.published, __ATOMIC_ACQUIRE) - state->taken;
+	if (ready > KV_SLOTS)
+		return 0;
+	for (; count < ready && count < room; count++) {
+		uint32_t slot = state->taken++ & KV_SLOT_MASK;
+		uint32_t frame_bytes = KV_READ_ONCE(ring->requests[slot].frame_bytes);
 
-		if (ready > KV_SLOTS) /* the counter is broken: go on from where it is */
-			state->taken = state->published = state->taken + ready, ready = 0;
-		for (; ready && count < room; ready--, count++) {
-			uint32_t slot = state->taken++ & KV_SLOT_MASK;
-			uint32_t frame_bytes = KV_READ_ONCE(ring->requests[slot].frame_bytes);
-
-			state->is_done[slot] = 0;
-			frames[count] = (struct kv_frame){
-				.data = ring->requests[slot].payload,
-				.reply = ring->responses[slot].payload,
-				.bytes = frame_bytes <= KV_FRAME_MAX ? frame_bytes : 0,
-				.room = KV_PAYLOAD_BYTES,
-				.tag = (uint64_t)i << 32 | slot,
-			};
-		}
+		state->is_done[slot] = 0;
+		frames[count] = (struct kv_frame){
+			.data = ring->requests[slot].payload,
+			.reply = ring->responses[slot].payload,
+			.bytes = frame_bytes <= KV_FRAME_MAX ? frame_bytes : 0,
+			.room = KV_PAYLOAD_BYTES,
+			.tag = (uint64_t)index << 32 | slot,
+		};
 	}
 	return count;
 }

@@ -20,11 +20,18 @@
 #define KV_READY_TURNS 1000000 /* looks for a record that is handed over by itself, before the batch counts as bad */
 #define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
 
-/* The batches of one round, wherever their requests lie. */
+/* One batch, wherever its requests lie. The other end may still write there: what was checked is kept here. */
+struct kv_taken_batch {
+	const struct kv_request_slot *slot;
+	struct kv_engine_pair *from;
+	uint32_t count; /* of requests; 0 = it is broken, and gets an answer without any */
+	uint32_t has_payload;
+};
+
+/* The batches of one round. */
 struct kv_round {
 	uint32_t batches;
-	const struct kv_request_slot *requests[KV_SLOTS];
-	struct kv_engine_pair *from[KV_SLOTS];
+	struct kv_taken_batch taken[KV_SLOTS];
 };
 
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
@@ -33,7 +40,7 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *round);
 static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash);
 static inline struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash);
-static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_request_slot *requests,
+static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_taken_batch *batch,
 				 struct kv_response_slot *responses);
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive);
 
@@ -51,6 +58,7 @@ int kv_engine_begin(struct kv_engine *engine)
 		struct kv_engine_pair *state = &engine->pairs[i];
 
 		state->processed = state->published = state->seen = state->pair->response_control.published;
+		state->refused = state->processed;
 	}
 	kv_engine_set_alive(engine, 1);
 	return 0;
@@ -70,6 +78,7 @@ uint32_t kv_engine_turn(struct kv_engine *engine)
 	if (engine->ring) {
 		kv_round_from_ring(engine, &round);
 		kv_round_process(engine, &round);
+		kv_ringbuf_release(engine->ring);
 		return round.batches;
 	}
 	for (uint32_t i = 0; i < engine->pair_count; i++) {
@@ -119,7 +128,10 @@ void kv_ringbuf_destroy(struct kv_ringbuf *ring)
 	free(ring);
 }
 
-/* What the queue pair has ready, or as much as hides the memory's latency: the first response waits for all. */
+/*
+ * What the queue pair has ready, or as much as hides the memory's latency: the first response waits for all. A counter
+ * out of range counts as nothing, until it is in range again.
+ */
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
 {
 	uint32_t ready = kv_batches_ready(from->pair, from->processed);
@@ -127,9 +139,8 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 
 	round->batches = 0;
 	if (ready > KV_SLOTS) {
-		engine->stats.bad_batches++;
-		from->processed += ready;
-		from->published = from->seen = from->processed;
+		engine->stats.bad_batches += from->refused != from->processed + ready;
+		from->refused = from->processed + ready;
 		return;
 	}
 	if (kv_bus_is_emulated(&engine->bus)) {
@@ -140,14 +151,14 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 	}
 	while (round->batches < ready && requests < engine->burst_requests) {
 		const struct kv_request_slot *slot = &from->pair->requests[KV_SLOT(from->processed + round->batches)];
+		struct kv_taken_batch *batch = &round->taken[round->batches++];
 
-		requests += kv_batch_requests(slot);
-		round->requests[round->batches] = slot;
-		round->from[round->batches++] = from;
+		*batch = (struct kv_taken_batch){ slot, from, kv_batch_requests(slot), kv_batch_has_payload(slot) };
+		requests += batch->count;
 	}
 }
 
-/* What lies in the BPF ring buffer, from all cores. */
+/* What lies in the BPF ring buffer, from all cores. One that is too short is answered as broken, like any other. */
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t requests = 0, sample_bytes;
@@ -155,22 +166,28 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 	round->batches = 0;
 	while (round->batches < KV_SLOTS && requests < engine->burst_requests) {
 		const struct kv_request_slot *slot = kv_ringbuf_next(engine->ring, &sample_bytes);
-		uint32_t count, needed_bytes;
+		uint32_t count, has_payload, pair;
+		size_t needed_bytes;
 
 		if (!slot)
 			break;
-		count = kv_batch_requests(slot);
-		needed_bytes =
-			(uint32_t)(offsetof(struct kv_request_slot, records) + count * sizeof(struct kv_request));
-		if (slot->has_payload)
-			needed_bytes = sizeof(*slot);
-		if (sample_bytes < needed_bytes || slot->pair >= engine->pair_count) {
+		if (sample_bytes < offsetof(struct kv_request_slot, frame_bytes)) {
 			engine->stats.bad_batches++;
 			continue;
 		}
+		count = kv_batch_requests(slot);
+		has_payload = kv_batch_has_payload(slot);
+		pair = __atomic_load_n(&slot->pair, __ATOMIC_RELAXED);
+		if (pair >= engine->pair_count) {
+			engine->stats.bad_batches++;
+			continue;
+		}
+		needed_bytes = offsetof(struct kv_request_slot, records) + count * sizeof(struct kv_request);
+		if (sample_bytes < (has_payload ? sizeof(*slot) : needed_bytes))
+			count = 0;
 		requests += count;
-		round->requests[round->batches] = slot;
-		round->from[round->batches++] = &engine->pairs[slot->pair];
+		round->taken[round->batches++] =
+			(struct kv_taken_batch){ slot, &engine->pairs[pair], count, has_payload };
 	}
 }
 
@@ -184,21 +201,20 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	start_ticks = kv_ticks();
 	kv_round_prefetch(engine, round);
 	for (uint32_t i = 0; i < round->batches; i++) {
-		struct kv_engine_pair *state = round->from[i];
+		const struct kv_taken_batch *batch = &round->taken[i];
+		struct kv_engine_pair *state = batch->from;
 		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
 
-		responses->wire_bytes = kv_batch_process(engine, round->requests[i], responses);
+		responses->wire_bytes = kv_batch_process(engine, batch, responses);
 		state->processed++;
 		if (kv_bus_is_emulated(&engine->bus))
-			kv_bus_send(engine, state, kv_batch_requests(round->requests[i]), kv_ticks());
+			kv_bus_send(engine, state, batch->count, kv_ticks());
 		else
 			send_response_queue_to_dpu(state->pair, state->published = state->processed);
 	}
 	now_ticks = kv_ticks();
 	for (uint32_t i = 0; i < round->batches; i++)
-		kv_overdue_restart(&round->from[i]->overdue, now_ticks);
-	if (engine->ring)
-		kv_ringbuf_release(engine->ring);
+		kv_overdue_restart(&round->taken[i].from->overdue, now_ticks);
 	engine->stats.batches += round->batches;
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
@@ -207,11 +223,10 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *round)
 {
 	for (uint32_t i = 0; i < round->batches; i++) {
-		const struct kv_request_slot *slot = round->requests[i];
-		uint32_t count = kv_batch_requests(slot);
+		const struct kv_taken_batch *batch = &round->taken[i];
 
-		for (uint32_t r = 0; r < count; r++) {
-			uint64_t key_hash = slot->records[r].key_hash;
+		for (uint32_t r = 0; r < batch->count; r++) {
+			uint64_t key_hash = batch->slot->records[r].key_hash;
 
 			kv_store_prefetch_bucket(kv_store_of(engine, key_hash), key_hash);
 			if (engine->partition_count > 1)
@@ -219,11 +234,10 @@ static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *r
 		}
 	}
 	for (uint32_t i = 0; i < round->batches; i++) {
-		const struct kv_request_slot *slot = round->requests[i];
-		uint32_t count = kv_batch_requests(slot);
+		const struct kv_taken_batch *batch = &round->taken[i];
 
-		for (uint32_t r = 0; r < count; r++) {
-			uint64_t key_hash = slot->records[r].key_hash;
+		for (uint32_t r = 0; r < batch->count; r++) {
+			uint64_t key_hash = batch->slot->records[r].key_hash;
 
 			kv_store_prefetch_item(kv_store_of(engine, key_hash), key_hash);
 		}
@@ -254,42 +268,58 @@ struct kv_reply {
 	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
 };
 
+static inline struct kv_request kv_take_request(const struct kv_request *record);
 static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation);
 static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_request *request,
 				  struct kv_response *response, struct kv_reply *reply);
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
 static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slot *requests,
+static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch,
 			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response);
 
-/* One batch, in place: records in, records out. Returns the bytes its responses take on the wire. */
-static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_request_slot *requests,
+/* One batch: records in, records out, long keys and values in place. Returns its responses' bytes on the wire. */
+static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_taken_batch *batch,
 				 struct kv_response_slot *responses)
 {
 	struct kv_reply reply = { .slot = responses };
-	uint32_t count = kv_batch_requests(requests);
 
-	if (count == 0)
+	if (batch->count == 0)
 		engine->stats.bad_batches++;
-	for (uint32_t i = 0; i < count; i++) {
-		const struct kv_request *request = &requests->records[i];
+	for (uint32_t i = 0; i < batch->count; i++) {
 		struct kv_response *response = &responses->records[i];
+		struct kv_request request;
 
-		if (__builtin_expect(engine->transfer_per_request, 0) && !kv_record_is_ready(requests, i)) {
+		if (__builtin_expect(engine->transfer_per_request, 0) && !kv_record_is_ready(batch->slot, i)) {
 			engine->stats.bad_batches++;
+			engine->stats.requests += i;
 			return 0;
 		}
-		if (!kv_execute_get8(engine, request, response, &reply)) {
-			kv_reply_make_room(&reply, engine->response_bytes_max, count - 1 - i);
-			response->header = kv_execute(engine, requests, request, &reply, response);
-			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(response->header));
+		request = kv_take_request(&batch->slot->records[i]);
+		if (!kv_execute_get8(engine, &request, response, &reply)) {
+			uint64_t header;
+
+			kv_reply_make_room(&reply, engine->response_bytes_max, batch->count - 1 - i);
+			header = kv_execute(engine, batch, &request, &reply, response);
+			response->header = header;
+			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
 		}
 		/* Nobody waits for this one: a transfer is what it costs to make, the other side sees the last. */
 		if (__builtin_expect(engine->transfer_per_request, 0))
 			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
 	}
-	engine->stats.requests += count;
+	engine->stats.requests += batch->count;
 	return reply.wire_bytes;
+}
+
+/* Read once: the other end may write there again, and what is checked has to be what is used. */
+static inline struct kv_request kv_take_request(const struct kv_request *record)
+{
+	return (struct kv_request){
+		.header = __atomic_load_n(&record->header, __ATOMIC_RELAXED),
+		.key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED),
+		.key = __atomic_load_n(&record->key, __ATOMIC_RELAXED),
+		.value = __atomic_load_n(&record->value, __ATOMIC_RELAXED),
+	};
 }
 
 /* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
@@ -336,7 +366,7 @@ static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_m
 
 /* A request at work: what the operations below have in common. */
 struct kv_task {
-	const struct kv_request_slot *requests;
+	const struct kv_taken_batch *batch;
 	const struct kv_request *request;
 	struct kv_reply *reply;
 	struct kv_response *response;
@@ -352,13 +382,14 @@ static int kv_execute_get(struct kv_engine *engine, struct kv_task *task);
 static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
 static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task);
 static const uint8_t *kv_value_of(const struct kv_task *task);
+static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
 
 /* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slot *requests,
+static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch,
 			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response)
 {
 	uint32_t operation = KV_HEADER_OPERATION(request->header);
-	struct kv_task task = { .requests = requests, .request = request, .reply = reply, .response = response };
+	struct kv_task task = { .batch = batch, .request = request, .reply = reply, .response = response };
 	int result;
 
 	response->value = 0;
@@ -381,7 +412,7 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_request_slo
 	task.key_bytes = KV_HEADER_KEY_BYTES(request->header);
 	task.key = (const uint8_t *)&request->key;
 	if (task.key_bytes > KV_INLINE_MAX)
-		task.key = kv_request_payload(requests, request->key, task.key_bytes);
+		task.key = kv_payload_of(batch, request->key, task.key_bytes);
 	if (task.key_bytes == 0 || !task.key) {
 		engine->stats.errors++;
 		return KV_HEADER(operation, KV_ERROR, 0, 0);
@@ -516,8 +547,16 @@ static const uint8_t *kv_value_of(const struct kv_task *task)
 
 	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
 	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
-		return kv_request_payload(task->requests, task->request->value, value_bytes);
+		return kv_payload_of(task->batch, task->request->value, value_bytes);
 	return (const uint8_t *)&task->request->value;
+}
+
+/* Bytes of a long key or value in the batch's payload, or NULL if it has none or they would lie outside. */
+static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes)
+{
+	if (!batch->has_payload || offset > KV_PAYLOAD_BYTES || bytes > KV_PAYLOAD_BYTES - offset)
+		return NULL;
+	return batch->slot->payload + offset;
 }
 
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive)

@@ -215,7 +215,7 @@ struct kv_engine_pair {
 	uint32_t processed;	  /* batches */
 	uint32_t published;	  /* batches handed back: fewer while the emulated bus carries some */
 	uint32_t seen;		  /* batches whose arrival over the emulated bus is known */
-	uint32_t padding;
+	uint32_t refused;	  /* the counter out of range that was counted last */
 	struct kv_overdue overdue;
 	uint64_t arrives_ticks[KV_SLOTS];
 	uint64_t leaves_ticks[KV_SLOTS];

@@ -15,6 +15,9 @@
 #include "allocator.h"
 #include "lossless.h"
 
+_Static_assert(sizeof(struct kv_item) + KV_ROUNDUP8(KV_KEY_MAX) + KV_ROUNDUP8(KV_VALUE_MAX) <= KV_ALLOCATOR_TAKE_MAX,
+	       "any item is one block");
+
 /* One overflow bucket for so many main ones, and some anyway. At KV_ITEMS_PER_BUCKET hardly any is ever used; at 12
  * items in a bucket of 15, one for 6 is. */
 #define BUCKETS_PER_OVERFLOW 10

@@ -26,6 +26,11 @@ static inline uint32_t kv_batch_requests(const struct kv_request_slot *slot)
 	return count <= KV_BATCH_MAX ? count : 0;
 }
 
+static inline uint32_t kv_batch_has_payload(const struct kv_request_slot *slot)
+{
+	return __atomic_load_n(&slot->has_payload, __ATOMIC_RELAXED);
+}
+
 /*
  * The paper's second call: hand the oldest batch's responses back with one store. `processed` counts this batch too.
  */
@@ -69,14 +74,6 @@ static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_qu
 	__atomic_store_n(&sender->overdue[engine], 1, __ATOMIC_RELEASE);
 	kv_sender_wake(sender);
 	return 1;
-}
-
-/* Bytes of a long key or value in the slot's payload, or NULL if it has none or they would lie outside. */
-static inline const uint8_t *kv_request_payload(const struct kv_request_slot *slot, uint64_t offset, uint32_t bytes)
-{
-	if (!slot->has_payload)
-		return NULL;
-	return offset <= KV_PAYLOAD_BYTES && bytes <= KV_PAYLOAD_BYTES - offset ? slot->payload + offset : NULL;
 }
 
 #endif

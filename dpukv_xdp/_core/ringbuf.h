@@ -91,10 +91,11 @@ static inline const void *kv_ringbuf_next(struct kv_ringbuf *ring, uint32_t *byt
 	}
 }
 
-/* Give all samples taken back, with one store. */
+/* Give all samples taken back, with one store; the producer looks there, so with none if there are none. */
 static inline void kv_ringbuf_release(struct kv_ringbuf *ring)
 {
-	__atomic_store_n(ring->consumer, ring->taken, __ATOMIC_RELEASE);
+	if (*ring->consumer != ring->taken)
+		__atomic_store_n(ring->consumer, ring->taken, __ATOMIC_RELEASE);
 }
 
 #endif

@@ -391,7 +391,7 @@ KV_INLINED int get(struct kv_store *store, struct lookup key, uint8_t *value, ui
 		return result;
 	}
 	store->stats.get_found++;
-	if (kv_store_distance(store, found.word, shared) > store->move_distance) {
+	if (result == KV_SUCCESS && kv_store_distance(store, found.word, shared) > store->move_distance) {
 		if (shared)
 			move_to_head_shared(store, key.bucket, &found);
 		else

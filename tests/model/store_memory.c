@@ -122,9 +122,11 @@ static void check_account(void)
 	CHECK(used_bytes == allocator.used_bytes);
 }
 
+static void test_sizes_that_fit(uint8_t *memory, uint64_t memory_bytes);
+
 static void test_allocator(uint64_t memory_bytes)
 {
-	uint64_t largest_bytes = memory_bytes - 2 * KV_ALLOCATOR_HEADER_BYTES, room;
+	uint64_t whole_bytes = memory_bytes - KV_ALLOCATOR_HEADER_BYTES, room;
 	uint8_t *memory = aligned_alloc(64, memory_bytes);
 
 	CHECK(memory);
@@ -145,10 +147,58 @@ static void test_allocator(uint64_t memory_bytes)
 	while (block_count)
 		give((uint32_t)next_random(block_count));
 	CHECK(allocator.used_bytes == 0);
-	CHECK(kv_allocator_take(&allocator, largest_bytes + 1, &room) == KV_ALLOCATOR_NONE);
-	CHECK(kv_allocator_take(&allocator, largest_bytes, &room) == KV_ALLOCATOR_HEADER_BYTES);
-	CHECK(room == largest_bytes && allocator.used_bytes == memory_bytes - KV_ALLOCATOR_HEADER_BYTES);
+	CHECK((*(const uint64_t *)memory & ~7ULL) == whole_bytes);
+	CHECK(kv_allocator_take(&allocator, KV_ALLOCATOR_TAKE_MAX + 1, &room) == KV_ALLOCATOR_NONE);
+	CHECK(kv_allocator_take(&allocator, memory_bytes, &room) == KV_ALLOCATOR_NONE);
+	if (memory_bytes >= 1 << 20)
+		test_sizes_that_fit(memory, memory_bytes);
 	free(memory);
+}
+
+/* Free blocks of one size, each between two in use. */
+static void make_holes(uint64_t bytes, uint32_t count)
+{
+	uint64_t offsets[BLOCKS_MAX], room;
+
+	for (uint32_t i = 0; i < count; i++) {
+		offsets[i] = kv_allocator_take(&allocator, bytes, &room);
+		CHECK(offsets[i] != KV_ALLOCATOR_NONE);
+		CHECK(kv_allocator_take(&allocator, 32, &room) != KV_ALLOCATOR_NONE);
+	}
+	for (uint32_t i = 0; i < count; i++)
+		kv_allocator_give(&allocator, offsets[i]);
+}
+
+/* Bytes that the largest free block could hold: walks over all of them. */
+static uint64_t largest_free(void)
+{
+	uint64_t largest = 0, header;
+
+	for (uint64_t block = 0; block < allocator.bytes - KV_ALLOCATOR_HEADER_BYTES; block += header & ~7ULL) {
+		memcpy(&header, allocator.memory + block, sizeof(header));
+		if ((header & 1) && (header & ~7ULL) > largest)
+			largest = header & ~7ULL;
+	}
+	return largest ? largest - KV_ALLOCATOR_HEADER_BYTES : 0;
+}
+
+/* However many blocks are a little too small: one that is large enough is found, at every size up to the largest. */
+static void test_sizes_that_fit(uint8_t *memory, uint64_t memory_bytes)
+{
+	for (uint64_t bytes = 40; bytes <= KV_ALLOCATOR_TAKE_MAX; bytes += 8 * 37) {
+		uint64_t room;
+
+		kv_allocator_reset(&allocator, memory, memory_bytes);
+		make_holes(bytes, 10);
+		make_holes(bytes - 8, 80); /* given back later, so found earlier */
+		while (kv_allocator_take(&allocator, bytes, &room) != KV_ALLOCATOR_NONE)
+			CHECK(room >= bytes);
+		CHECK(largest_free() < bytes);
+	}
+	/* The limit itself, of a memory that is this one block. */
+	kv_allocator_reset(&allocator, memory, KV_ALLOCATOR_TAKE_MAX + 2 * KV_ALLOCATOR_HEADER_BYTES);
+	CHECK(kv_allocator_take(&allocator, KV_ALLOCATOR_TAKE_MAX + 1, &memory_bytes) == KV_ALLOCATOR_NONE);
+	CHECK(kv_allocator_take(&allocator, KV_ALLOCATOR_TAKE_MAX, &memory_bytes) == KV_ALLOCATOR_HEADER_BYTES);
 }
 
 /* ---- A large store ---- */

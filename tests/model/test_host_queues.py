@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The host's end of its queues while the other end errs: see host_queues.c."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "dpukv_xdp" / "_core"
+NAMES = (
+    "allocator",
+    "bpf_run",
+    "communicate",
+    "engine",
+    "hash",
+    "lossless",
+    "memory",
+    "sender",
+    "store",
+)
+SOURCES = [ROOT / "tests/model/host_queues.c", *(CORE / f"{name}.c" for name in NAMES)]
+FLAGS = [
+    *("-std=gnu11", "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-fno-strict-aliasing"),
+    *("-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all"),
+]
+"""-O2, at which a compiler reads a record anew if it may. Frames' fields are not aligned."""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("queues") / "queues"
+    includes = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]
+    command = ["gcc", *FLAGS, *includes, *map(str, SOURCES), "-o", str(target)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return target
+
+
+@pytest.mark.parametrize("name", ["counter", "samples", "fair-rings", "broken-rings", "changes"])
+def test_the_other_end_errs(program: Path, name: str) -> None:
+    finished = subprocess.run(
+        [str(program), name], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
