@@ -172,9 +172,9 @@ class Lab:
 
     def register_process(self, pid: int) -> None:
         """Have the process ended when the lab goes down. Raises DpukvError if the lab is gone."""
-        start_ticks = _start_ticks(pid)
-        if start_ticks is not None:
-            self._update(process=Process(pid, start_ticks))
+        started = start_ticks(pid)
+        if started is not None:
+            self._update(process=Process(pid, started))
 
     def spawn(
         self, end: End, argv: Sequence[str], *, die_with_parent: bool = True, **options: Any
@@ -622,7 +622,7 @@ class _LockedRegister:
 
 def is_alive(process: Process) -> bool:
     """Whether this very process still runs; one that only waits to be reaped does not."""
-    return _start_ticks(process.pid) == process.start_ticks
+    return start_ticks(process.pid) == process.start_ticks
 
 
 def terminate(processes: Sequence[Process]) -> None:
@@ -675,25 +675,25 @@ def _signal_and_wait(handles: Sequence[int], number: int, timeout_seconds: float
 
 def _this_process() -> Process:
     pid = os.getpid()
-    start_ticks = _start_ticks(pid)
-    if start_ticks is None:
+    started = start_ticks(pid)
+    if started is None:
         raise MissingError("the lab's register", "/proc: mount it")
-    return Process(pid, start_ticks)
+    return Process(pid, started)
 
 
 def _is_self(process: Process) -> bool:
     return process.pid == os.getpid()
 
 
-def _start_ticks(pid: int) -> int | None:
-    """None if there is no such process, or it has ended and waits to be reaped."""
+def start_ticks(pid: int) -> int | None:
+    """When a process started; None if there is none, or it has ended and waits to be reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat.rpartition(")")[2].split()  # the name before it may contain anything
-    state, start_ticks = fields[0], int(fields[19])
-    return None if state in "ZX" else start_ticks
+    state, started = fields[0], int(fields[19])
+    return None if state in "ZX" else started
 
 
 def _require_root(feature: str) -> None:
