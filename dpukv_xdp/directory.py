@@ -232,7 +232,7 @@ class Publisher:
         for name, found in self._directory.servers().items():
             if name == self.name:
                 continue
-            if _is_dead(name):
+            if is_dead(name):
                 self._directory.withdraw(name)
             elif isinstance(found, RecordError):
                 tell(self._say, f"{found}; until then clients do without that server")
@@ -356,7 +356,7 @@ def host_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _is_dead(name: str) -> bool:
+def is_dead(name: str) -> bool:
     """Whether that server was a process of this host, which has ended."""
     from dpukv_xdp.lab import start_ticks  # slow, and for servers only
 

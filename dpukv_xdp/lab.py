@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,7 +123,7 @@ class Lab:
         _require_root("a lab")
         if not (0 < queues < 1 << 16 and 0 < mtu < 1 << 16):
             raise UsageError(f"no link can have {queues} queues and an MTU of {mtu} bytes")
-        record = _new_record(lab_id or secrets.token_hex(3), queues, mtu)
+        record = _new_record(lab_id or new_lab_id(), queues, mtu)
         _register_new(record)
         try:
             _build(record)
@@ -224,6 +225,18 @@ class Lab:
 # ---- All labs
 
 
+def new_lab_id() -> str:
+    """A name that hardly any lab has."""
+    return secrets.token_hex(3)
+
+
+def directory_url(lab_id: str) -> str:
+    """A directory of the lab's own, as directory.py has them; it is removed with the lab. Addresses
+    are the same in all labs, so that nobody else has a use for its server's.
+    """
+    return f"file:{_directory_path(lab_id)}"
+
+
 def list_labs() -> list[LabRecord]:
     """Every lab in the register, by name. Needs no privilege."""
     records = (_read(path, LabRecord) for path in sorted(REGISTER_DIR.glob("lab-*.json")))
@@ -245,6 +258,8 @@ def remove(lab_id: str) -> bool:
                 continue  # registered meanwhile
             for end in (record.server, record.client):
                 _remove_end(end)
+            with suppress(FileNotFoundError):  # published elsewhere
+                shutil.rmtree(_directory_path(lab_id))
             path.unlink()
             return True
     return False
@@ -558,9 +573,18 @@ Record = TypeVar("Record", LabRecord, AttachmentRecord)
 
 
 def _lab_path(lab_id: str) -> Path:
+    _check_lab_id(lab_id)
+    return REGISTER_DIR / f"lab-{lab_id}.json"
+
+
+def _directory_path(lab_id: str) -> Path:
+    _check_lab_id(lab_id)
+    return REGISTER_DIR / "labs" / lab_id
+
+
+def _check_lab_id(lab_id: str) -> None:
     if not lab_id.isascii() or not lab_id.replace("-", "").isalnum() or len(lab_id) > 32:
         raise UsageError(f"{lab_id!r} names no lab: use up to 32 letters, digits and hyphens")
-    return REGISTER_DIR / f"lab-{lab_id}.json"
 
 
 def _register_new(record: LabRecord) -> None:

@@ -37,6 +37,7 @@ from dpukv_xdp import abi, codec, nic
 from dpukv_xdp import lab as labs
 from dpukv_xdp import server as server_module
 from dpukv_xdp.codec import Request
+from dpukv_xdp.directory import server_name
 from dpukv_xdp.engine import NativeThread, ProcessingEngine
 from dpukv_xdp.errors import (
     BusyError,
@@ -275,7 +276,9 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
             time.sleep(0.001)
         child.send_signal(number)
         _, said = child.communicate(timeout=EXIT_SECONDS)
-        return child.returncode, said, [*programs_on(lab.server), *registered_on(lab.server)]
+        left: list[object] = [*programs_on(lab.server), *registered_on(lab.server)]
+        left += [record_of(child.pid)] * record_of(child.pid).exists()
+        return child.returncode, said, left
 
 
 def is_compiling(lab: Lab, pid: int) -> bool:
@@ -293,6 +296,16 @@ def is_attached(lab: Lab, pid: int) -> bool:
     return programs_on(lab.server) != []
 
 
+def record_of(pid: int) -> Path:
+    """What the server publishes unless it is told otherwise."""
+    return Path("/run/dpukv/directory", f"{server_name(pid)}.json")
+
+
+def is_published(lab: Lab, pid: int) -> bool:
+    """Others can find it: the publisher has begun, and may not have finished."""
+    return record_of(pid).exists()
+
+
 def is_serving(lab: Lab, pid: int) -> bool:
     """It has answered."""
     try:
@@ -306,6 +319,7 @@ MOMENTS: dict[str, Callable[[Lab, int], bool]] = {
     "compiling": is_compiling,
     "loaded": is_loaded,
     "attached": is_attached,
+    "published": is_published,
     "serving": is_serving,
 }
 
