@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -464,8 +465,9 @@ class Troubled:
 
 
 def trouble(client: Client, server: StandIn, **errors: list[int]) -> None:
-    real = client._sockets[server.address]
-    client._sockets[server.address] = Troubled(real, **{"send": [], "recv": []} | errors)  # type: ignore[assignment]
+    sockets: dict[tuple[str, int], Any] = client._sockets
+    errors = {"send": [], "recv": []} | errors
+    sockets[server.address] = Troubled(sockets[server.address], **errors)
 
 
 @pytest.mark.parametrize("call", ["send", "recv"])
