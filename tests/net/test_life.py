@@ -50,6 +50,7 @@ from dpukv_xdp.lab import Lab
 from dpukv_xdp.loadgen import Loop
 from dpukv_xdp.workload import WORKLOADS, build_templates
 
+START_SECONDS = 60.0
 EXIT_SECONDS = 20.0
 PACKETS = 1000
 EXTRA_SECONDS = 0.005
@@ -269,7 +270,7 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
             lab.server, [*argv, lab.server.interface], stderr=subprocess.PIPE, text=True
         ) as child,
     ):
-        deadline = time.monotonic() + EXIT_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not MOMENTS[moment](lab, child.pid):
             assert child.poll() is None, moment
             assert time.monotonic() < deadline, moment
