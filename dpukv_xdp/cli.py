@@ -596,15 +596,19 @@ def qp_bench(
 # ---- Serving
 
 
+def _directory_option(default: str) -> Decorator:
+    return click.option(
+        "--directory",
+        metavar="URL",
+        help=f"Where clients find it: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... ({default}); "
+        f"empty for nowhere.",
+    )
+
+
 @cli.command()
 @click.option("--iface", required=True, help="The interface to serve on.")
 @click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
-@click.option(
-    "--directory",
-    metavar="URL",
-    help=f"Where clients find it: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... "
-    f"({DEFAULT_DIRECTORY}); empty for nowhere.",
-)
+@_directory_option(DEFAULT_DIRECTORY)
 @click.option(
     "--rebalance-s", type=float, help="Move partitions off busy engines every so many seconds (0)."
 )
@@ -662,7 +666,7 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
     type=click.FloatRange(0, 60),
     default=1.0,
     show_default=True,
-    help="Seconds to count requests before deciding.",
+    help="Seconds to count requests before deciding; 0 for all since its start.",
 )
 @json_option
 def rebalance(name: str | None, moves: tuple[str, ...], look: float, json_path: str | None) -> None:
@@ -721,6 +725,7 @@ def lab_group() -> None:
     "--mtu", type=int, default=1500, show_default=True, help="Bytes of the largest packet."
 )
 @click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
+@_directory_option("one of the lab's own, which goes with it")
 @server_options
 @json_option
 def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given: Any) -> None:
@@ -729,13 +734,14 @@ def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given
     A lab is two network namespaces joined by a veth pair. Its engine polls: one core is busy.
     """
     _require_root("lab up")
-    from dpukv_xdp.lab import Lab, remove_stale
+    from dpukv_xdp.lab import Lab, directory_url, new_lab_id, remove_stale
 
-    config = _server_config(given)
-    if config.port == 0:
-        raise UsageError("no UDP socket can talk to port 0: give the lab's server another --port")
     if lab_id == "":
         raise UsageError("--name is empty: use letters, digits and hyphens, or leave it out")
+    lab_id = lab_id or new_lab_id()
+    config = _server_config(given, directory=directory_url(lab_id))
+    if config.port == 0:
+        raise UsageError("no UDP socket can talk to port 0: give the lab's server another --port")
     config.check_memory()
     _check_mtu(mtu)
     _check_json(json_path)
@@ -1010,7 +1016,7 @@ def _check_mtu(mtu: int) -> None:
         )
 
 
-def _server_config(given: dict[str, Any]) -> Any:
+def _server_config(given: dict[str, Any], **defaults: Any) -> Any:
     from dpukv_xdp.config import load_config
 
     path = given.pop("config_path")
@@ -1021,7 +1027,7 @@ def _server_config(given: dict[str, Any]) -> Any:
                 given[name] = [int(cpu) for cpu in cpus.split(",")]
             except ValueError as error:
                 raise UsageError(f"{cpus!r} is not a list of cores such as 0,1") from error
-    config = load_config(path, given)
+    config = load_config(path, given, **defaults)
     cores = os.sched_getaffinity(0)
     if set(config.placement().host_cpus) == cores:
         click.echo(
@@ -1089,11 +1095,7 @@ def _note(sentence: str) -> None:
 
 def _start_lab_server(place: Any, config: Any) -> None:
     """`dpukv serve` inside the lab, in the background; returns when it answers."""
-    from dpukv_xdp.client import Client
     from dpukv_xdp.directory import server_name
-    from dpukv_xdp.errors import NoResponseError
-    from dpukv_xdp.lab import in_namespace
-    from dpukv_xdp.service import services
 
     with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
         with signals.held():  # between its start and its entry in the register
@@ -1114,24 +1116,40 @@ def _start_lab_server(place: Any, config: Any) -> None:
             name=server_name(process.pid),
             log=f"/proc/{process.pid}/fd/2",
         )
-        deadline = time.monotonic() + LAB_READY_SECONDS
-        address = (place.server.address, config.port)
-        while True:
-            try:
-                with (
-                    in_namespace(place.client.namespace),
-                    Client(address, timeout=0.1, retries=0) as client,
-                ):
-                    client.ping()
-                if not config.directory or server_name(process.pid) in services():
-                    return
-                time.sleep(0.01)
-            except NoResponseError as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace")
-                    reason = (said.split("dpukv: ")[-1].strip()) or "it said nothing"
-                    raise DpukvError(f"the lab's server did not start: {reason}") from error
-                time.sleep(0.05)
+        _await_lab_server(process, log.fileno(), lambda: _lab_server_answers(place))
+
+
+def _lab_server_answers(place: Any) -> bool:
+    """Whether it serves, and is where its clients look for it."""
+    from dpukv_xdp.client import Client
+    from dpukv_xdp.errors import NoResponseError
+    from dpukv_xdp.lab import in_namespace
+    from dpukv_xdp.service import services
+
+    details = place.record.details
+    address = (place.server.address, details["port"])
+    try:
+        with (
+            in_namespace(place.client.namespace),
+            Client(address, timeout=0.1, retries=0) as client,
+        ):
+            client.ping()
+    except NoResponseError:
+        return False
+    return not details["directory"] or details["name"] in services()
+
+
+def _await_lab_server(
+    process: subprocess.Popen[Any], log_fd: int, answers: Callable[[], bool]
+) -> None:
+    """Until it answers. DpukvError, with what it said last, if it ends or takes too long."""
+    deadline = time.monotonic() + LAB_READY_SECONDS
+    while not answers():
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = os.pread(log_fd, LOG_BYTES_MAX, 0).decode(errors="replace")
+            reason = (said.split("dpukv: ")[-1].strip()) or "it said nothing"
+            raise DpukvError(f"the lab's server did not start: {reason}")
+        time.sleep(0.05)
 
 
 def _serve_arguments(place: Any, config: Any) -> list[str]:

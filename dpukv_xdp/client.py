@@ -10,6 +10,9 @@ with Client.from_directory("etcd2://etcd.example:2379/mica") as client:
 """
 
 import errno
+import itertools
+import os
+import random
 import secrets
 import selectors
 import socket
@@ -18,7 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from dpukv_xdp import abi
 from dpukv_xdp.codec import (
@@ -54,6 +57,22 @@ REJECTED_PAUSE_SECONDS = 0.01
 
 _RECEIVE_BYTES = 65535
 _OPAQUE_MASK = 0xFFFFFFFF
+_READS = frozenset({abi.Operation.GET, abi.Operation.TEST, abi.Operation.NOOP_READ})
+_MAY_PASS = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOBUFS,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+    }
+)
+"""What ICMP errors become in a UDP socket, and what a network that is down for a moment does."""
 
 Key = TypeVar("Key", bound=str | bytes)
 Answer = TypeVar("Answer")
@@ -61,7 +80,7 @@ Address = tuple[str, int]
 """Host and UDP port."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Server:
     """Where the keys of one server go."""
 
@@ -69,17 +88,31 @@ class _Server:
     """The engine of each partition."""
     endpoints: tuple[Address, ...]
     """The endpoint of each engine."""
+    concurrent_read: bool = False
+    """Whether every endpoint answers reads."""
+    readers: Iterator[Address] = field(init=False)
+    """Endpoints for reads then, for ever: each as often as it owns partitions, which are dealt out
+    by what the engines can do; in an order of this client's own.
+    """
+
+    def __post_init__(self) -> None:
+        owning = [self.endpoints[engine] for engine in self.owners]
+        self.readers = itertools.cycle(random.sample(owning, len(owning)))
 
     @classmethod
     def of(cls, record: ServerRecord) -> "_Server":
-        """What a client on an ordinary socket makes of a record. It asks the owner even where any
-        engine would answer: that is always right.
-        """
-        return cls(record.owners, tuple((address, port) for _, address, port in record.endpoints))
+        """What a client on an ordinary socket makes of a record."""
+        return cls(record.owners, record.addresses, record.concurrent_read)
 
-    def endpoint_of(self, key_hash: int) -> Address:
+    def owner_of(self, key_hash: int) -> Address:
         """MICA2's partition is in the top 16 bits."""
         return self.endpoints[self.owners[(key_hash >> 48) % len(self.owners)]]
+
+    def lets_all_answer(self, request: Request) -> bool:
+        """Only reads, also where all may write (CRCW): we repeat what stays unanswered, and a SET
+        that is stuck at one engine could overwrite a newer one that went through another.
+        """
+        return self.concurrent_read and request.operation in _READS and bool(request.key)
 
 
 @dataclass(slots=True)
@@ -92,14 +125,23 @@ class _Packet:
     attempts_max: int
     sent: int = 0
     """How often it went out."""
+    first_sent_at: float = 0.0
+    """In time.monotonic()'s seconds, as all times here."""
     deadline: float = 0.0
-    """When to send it again, in time.monotonic()'s seconds."""
-    give_up_at: float = 0.0
-    """Until then a rejection, or another endpoint, is worth another attempt."""
+    """When to send it again."""
     rejected: dict[int, Request] = field(default_factory=dict)
     """Those that the endpoint does not serve, to be asked elsewhere or later."""
     is_held: bool = False
     """Rejected, and not yet sent again."""
+    report: int = 0
+    """The error number of what the network has said of the endpoint since it last answered."""
+
+
+class _Answer(NamedTuple):
+    """A reply, and who gave it."""
+
+    reply: Reply
+    endpoint: Address
 
 
 class Client:
@@ -156,13 +198,16 @@ class Client:
     ) -> Self:
         """A client of all servers in the directory at `url` (see directory.py), among which each
         key has its own, as with MICA2's clients; or of the one that `server` names, or of all on
-        the host that it names.
+        the host that it names. Reads go to any engine of a server that lets all read, writes to the
+        owner always.
 
         While in use it looks into the directory every `refresh` seconds, and at once when a server
         rejects a request or does not answer. It goes on with what it knows while the directory is
-        out of reach or empty. When servers come or go, keys change their server. A request that is
-        rejected, because its partition is on the move, goes out again for as long as `timeout` and
-        `retries` allow. Use the client in the network namespace that it was made in.
+        out of reach or empty. When servers come or go, keys change their server; one that is not
+        listed any more keeps its keys for TTL_SECONDS, unless another has come in its place. A
+        request that is rejected, because its partition is on the move, goes out again for as long
+        as `timeout` and `retries` allow. Use the client in the network namespace that it was made
+        in.
 
         DirectoryError if the directory cannot be read, or lists no such server; UsageError for an
         argument out of range.
@@ -185,10 +230,9 @@ class Client:
         watch: Watch | None = None,
     ) -> None:
         _check_patience(timeout, retries)
-        self._servers = servers
+        self._serve_by(servers)
         self._timeout, self._retries, self._mtu = timeout, retries, mtu
         self._opaque = secrets.randbits(32)
-        self._refused = False
         self._is_open = True
         self._selector = selectors.DefaultSelector()
         self._sockets: dict[Address, socket.socket] = {}
@@ -199,43 +243,43 @@ class Client:
 
     def get(self, key: str | bytes, default: Any = None) -> Any:
         """The value of `key` as bytes, or `default` if the store has none."""
-        return self.get_many([key]).get(key, default)
+        return self.get_many([_hashable(key)]).get(_hashable(key), default)
 
     def set(self, key: str | bytes, value: str | bytes) -> bool:
         """Store `value` under `key`; False if the store had no room for it."""
-        return not self.set_many({key: value})
+        return not self.set_many({_hashable(key): value})
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """The values of those keys that the store has."""
-        wanted = list(dict.fromkeys(keys))
+        wanted = list(dict.fromkeys(_hashable(key) for key in keys))
         requests = [Request.get(_to_bytes(key)) for key in wanted]
-        replies = self._exchange(requests)
+        answers = self._exchange(requests)
         crowded = [
             index
-            for index, reply in enumerate(replies)
-            if reply.result == abi.Result.INSUFFICIENT_SPACE
+            for index, answer in enumerate(answers)
+            if answer.reply.result == abi.Result.INSUFFICIENT_SPACE
         ]
         # The response packet was full: each such value gets one of its own.
         alone = self._exchange([requests[index] for index in crowded], batch_max=1)
-        for index, reply in zip(crowded, alone, strict=True):
-            replies[index] = reply
+        for index, answer in zip(crowded, alone, strict=True):
+            answers[index] = answer
         found = {}
-        for key, request, reply in zip(wanted, requests, replies, strict=True):
-            if reply.result == abi.Result.SUCCESS:
-                found[key] = reply.value
-            elif reply.result != abi.Result.NOT_FOUND:
-                raise self._result_error(request, reply)
+        for key, request, answer in zip(wanted, requests, answers, strict=True):
+            if answer.reply.result == abi.Result.SUCCESS:
+                found[key] = answer.reply.value
+            elif answer.reply.result != abi.Result.NOT_FOUND:
+                raise self._result_error(request, answer)
         return found
 
     def set_many(self, items: Mapping[Key, str | bytes]) -> list[Key]:
         """Store all; returns the keys that the store had no room for."""
         requests = [Request.set(_to_bytes(key), _to_bytes(value)) for key, value in items.items()]
         failed = []
-        for key, request, reply in zip(items, requests, self._exchange(requests), strict=True):
-            if reply.result == abi.Result.INSUFFICIENT_SPACE:
+        for key, request, answer in zip(items, requests, self._exchange(requests), strict=True):
+            if answer.reply.result == abi.Result.INSUFFICIENT_SPACE:
                 failed.append(key)
-            elif reply.result != abi.Result.SUCCESS:
-                raise self._result_error(request, reply)
+            elif answer.reply.result != abi.Result.SUCCESS:
+                raise self._result_error(request, answer)
         return failed
 
     def add(self, key: str | bytes, value: str | bytes) -> bool:
@@ -261,20 +305,21 @@ class Client:
         none, UsageError unless `by` is 0 to 2^64 - 1.
         """
         request = Request.increment(_to_bytes(key), by)
-        (reply,) = self._exchange([request])
+        (answer,) = self._exchange([request])
+        reply = answer.reply
         if reply.result == abi.Result.NOT_FOUND:
             return None
         if reply.result != abi.Result.SUCCESS or len(reply.value) != COUNTER_BYTES:
-            raise self._result_error(request, reply)
+            raise self._result_error(request, answer)
         return int.from_bytes(reply.value, "little")
 
     def noop(self, key: str | bytes) -> None:
-        """Have the server that `key` belongs to do nothing: shows that a GET of it would arrive."""
+        """Have a server that may read `key` do nothing: shows that a GET of it would arrive."""
         self._ask(Request.noop(_to_bytes(key)), {abi.Result.SUCCESS: None})
 
     def ping(self, engine: int = 0) -> float:
         """Seconds that a probe of one engine takes there and back; whatever it answers shows that
-        it lives. The engines of several servers are counted through, in the order of their names.
+        it lives. The engines of several servers are counted through, by host and then address.
         """
         self._check_open()
         self._follow()
@@ -311,40 +356,54 @@ class Client:
 
     def _ask(self, request: Request, answers: Mapping[int, Answer]) -> Answer:
         """What the result of a single request means; ResultError if it means nothing."""
-        (reply,) = self._exchange([request])
-        if reply.result not in answers:
-            raise self._result_error(request, reply)
-        return answers[reply.result]
+        (answer,) = self._exchange([request])
+        if answer.reply.result not in answers:
+            raise self._result_error(request, answer)
+        return answers[answer.reply.result]
 
     def _exchange(
         self, requests: Sequence[Request], batch_max: int = abi.KV_BATCH_MAX
-    ) -> list[Reply]:
-        """The replies in the order of the requests, of which a packet takes at most `batch_max`."""
+    ) -> list[_Answer]:
+        """The answers in the order of the requests, of which a packet takes at most `batch_max`."""
         for request in requests:
             check_item(request, self._mtu)
         self._check_open()
         self._follow()
-        opaques = [self._next_opaque() for _ in requests]
-        by_endpoint: dict[Address, dict[int, Request]] = {}
-        for opaque, request in zip(opaques, requests, strict=True):
-            by_endpoint.setdefault(self._endpoint_of(request), {})[opaque] = request
+        by_opaque = {self._next_opaque(): request for request in requests}
         queue = deque(
             _Packet(endpoint, part, self._retries + 1)
-            for endpoint, mine in by_endpoint.items()
-            for part in self._pack(mine, batch_max)
+            for endpoint, part in self._route(by_opaque, batch_max)
         )
-        replies: dict[int, Reply] = {}
-        self._run(queue, replies)
-        return [replies[opaque] for opaque in opaques]
+        answers: dict[int, _Answer] = {}
+        self._run(queue, answers)
+        return [answers[opaque] for opaque in by_opaque]
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise UsageError("the client is closed: make a new one")
 
-    def _endpoint_of(self, request: Request) -> Address:
+    def _route(
+        self, requests: dict[int, Request], batch_max: int = abi.KV_BATCH_MAX
+    ) -> Iterator[tuple[Address, dict[int, Request]]]:
+        """Datagrams, and where they go: to the keys' owners, or each to the next who may read."""
+        owned: dict[Address, dict[int, Request]] = {}
+        shared: dict[_Server, dict[int, Request]] = {}
+        for opaque, request in requests.items():
+            server = self._server_of(request)
+            if server.lets_all_answer(request):
+                shared.setdefault(server, {})[opaque] = request
+            else:
+                owned.setdefault(server.owner_of(request.key_hash), {})[opaque] = request
+        for endpoint, mine in owned.items():
+            for part in self._pack(mine, batch_max):
+                yield endpoint, part
+        for server, reads in shared.items():
+            for part in self._pack(reads, batch_max):
+                yield next(server.readers), part
+
+    def _server_of(self, request: Request) -> _Server:
         """Of several servers MICA2's clients choose by the bits below the partition's."""
-        server = self._servers[(request.key_hash >> 32 & 0xFFFF) % len(self._servers)]
-        return server.endpoint_of(request.key_hash)
+        return self._servers[(request.key_hash >> 32 & 0xFFFF) % len(self._servers)]
 
     def _pack(self, requests: dict[int, Request], batch_max: int) -> Iterator[dict[int, Request]]:
         """Cut into datagrams that hold as much as count and MTU allow.
@@ -365,9 +424,8 @@ class Client:
         if part:
             yield part
 
-    def _run(self, queue: deque[_Packet], replies: dict[int, Reply]) -> None:
-        """Send all packets and collect every reply into `replies`, by opaque."""
-        self._refused = False
+    def _run(self, queue: deque[_Packet], answers: dict[int, _Answer]) -> None:
+        """Send all packets and collect every reply into `answers`, by opaque."""
         outstanding: list[_Packet] = []
         while queue or outstanding:
             while queue and len(outstanding) < PACKETS_OUTSTANDING_MAX:
@@ -376,67 +434,55 @@ class Client:
             wait = min(packet.deadline for packet in outstanding) - time.monotonic()
             for key, _ in self._selector.select(max(wait, 0)):
                 if key.data is not None:
-                    self._receive(key.data, outstanding, replies)
+                    self._receive(key.data, outstanding, answers)
                 elif self._watch is not None:
                     self._watch.hear()
-            outstanding = [packet for packet in outstanding if packet.requests or packet.rejected]
-            now = time.monotonic()
-            if self._watch is not None:
-                outstanding = self._reroute(outstanding, queue, now)
-            for packet in outstanding:
-                if packet.deadline <= now and not packet.is_held:
-                    self._send(packet)
+            outstanding = self._reroute(outstanding, queue)
 
     def _send(self, packet: _Packet) -> None:
         """Send what is unanswered in a packet; NoResponseError once the attempts are used up."""
+        now = time.monotonic()
         if packet.sent >= packet.attempts_max:
-            failure = RefusedError if self._refused else NoResponseError
-            raise failure(_name(packet.endpoint), self._timeout * packet.sent)
+            raise self._no_response(packet, now - packet.first_sent_at)
         batch = [
             Request(each.operation, each.key, each.value, opaque, each.key_hash)
             for opaque, each in packet.requests.items()
         ]
-        if packet.sent and self._watch is not None:
+        if packet.sent == 0:
+            packet.first_sent_at = now
+        elif self._watch is not None:
             self._watch.ask()
         packet.sent += 1
-        packet.deadline = time.monotonic() + self._timeout
-        if not packet.give_up_at:
-            packet.give_up_at = packet.deadline + self._timeout * self._retries
+        packet.deadline = now + self._timeout
         try:
             self._socket(packet.endpoint).send(encode_batch(batch, self._mtu))
-        except OSError as error:
-            # One that an earlier packet earned: the retry repeats this one.
-            if not self._is_icmp_report(error):
-                raise UsageError(
-                    f"cannot send to {_name(packet.endpoint)}: {error.strerror}, "
-                    f"check address and route"
-                ) from error
+        except OSError as error:  # maybe one that an earlier packet earned
+            self._note_report(packet.endpoint, error, [packet])
 
     def _receive(
-        self, endpoint: Address, outstanding: list[_Packet], replies: dict[int, Reply]
+        self, endpoint: Address, outstanding: list[_Packet], answers: dict[int, _Answer]
     ) -> None:
         """Take one datagram. Duplicates, late answers and garbage find no request that waits for
         them, and are dropped here.
         """
+        concerned = [packet for packet in outstanding if packet.endpoint == endpoint]
         try:
-            answer = decode_replies(
+            replies = decode_replies(
                 self._sockets[endpoint].recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
             )
-        except ProtocolError:
+        except (ProtocolError, BlockingIOError):  # the latter: a datagram whose checksum is wrong
             return
         except OSError as error:
-            # EAGAIN: select() saw a datagram whose checksum proved wrong.
-            if self._is_icmp_report(error) or error.errno == errno.EAGAIN:
-                return
-            raise
-        self._refused = False
-        for reply in answer:
-            for packet in outstanding:
+            self._note_report(endpoint, error, concerned)
+            return
+        for packet in concerned:
+            packet.report = 0
+            for reply in replies:
                 request = packet.requests.get(reply.opaque)
-                if request is None or packet.endpoint != endpoint or not _answers(reply, request):
+                if request is None or not _answers(reply, request):
                     continue
                 if not self._is_worth_repeating(packet, request, reply):
-                    replies[reply.opaque] = reply
+                    answers[reply.opaque] = _Answer(reply, endpoint)
                     del packet.requests[reply.opaque]
                 elif not packet.is_held:  # else a duplicate of what made us hold it
                     packet.rejected[reply.opaque] = packet.requests.pop(reply.opaque)
@@ -447,83 +493,93 @@ class Client:
             self._watch is not None
             and reply.result == abi.Result.REJECTED
             and bool(request.key)
-            and time.monotonic() < packet.give_up_at
+            and self._has_time(packet, time.monotonic())
         )
 
-    def _is_icmp_report(self, error: OSError) -> bool:
-        """Whether an error only says what became of an earlier packet; notes a refusal."""
-        if error.errno == errno.ECONNREFUSED:
-            self._refused = True
-            if self._watch is not None:
-                self._watch.ask()
-        return error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH)
+    def _has_time(self, packet: _Packet, now: float) -> bool:
+        """Whether a rejection, or another endpoint, is worth another attempt."""
+        return now < packet.first_sent_at + self._timeout * (1 + self._retries)
 
-    # ---- With a directory
-
-    def _follow(self) -> None:
-        """Go by what the directory says now; sockets to servers that have gone are closed."""
-        if self._watch is None or not self._adopt():
-            return
-        wanted = {endpoint for server in self._servers for endpoint in server.endpoints}
-        for endpoint in self._sockets.keys() - wanted:
-            self._selector.unregister(self._sockets[endpoint])
-            self._sockets.pop(endpoint).close()
-
-    def _adopt(self) -> bool:
-        """Whether the directory says something new."""
-        assert self._watch is not None
-        self._watch.use()
-        records = self._watch.servers
-        if records is self._adopted:
-            return False
-        self._adopted = records
-        self._servers = tuple(_Server.of(record) for record in records)
-        return True
-
-    def _reroute(
-        self, outstanding: list[_Packet], queue: deque[_Packet], now: float
-    ) -> list[_Packet]:
-        """Hold what was rejected; put in front of the queue what has been held for long enough, or
-        has another endpoint now. What stays outstanding.
+    def _note_report(self, endpoint: Address, error: OSError, concerned: Sequence[_Packet]) -> None:
+        """An error that the time-out may outlast: the next attempt repeats what was lost. Others
+        are UsageErrors.
         """
-        assert self._watch is not None
+        if error.errno not in _MAY_PASS:
+            raise UsageError(
+                f"cannot talk to {_name(endpoint)}: {error.strerror}, check address, route and MTU"
+            ) from error
+        for packet in concerned:
+            packet.report = error.errno
+        if self._watch is not None:
+            self._watch.ask()
+
+    def _reroute(self, outstanding: list[_Packet], queue: deque[_Packet]) -> list[_Packet]:
+        """Hold what was rejected; put in front of the queue what has waited for long enough, or
+        waits in vain by what the directory says now. What stays outstanding: whatever else is under
+        way may have been carried out already, and would be once more.
+        """
+        now = time.monotonic()
         for packet in list(outstanding):
             if packet.rejected:
-                self._watch.ask()
                 outstanding.append(_held(packet, now + REJECTED_PAUSE_SECONDS))
+                if self._watch is not None:
+                    self._watch.ask()
         has_changed = self._adopt()
         if has_changed:
             waiting = [part for packet in queue for part in self._split(packet, now)]
             queue.clear()
             queue.extend(waiting)
+        due: list[_Packet] = []
         staying = []
         for packet in outstanding:
-            is_due = packet.is_held and (has_changed or packet.deadline <= now)
-            if is_due or (has_changed and self._has_moved(packet)):
-                queue.extendleft(self._split(packet, now))
+            is_in_vain = packet.is_held or packet.endpoint not in self._endpoints
+            if packet.deadline <= now or (has_changed and is_in_vain):
+                due += self._split(packet, now)
             elif packet.requests:
                 staying.append(packet)
+        queue.extendleft(reversed(due))
         return staying
-
-    def _has_moved(self, packet: _Packet) -> bool:
-        return any(
-            request.key and self._endpoint_of(request) != packet.endpoint
-            for request in packet.requests.values()
-        )
 
     def _split(self, packet: _Packet, now: float) -> Iterator[_Packet]:
         """A packet's requests by their endpoints of now, each with at least one attempt unless all
         time is used up. A probe goes where it was to go.
         """
-        by_endpoint: dict[Address, dict[int, Request]] = {}
-        for opaque, request in packet.requests.items():
-            endpoint = self._endpoint_of(request) if request.key else packet.endpoint
-            by_endpoint.setdefault(endpoint, {})[opaque] = request
+        parts: Iterable[tuple[Address, dict[int, Request]]] = self._route(packet.requests)
+        if any(not request.key for request in packet.requests.values()):
+            parts = [(packet.endpoint, packet.requests)]
         attempts_max = packet.attempts_max
-        if now < packet.give_up_at:
+        if self._has_time(packet, now):
             attempts_max = max(attempts_max, packet.sent + 1)
-        for endpoint, part in by_endpoint.items():
-            yield _Packet(endpoint, part, attempts_max, packet.sent, give_up_at=packet.give_up_at)
+        for endpoint, requests in parts:
+            report = packet.report if endpoint == packet.endpoint else 0
+            yield _Packet(
+                endpoint, requests, attempts_max, packet.sent, packet.first_sent_at, report=report
+            )
+
+    # ---- With a directory
+
+    def _follow(self) -> None:
+        """Go by what the directory says now; sockets to servers that have gone are closed."""
+        self._adopt()
+        for endpoint in self._sockets.keys() - self._endpoints:
+            self._selector.unregister(self._sockets[endpoint])
+            self._sockets.pop(endpoint).close()
+
+    def _adopt(self) -> bool:
+        """Whether the directory, if there is one, says something new."""
+        if self._watch is None:
+            return False
+        self._watch.use()
+        records = self._watch.servers
+        if records is self._adopted:
+            return False
+        self._adopted = records
+        self._serve_by(tuple(_Server.of(record) for record in records))
+        return True
+
+    def _serve_by(self, servers: tuple[_Server, ...]) -> None:
+        self._servers = servers
+        self._endpoints = {endpoint for server in servers for endpoint in server.endpoints}
 
     # ---- Helpers
 
@@ -537,16 +593,31 @@ class Client:
         self._opaque = (self._opaque + 1) & _OPAQUE_MASK
         return self._opaque
 
-    def _result_error(self, request: Request, reply: Reply) -> ResultError:
+    def _no_response(self, packet: _Packet, waited_seconds: float) -> NoResponseError:
+        is_refused = packet.report == errno.ECONNREFUSED
+        said = ""
+        if packet.report and not is_refused:
+            said = f"; the network says: {os.strerror(packet.report)}"
+        failure = RefusedError if is_refused else NoResponseError
+        return failure(_name(packet.endpoint), waited_seconds, said + self._doubt())
+
+    def _doubt(self) -> str:
+        """What keeps us from knowing all servers, to be appended to what went wrong."""
+        failure = None if self._watch is None else self._watch.failure
+        return "" if failure is None else f"; {failure}"
+
+    def _result_error(self, request: Request, answer: _Answer) -> ResultError:
+        reply, endpoint = answer
         result = f"KV_{reply.result.name}" if isinstance(reply.result, abi.Result) else reply.result
-        return ResultError(
-            _name(self._endpoint_of(request)), str(result), self._advice(request, reply)
-        )
+        return ResultError(_name(endpoint), str(result), self._advice(request, reply))
 
     def _advice(self, request: Request, reply: Reply) -> str:
         if reply.result == abi.Result.REJECTED:
             if self._watch is not None:
-                return "the key's partition has been on the move for too long, try again later"
+                return (
+                    "the key's partition has been on the move for too long, try again later"
+                    + self._doubt()
+                )
             ports = sum(len(server.endpoints) for server in self._servers)
             return f"it does not own the key's partition, is ports={ports} right?"
         if reply.result == abi.Result.NOT_SUPPORTED:
@@ -568,8 +639,8 @@ def _held(packet: _Packet, until: float) -> _Packet:
         rejected,
         packet.attempts_max + 1,
         packet.sent,
+        packet.first_sent_at,
         deadline=until,
-        give_up_at=packet.give_up_at,
         is_held=True,
     )
 
@@ -604,6 +675,11 @@ def _connect(host: str, port: int) -> socket.socket:
 
 def _answers(reply: Reply, request: Request) -> bool:
     return reply.operation == request.operation and reply.key_hash == request.key_hash
+
+
+def _hashable(key: Key) -> Key:
+    """A key that a dict takes: a bytearray or memoryview as bytes."""
+    return bytes(key) if isinstance(key, bytearray | memoryview) else key
 
 
 def _to_bytes(content: str | bytes) -> bytes:

@@ -13,6 +13,7 @@ import msgspec
 from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.designs import Design, find_design
+from dpukv_xdp.directory import open_directory
 from dpukv_xdp.dpu_store import DpuStoreSizes
 from dpukv_xdp.errors import MissingError, UsageError
 from dpukv_xdp.placement import (
@@ -165,6 +166,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
         self._check_store(design)
         self._check_frames(design)
+        self._check_rebalancing(design)
+        if self.directory:
+            open_directory(self.directory)
         _require(0 <= self.host_share < 1, f"a host share of {self.host_share:g} is not 0 to 1")
         _require(
             not profile.is_emulated or self.transport == "ring",
@@ -212,9 +216,25 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require(
             0 <= self.move_to_head <= 1, f"a share of {self.move_to_head:g} is not from 0 to 1"
         )
+
+    def _check_rebalancing(self, design: Design) -> None:
         _require(
             0 <= self.rebalance_s <= 3600,
             f"rebalancing every {self.rebalance_s:g} s is not from 0 to 3600",
+        )
+        if not self.rebalance_s:
+            return
+        movers = sum(place.processing == "host" for place in self.placement().engines)
+        way_out = "more --engines" if "host" in design.processing else "another design"
+        _require(
+            movers > 1,
+            f"partitions move between engines that process on the host, and design {design.name} "
+            f"has {movers} of them here: use {way_out}, or leave out --rebalance-s",
+        )
+        _require(
+            self.partition_count() > self.endpoint_count(),
+            f"with {self.partition_count()} partitions, one for each engine, nothing can be evened "
+            f"out: use --partitions 64, or leave out --rebalance-s",
         )
 
     def _check_frames(self, design: Design) -> None:
@@ -356,15 +376,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return table[self.respond]
 
 
-def load_config(path: Path | None, overrides: dict[str, Any]) -> ServerConfig:
-    """Defaults, then the TOML file, then `overrides` (None means "not given"), checked.
+def load_config(path: Path | None, overrides: dict[str, Any], **defaults: Any) -> ServerConfig:
+    """Defaults, then the TOML file, then `overrides` (None means "not given"), checked. Those in
+    `defaults` differ from ServerConfig's.
 
     Raises UsageError that names the file and the path of the wrong value.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = defaults
     if path is not None:
         try:
-            settings = tomllib.loads(path.read_text())
+            settings = defaults | tomllib.loads(path.read_text())
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from error
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

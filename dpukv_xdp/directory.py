@@ -72,6 +72,11 @@ class ServerRecord:
         for endpoint in self.endpoints:
             _check_endpoint(*endpoint)
 
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """IPv4 address and UDP port of each engine."""
+        return tuple((address, port) for _, address, port in self.endpoints)
+
     def to_json(self) -> str:
         """One line as MICA2's servers write it: engine e is endpoint e on lcore e."""
         partitions = list(enumerate(self.owners))
@@ -116,8 +121,24 @@ class Directory(Protocol):
     def withdraw(self, name: str) -> None:
         """Take a record away; harmless if there is none."""
 
-    def servers(self) -> dict[str, ServerRecord]:
-        """All records that have not expired, sorted by name. RecordError if one is malformed."""
+    def servers(self) -> "Listing":
+        """All that have not expired, sorted by name."""
+
+
+Listing = dict[str, ServerRecord | RecordError]
+"""Names of servers with their records, or with what is wrong with those: one that is malformed
+takes nothing from the others.
+"""
+
+
+def usable(listing: Listing) -> dict[str, ServerRecord]:
+    """The records that are not malformed."""
+    return {name: each for name, each in listing.items() if isinstance(each, ServerRecord)}
+
+
+def malformed(listing: Listing) -> list[RecordError]:
+    """What is wrong with the others."""
+    return [each for each in listing.values() if isinstance(each, RecordError)]
 
 
 def open_directory(url: str, ttl_seconds: int = TTL_SECONDS) -> Directory:
@@ -178,8 +199,12 @@ class Publisher:
     def __enter__(self) -> Self:
         """Published on return, or DirectoryError if the place cannot be reached."""
         self._supersede()
-        self._directory.publish(self.name, self._record)
-        self._thread.start()
+        try:
+            self._directory.publish(self.name, self._record)
+            self._thread.start()
+        except BaseException:  # an interrupt too: it may be listed already
+            self._withdraw()
+            raise
         return self
 
     def __exit__(
@@ -188,26 +213,29 @@ class Publisher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._withdraw()
+
+    def _withdraw(self) -> None:
         self._is_stopping = True
         self._wake.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join()
         try:
             self._directory.withdraw(self.name)
         except DirectoryError as failure:
-            self._say(f"{failure}; the record of this server goes within {TTL_SECONDS} s")
+            tell(self._say, f"{failure}; the record of this server goes within {TTL_SECONDS} s")
 
     def _supersede(self) -> None:
-        """Remove what a server that was killed has left, as soon as we have its place: clients
-        would send it a share of their keys until it expires.
+        """Remove what killed servers of this host have left, wherever they were: clients would send
+        them a share of their keys until it expires. What other hosts have left does expire.
         """
-        try:
-            others = self._directory.servers()
-        except RecordError:
-            return  # somebody else's, which does not keep this server from serving
-        for name, other in others.items():
-            has_ours = set(other.endpoints) & set(self._record.endpoints)
-            if name != self.name and has_ours and not _runs_here(name):
+        for name, found in self._directory.servers().items():
+            if name == self.name:
+                continue
+            if is_dead(name):
                 self._directory.withdraw(name)
+            elif isinstance(found, RecordError):
+                tell(self._say, f"{found}; until then clients do without that server")
 
     def _run(self) -> None:
         pthread_sigmask(SIG_BLOCK, valid_signals())  # the main thread waits for them
@@ -218,18 +246,26 @@ class Publisher:
                 return
             try:
                 self._directory.publish(self.name, self._record)
-            except DirectoryError as failure:
-                if not self._is_lost:
-                    self._tell(f"{failure}; clients keep what they know, and we keep trying")
-                self._is_lost = True
+            except Exception as failure:  # noqa: BLE001 whatever it is, the record must not expire
+                self._lose(failure)
                 continue
             if self._is_lost:
-                self._tell("the directory is back, and this server in it")
+                tell(self._say, "the directory is back, and this server in it")
             self._is_lost = False
 
-    def _tell(self, sentence: str) -> None:
-        with suppress(OSError, ValueError):  # nobody listens any more: publish all the same
-            self._say(sentence)
+    def _lose(self, failure: Exception) -> None:
+        reason = str(failure)
+        if not isinstance(failure, DirectoryError):
+            reason = f"cannot publish in {self._directory}: {failure!r}"
+        if not self._is_lost:
+            tell(self._say, f"{reason}; clients keep what they know, and we keep trying")
+        self._is_lost = True
+
+
+def tell(say: Callable[[str], None], sentence: str) -> None:
+    """Say it, unless nobody listens any more: who has more to do than to talk goes on."""
+    with suppress(OSError, ValueError):
+        say(sentence)
 
 
 class FileDirectory:
@@ -266,9 +302,9 @@ class FileDirectory:
         except OSError as error:
             raise self._failure("be written", error) from error
 
-    def servers(self) -> dict[str, ServerRecord]:
+    def servers(self) -> Listing:
         """As in Directory. A folder that is not there yet has no servers."""
-        records = {}
+        records: Listing = {}
         try:
             for path in sorted(self._folder.glob("[!.]*" + _SUFFIX)):
                 with suppress(FileNotFoundError):  # gone since
@@ -315,11 +351,18 @@ def server_name(process_id: int) -> str:
     return f"{host or 'localhost'}.{process_id}"
 
 
-def _runs_here(name: str) -> bool:
-    """Whether that server is a living process of this machine: labs have the same addresses."""
+def host_of(name: str) -> str:
+    """The part of a server's name that outlives the server."""
+    return name.rpartition(".")[0] or name
+
+
+def is_dead(name: str) -> bool:
+    """Whether that server was a process of this host, which has ended."""
+    from dpukv_xdp.lab import start_ticks  # slow, and for servers only
+
     process = name.rpartition(".")[2]
     is_ours = process.isdecimal() and name == server_name(int(process))
-    return is_ours and Path("/proc", process).exists()
+    return is_ours and start_ticks(int(process)) is None
 
 
 def check_name(name: str) -> None:
@@ -328,14 +371,14 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} is no server name: use up to 200 letters, digits, '.-_'")
 
 
-def read_record(place: str, name: str, text: str | bytes) -> ServerRecord:
-    """from_json() for directories: RecordError names the culprit."""
+def read_record(place: str, name: str, text: str | bytes) -> ServerRecord | RecordError:
+    """from_json() for listings: an error that names the culprit instead of a record."""
     try:
         return ServerRecord.from_json(text)
     except RecordError as error:
-        raise RecordError(
+        return RecordError(
             f"the record of server {name} in {place} is malformed ({error}): have it removed"
-        ) from error
+        )
 
 
 class _Wire(msgspec.Struct):

@@ -17,7 +17,7 @@ from etcd3gw.exceptions import (
 )
 from etcd3gw.lease import Lease
 
-from dpukv_xdp.directory import ServerRecord, check_name, read_record
+from dpukv_xdp.directory import Listing, ServerRecord, check_name, read_record
 from dpukv_xdp.errors import DirectoryError
 
 TIMEOUT_SECONDS = 2.0
@@ -47,7 +47,7 @@ class Etcd2Directory:
         check_name(name)
         self._call("DELETE", f"/{name}")
 
-    def servers(self) -> dict[str, ServerRecord]:
+    def servers(self) -> Listing:
         """As in Directory."""
         node = self._call("GET", "?recursive=true&sorted=true").get("node", {})
         with _failures_named(self._place):
@@ -119,7 +119,7 @@ class Etcd3Directory:
             if lease is not None and lease.ttl() > 0:
                 lease.revoke()
 
-    def servers(self) -> dict[str, ServerRecord]:
+    def servers(self) -> Listing:
         """As in Directory."""
         with _failures_named(self._place):
             texts = {

@@ -10,7 +10,16 @@ import threading
 import time
 from contextlib import suppress
 
-from dpukv_xdp.directory import Directory, ServerRecord, open_directory
+from dpukv_xdp.directory import (
+    TTL_SECONDS,
+    Directory,
+    Listing,
+    ServerRecord,
+    host_of,
+    malformed,
+    open_directory,
+    usable,
+)
 from dpukv_xdp.errors import DirectoryError
 
 PAUSE_SECONDS = 0.02
@@ -22,17 +31,26 @@ class Watch:
 
     def __init__(self, url: str, server: str | None, refresh_seconds: float) -> None:
         """`server` is a name in the directory, or a host: then all of its servers, whatever their
-        process ids. DirectoryError if the directory cannot be read or lists none of them;
-        UsageError for a URL that is none.
+        process ids. DirectoryError if the directory cannot be read or lists none of them that is
+        not malformed; UsageError for a URL that is none.
         """
         self._directory: Directory = open_directory(url)
         self._server = server
         self._refresh_seconds = refresh_seconds
-        self.servers = self._chosen()
-        """Sorted by name; replaced as a whole when they change."""
+        self._missing_since: dict[str, float] = {}
+        listing = self._chosen()
+        self._known = usable(listing)
+        self.servers = _in_order(self._known)
+        """Sorted by what a server that starts again keeps, so that each has its keys again: host
+        and addresses. Replaced as a whole when they change.
+        """
+        self.failure: DirectoryError | None = next(iter(malformed(listing)), None)
+        """What was wrong with the last look, if anything."""
         if not self.servers:
             what = "server" if server is None else f"server {server!r}"
-            raise DirectoryError(f"the directory {url} lists no {what}: start one that publishes")
+            raise self.failure or DirectoryError(
+                f"the directory {url} lists no {what}: start one that publishes"
+            )
         self._read_at = time.monotonic()
         self._asked = threading.Event()
         self._closing = threading.Event()
@@ -72,21 +90,67 @@ class Watch:
             self._closing.wait(PAUSE_SECONDS)
 
     def _look(self) -> None:
-        """An empty list changes nothing: a server that starts again is away for a moment."""
-        servers: tuple[ServerRecord, ...] = ()
-        with suppress(DirectoryError):
-            servers = self._chosen()
+        try:
+            listing = self._chosen()
+        except DirectoryError as failure:
+            self.failure = failure
+            self._missing_since.clear()
+        else:
+            self.failure = next(iter(malformed(listing)), None)
+            self._take(listing, time.monotonic())
         self._read_at = time.monotonic()
-        if not servers or servers == self.servers:
+
+    def _take(self, listing: Listing, now: float) -> None:
+        """An empty list changes nothing: a server that starts again is away for a moment."""
+        known = self._trusted(listing, now) | usable(listing)
+        if not known:
+            return
+        self._known = known
+        servers = _in_order(known)
+        if servers == self.servers:
             return
         with self._bell:
             if not self._closing.is_set():
                 self.servers = servers
                 os.eventfd_write(self.fd, 1)
 
-    def _chosen(self) -> tuple[ServerRecord, ...]:
-        return tuple(
-            record
-            for name, record in sorted(self._directory.servers().items())
-            if self._server in (None, name, name.rpartition(".")[0])
-        )
+    def _trusted(self, listing: Listing, now: float) -> dict[str, ServerRecord]:
+        """What was known before and stays so until a new record is there. A server that is missing
+        keeps its place for TTL_SECONDS, as the records of several come back one after the other
+        when etcd was away; unless another has come in its place.
+        """
+        arrived = {name: new for name, new in usable(listing).items() if name not in self._known}
+        missing_since = {
+            name: self._missing_since.get(name, now) for name in self._known if name not in listing
+        }
+        self._missing_since = missing_since
+        return {
+            name: record
+            for name, record in self._known.items()
+            if name not in missing_since
+            or (
+                now - missing_since[name] < TTL_SECONDS
+                and not any(_takes_the_place(name, record, *other) for other in arrived.items())
+            )
+        }
+
+    def _chosen(self) -> Listing:
+        return {
+            name: each
+            for name, each in self._directory.servers().items()
+            if self._server in (None, name, host_of(name))
+        }
+
+
+def _in_order(known: dict[str, ServerRecord]) -> tuple[ServerRecord, ...]:
+    return tuple(
+        known[name]
+        for name in sorted(known, key=lambda name: (host_of(name), known[name].addresses, name))
+    )
+
+
+def _takes_the_place(old_name: str, old: ServerRecord, name: str, new: ServerRecord) -> bool:
+    """Whether a server that has come is one that has gone, started again: on the same host, or with
+    an address of it.
+    """
+    return host_of(old_name) == host_of(name) or not set(old.addresses).isdisjoint(new.addresses)

@@ -76,10 +76,11 @@ class ServerError(DpukvError):
 class NoResponseError(ServerError):
     """No answer came in time: nobody serves that address, or every attempt was lost."""
 
-    def __init__(self, endpoint: str, waited_seconds: float) -> None:
+    def __init__(self, endpoint: str, waited_seconds: float, note: str = "") -> None:
+        """`note` is appended to the sentence."""
         super().__init__(
-            f"no answer from {endpoint} within {waited_seconds:g} s: check the address, and that a "
-            "server runs there"
+            f"no answer from {endpoint} within {waited_seconds:.3g} s: check the address, and that "
+            f"a server runs there{note}"
         )
         self.endpoint = endpoint
         self.waited_seconds = waited_seconds
@@ -88,11 +89,11 @@ class NoResponseError(ServerError):
 class RefusedError(NoResponseError):
     """The host answered that nothing listens on the port (ICMP port unreachable)."""
 
-    def __init__(self, endpoint: str, waited_seconds: float) -> None:
+    def __init__(self, endpoint: str, waited_seconds: float, note: str = "") -> None:
         super().__init__(endpoint, waited_seconds)
         self.args = (
             f"{endpoint} refused the connection: no server listens on that UDP port, check the "
-            "port and that the server runs",
+            f"port and that the server runs{note}",
         )
 
 

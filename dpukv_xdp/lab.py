@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,7 +123,7 @@ class Lab:
         _require_root("a lab")
         if not (0 < queues < 1 << 16 and 0 < mtu < 1 << 16):
             raise UsageError(f"no link can have {queues} queues and an MTU of {mtu} bytes")
-        record = _new_record(lab_id or secrets.token_hex(3), queues, mtu)
+        record = _new_record(lab_id or new_lab_id(), queues, mtu)
         _register_new(record)
         try:
             _build(record)
@@ -172,9 +173,9 @@ class Lab:
 
     def register_process(self, pid: int) -> None:
         """Have the process ended when the lab goes down. Raises DpukvError if the lab is gone."""
-        start_ticks = _start_ticks(pid)
-        if start_ticks is not None:
-            self._update(process=Process(pid, start_ticks))
+        started = start_ticks(pid)
+        if started is not None:
+            self._update(process=Process(pid, started))
 
     def spawn(
         self, end: End, argv: Sequence[str], *, die_with_parent: bool = True, **options: Any
@@ -224,6 +225,18 @@ class Lab:
 # ---- All labs
 
 
+def new_lab_id() -> str:
+    """A name that hardly any lab has."""
+    return secrets.token_hex(3)
+
+
+def directory_url(lab_id: str) -> str:
+    """A directory of the lab's own, as directory.py has them; it is removed with the lab. Addresses
+    are the same in all labs, so that nobody else has a use for its server's.
+    """
+    return f"file:{_directory_path(lab_id)}"
+
+
 def list_labs() -> list[LabRecord]:
     """Every lab in the register, by name. Needs no privilege."""
     records = (_read(path, LabRecord) for path in sorted(REGISTER_DIR.glob("lab-*.json")))
@@ -245,6 +258,8 @@ def remove(lab_id: str) -> bool:
                 continue  # registered meanwhile
             for end in (record.server, record.client):
                 _remove_end(end)
+            with suppress(FileNotFoundError):  # published elsewhere
+                shutil.rmtree(_directory_path(lab_id))
             path.unlink()
             return True
     return False
@@ -558,9 +573,18 @@ Record = TypeVar("Record", LabRecord, AttachmentRecord)
 
 
 def _lab_path(lab_id: str) -> Path:
+    _check_lab_id(lab_id)
+    return REGISTER_DIR / f"lab-{lab_id}.json"
+
+
+def _directory_path(lab_id: str) -> Path:
+    _check_lab_id(lab_id)
+    return REGISTER_DIR / "labs" / lab_id
+
+
+def _check_lab_id(lab_id: str) -> None:
     if not lab_id.isascii() or not lab_id.replace("-", "").isalnum() or len(lab_id) > 32:
         raise UsageError(f"{lab_id!r} names no lab: use up to 32 letters, digits and hyphens")
-    return REGISTER_DIR / f"lab-{lab_id}.json"
 
 
 def _register_new(record: LabRecord) -> None:
@@ -622,7 +646,7 @@ class _LockedRegister:
 
 def is_alive(process: Process) -> bool:
     """Whether this very process still runs; one that only waits to be reaped does not."""
-    return _start_ticks(process.pid) == process.start_ticks
+    return start_ticks(process.pid) == process.start_ticks
 
 
 def terminate(processes: Sequence[Process]) -> None:
@@ -675,25 +699,25 @@ def _signal_and_wait(handles: Sequence[int], number: int, timeout_seconds: float
 
 def _this_process() -> Process:
     pid = os.getpid()
-    start_ticks = _start_ticks(pid)
-    if start_ticks is None:
+    started = start_ticks(pid)
+    if started is None:
         raise MissingError("the lab's register", "/proc: mount it")
-    return Process(pid, start_ticks)
+    return Process(pid, started)
 
 
 def _is_self(process: Process) -> bool:
     return process.pid == os.getpid()
 
 
-def _start_ticks(pid: int) -> int | None:
-    """None if there is no such process, or it has ended and waits to be reaped."""
+def start_ticks(pid: int) -> int | None:
+    """When a process started; None if there is none, or it has ended and waits to be reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat.rpartition(")")[2].split()  # the name before it may contain anything
-    state, start_ticks = fields[0], int(fields[19])
-    return None if state in "ZX" else start_ticks
+    state, started = fields[0], int(fields[19])
+    return None if state in "ZX" else started
 
 
 def _require_root(feature: str) -> None:

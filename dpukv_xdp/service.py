@@ -7,6 +7,7 @@ roles (roles.py).
 """
 
 import contextlib
+import inspect
 import os
 import socket
 import socketserver
@@ -18,14 +19,23 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from dpukv_xdp.directory import Publisher, ServerRecord, open_directory, server_name
+from dpukv_xdp.directory import (
+    Publisher,
+    ServerRecord,
+    is_dead,
+    open_directory,
+    server_name,
+    tell,
+)
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.rebalance import plan_moves
 from dpukv_xdp.roles import answer_call
 from dpukv_xdp.server import Server
 
 CONTROL_DIR = Path("/run/dpukv/control")
+_UNFINISHED = ".new"  # the end of a socket's name until it listens
 LINE_BYTES_MAX = 1 << 16
 CALL_TIMEOUT_SECONDS = 30.0
 """Beside the time that a call is told to take."""
@@ -44,7 +54,6 @@ class Service:
         self._server = server
         self._say = say
         self._moving = threading.RLock()
-        self._counted = server.partition_requests()
         self._stopping = threading.Event()
         self._cleanup = contextlib.ExitStack()
         self._publisher: Publisher | None = None
@@ -53,7 +62,7 @@ class Service:
         with contextlib.ExitStack() as cleanup:
             config = self._server.config
             if config.directory and self._server.endpoint()["address"] is None:
-                self._say("not in the directory: the interface has no IPv4 address")
+                tell(self._say, "not in the directory: the interface has no IPv4 address")
             elif config.directory:
                 directory = open_directory(config.directory)
                 publisher = Publisher(directory, self.name, self.record(), self._say)
@@ -111,35 +120,37 @@ class Service:
         return list(self._server.owners)
 
     def rebalance(self, look_seconds: float = LOOK_SECONDS) -> list[dict[str, int]]:
-        """Even out what the engines had to do since the last time, or will have in `look_seconds`;
-        the moves that it took.
+        """Even out what the engines will have to do in `look_seconds`, or if that is 0 had since
+        the server's start; the moves that it took.
         """
-        if look_seconds:
-            self._counted = self._server.partition_requests()
-            self._stopping.wait(look_seconds)
-        with self._moving:
-            return self._even_out()
+        before = self._server.partition_requests()
+        if not look_seconds:
+            before = np.zeros_like(before)
+        self._stopping.wait(look_seconds)
+        return self._even_out(self._server.partition_requests() - before)
 
-    def _even_out(self) -> list[dict[str, int]]:
-        counted = self._server.partition_requests()
-        loads = (counted - self._counted).astype(np.int64).tolist()
-        self._counted = counted
-        partitions = range(len(self._server.owners))
-        movable_to = [self._server.movable_to(partition) for partition in partitions]
-        moves = plan_moves(self._server.owners, loads, movable_to)
-        for move in moves:
-            self.move(move.partition, move.engine)
+    def _even_out(self, requests: npt.NDArray[np.uint64]) -> list[dict[str, int]]:
+        with self._moving:
+            partitions = range(len(self._server.owners))
+            movable_to = [self._server.movable_to(partition) for partition in partitions]
+            loads = requests.astype(np.int64).tolist()
+            moves = plan_moves(self._server.owners, loads, movable_to)
+            for move in moves:
+                self.move(move.partition, move.engine)
         return [{"partition": move.partition, "engine": move.engine} for move in moves]
 
     def _rebalance_for_ever(self) -> None:
+        before = self._server.partition_requests()
         while not self._stopping.wait(self._server.config.rebalance_s):
+            counted = self._server.partition_requests()
             try:
-                moves = self.rebalance(look_seconds=0)
+                moves = self._even_out(counted - before)
             except DpukvError as error:
-                self._say(f"not rebalanced: {error}")
-                continue
-            if moves:
-                self._say(f"moved {len(moves)} of {len(self._server.owners)} partitions")
+                tell(self._say, f"not rebalanced: {error}")
+            else:
+                if moves:
+                    tell(self._say, f"moved {len(moves)} of {len(self._server.owners)} partitions")
+            before = counted
 
 
 # ---- The socket
@@ -200,27 +211,42 @@ class _Handler(socketserver.StreamRequestHandler):
         if not line:
             return
         service: Service = self.server.service  # type: ignore[attr-defined]
-        try:
-            request = msgspec.json.decode(line, type=_Call)
-            known = request.call in CALLS
-        except msgspec.DecodeError:
-            known = False
-        refusal = {"error": f"calls are {', '.join(sorted(CALLS))}, with their arguments"}
-        answer = msgspec.json.encode(refusal | {"exit_status": UsageError.exit_status})
-        if known:
-            with contextlib.suppress(TypeError):  # not this call's arguments
-                answer = answer_call(service, msgspec.to_builtins(request))
+        request = _understood(service, line)
+        if request is None:
+            refusal = {"error": f"calls are {', '.join(sorted(CALLS))}, with their arguments"}
+            answer = msgspec.json.encode(refusal | {"exit_status": UsageError.exit_status})
+        else:
+            answer = answer_call(service, request)
         with contextlib.suppress(BrokenPipeError):  # who asked has gone
             self.wfile.write(answer + b"\n")
 
 
+def _understood(service: Service, line: bytes) -> dict[str, Any] | None:
+    """A call with the arguments that its method takes; None if it is none."""
+    try:
+        request = msgspec.json.decode(line, type=_Call)
+        if request.call not in CALLS:
+            return None
+        signature = inspect.signature(getattr(service, request.call))
+        arguments = signature.bind(**request.arguments).arguments
+        for name, value in arguments.items():
+            msgspec.convert(value, signature.parameters[name].annotation)
+    except (msgspec.DecodeError, TypeError):  # a ValidationError is one of the former
+        return None
+    return {"call": request.call, "arguments": arguments}
+
+
 @contextlib.contextmanager
 def _listening(service: Service) -> Any:
+    """Under its name the socket is there complete: whoever connects to it finds a listener."""
     CONTROL_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
     path = CONTROL_DIR / f"{service.name}.sock"
+    fresh = CONTROL_DIR / f".{service.name}{_UNFINISHED}"
     _remove_dead()
-    with socketserver.ThreadingUnixStreamServer(str(path), _Handler) as listener:
-        path.chmod(0o600)
+    fresh.unlink(missing_ok=True)  # of a process that had our number
+    with socketserver.ThreadingUnixStreamServer(str(fresh), _Handler) as listener:
+        fresh.chmod(0o600)
+        fresh.replace(path)
         listener.daemon_threads = False  # server_close() waits for calls that are being answered
         listener.service = service  # type: ignore[attr-defined]
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
@@ -234,9 +260,12 @@ def _listening(service: Service) -> Any:
 
 
 def _remove_dead() -> None:
-    """Sockets of servers that were killed."""
-    for path in CONTROL_DIR.glob("*.sock"):
+    """Sockets of servers that were killed, finished or not."""
+    for path in CONTROL_DIR.glob("[!.]*.sock"):
         if not _listens(path):
+            path.unlink(missing_ok=True)
+    for path in CONTROL_DIR.glob(f".*{_UNFINISHED}"):
+        if is_dead(path.name.removeprefix(".").removesuffix(_UNFINISHED)):
             path.unlink(missing_ok=True)
 
 

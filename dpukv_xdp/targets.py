@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Reaching a server that is not in our lab: which interface, which addresses."""
 
+import socket
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
@@ -9,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from dpukv_xdp import nic
 from dpukv_xdp.client import Client
 from dpukv_xdp.codec import Endpoint
-from dpukv_xdp.directory import open_directory
+from dpukv_xdp.directory import malformed, open_directory, usable
 from dpukv_xdp.errors import DpukvError, UsageError
 
 SOURCE_PORT = 49152
@@ -39,14 +40,16 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def find_target(text: str, engines: int, directory: str | None = None) -> Target:
-    """Resolve HOST:PORT to frames' addresses: the route's interface and the next hop's MAC.
+    """Resolve HOST:PORT to frames' addresses: the host's, the route's interface and the next hop's
+    MAC.
 
     Who owns which partition is in the directory at that URL; without one each of `engines` engines
     is taken to have a partition. Pings the server first, which also makes the kernel learn its MAC.
-    Raises UsageError without a route or for a server that the directory does not have,
+    Raises UsageError without an address or route or for a server that the directory does not have,
     NoResponseError if nobody answers, DpukvError if the MAC stays unknown.
     """
-    host, port = parse_address(text)
+    name, port = parse_address(text)
+    host = _address_of(name)
     owners = tuple(range(engines))
     if directory is not None:
         owners = _published_owners(directory, host, port)
@@ -81,9 +84,27 @@ def find_target(text: str, engines: int, directory: str | None = None) -> Target
     )
 
 
+def _address_of(host: str) -> str:
+    """Looked up once, so that whatever is sent and whoever is compared have one address."""
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{host} has no address: {reason}, give an IPv4 address or a name that has one"
+        ) from error
+
+
 def _published_owners(url: str, host: str, port: int) -> tuple[int, ...]:
-    for record in open_directory(url).servers().values():
-        _, address, first_port = record.endpoints[0]
-        if (address, first_port) == (host, port):
+    listing = open_directory(url).servers()
+    for record in usable(listing).values():
+        if record.addresses[0] == (host, port):
             return record.owners
-    raise UsageError(f"the directory {url} has no server at {host}:{port}: is it published there?")
+    raise UsageError(
+        "; ".join(
+            [
+                f"the directory {url} has no server at {host}:{port}: is it published there?",
+                *map(str, malformed(listing)),
+            ]
+        )
+    )

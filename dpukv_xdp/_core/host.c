@@ -17,8 +17,9 @@
 
 #define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
 #define KV_TURNS_TO_SEE 2	   /* the one at work when somebody begins to count, and a whole one after it */
+#define KV_MOVES_PER_SECOND_MIN 5  /* 200 ms: well below what clients wait until they give up */
 
-static int kv_host_wait(const struct kv_host *host, uint64_t timeout_ticks);
+static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint64_t deadline_ticks);
 static int kv_host_begin(struct kv_host *host);
 static uint32_t kv_host_turn(struct kv_host *host);
 static void kv_host_end(struct kv_host *host, uint32_t engines, uint32_t communicators);
@@ -51,9 +52,11 @@ int kv_host_run(struct kv_host *host)
 int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
 		      struct kv_host *const *hosts, uint32_t host_count)
 {
-	uint64_t second_ticks = kv_ticks_per_second(); /* sleeps: not while nobody owns it */
+	uint64_t timeout_ticks = kv_ticks_per_second() / KV_MOVES_PER_SECOND_MIN; /* sleeps: not while nobody owns it */
 	uint8_t old_owner = table->owner[partition];
 
+	if (host_count > KV_ENGINES_MAX)
+		return -EINVAL;
 	if (old_owner == engine)
 		return 0;
 	if (table->concurrent_write) {
@@ -65,29 +68,30 @@ int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint
 	__atomic_store_n(&table->owner[partition], KV_OWNER_NONE, __ATOMIC_SEQ_CST);
 	/* On the hosts' cores, too: counts of turns may lie in store buffers, behind turns that read the owner. */
 	syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
-	for (uint32_t i = 0; i < host_count; i++) {
-		if (kv_host_wait(hosts[i], second_ticks)) {
-			__atomic_store_n(&table->owner[partition], old_owner, __ATOMIC_RELEASE);
-			return -ETIMEDOUT;
-		}
+	if (kv_hosts_wait(hosts, host_count, kv_ticks() + timeout_ticks)) {
+		__atomic_store_n(&table->owner[partition], old_owner, __ATOMIC_RELEASE);
+		return -ETIMEDOUT;
 	}
 	__atomic_store_n(&table->owner[partition], (uint8_t)engine, __ATOMIC_RELEASE);
 	return 0;
 }
 
-/* Until the host has begun a turn after this call and finished it. */
-static int kv_host_wait(const struct kv_host *host, uint64_t timeout_ticks)
+/* Until each host has begun a turn after this call and finished it: all at the same time. */
+static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint64_t deadline_ticks)
 {
 	struct timespec pause = { .tv_nsec = 50000 };
-	uint64_t deadline_ticks = kv_ticks() + timeout_ticks;
-	uint64_t rounds = __atomic_load_n(&host->rounds, __ATOMIC_SEQ_CST);
+	uint64_t rounds[KV_ENGINES_MAX]; /* a host core has an engine at least */
 
-	while (__atomic_load_n(&host->rounds, __ATOMIC_ACQUIRE) < rounds + KV_TURNS_TO_SEE) {
-		if (__atomic_load_n(&host->stop, __ATOMIC_RELAXED))
-			return 0;
-		if (kv_ticks() > deadline_ticks)
-			return -ETIMEDOUT;
-		nanosleep(&pause, NULL);
+	for (uint32_t i = 0; i < host_count; i++)
+		rounds[i] = __atomic_load_n(&hosts[i]->rounds, __ATOMIC_SEQ_CST);
+	for (uint32_t i = 0; i < host_count; i++) {
+		while (__atomic_load_n(&hosts[i]->rounds, __ATOMIC_ACQUIRE) < rounds[i] + KV_TURNS_TO_SEE) {
+			if (__atomic_load_n(&hosts[i]->stop, __ATOMIC_RELAXED))
+				break;
+			if (kv_ticks() > deadline_ticks)
+				return -ETIMEDOUT;
+			nanosleep(&pause, NULL);
+		}
 	}
 	return 0;
 }

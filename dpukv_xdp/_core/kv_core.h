@@ -148,7 +148,7 @@ int kv_host_run(struct kv_host *host);
 /*
  * Give a partition to another engine while both work. Unless everybody may write, nobody owns it for the two turns
  * after which all hosts have seen that and have finished what they had begun before: requests meanwhile are rejected.
- * 0, or -ETIMEDOUT if a host does not get round to it within a second: then the old owner has it again.
+ * 0, or -ETIMEDOUT if a host does not get round to it within 200 ms: then the old owner has it again.
  */
 int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
 		      struct kv_host *const *hosts, uint32_t host_count);

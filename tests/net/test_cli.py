@@ -15,7 +15,8 @@ from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, 
 
 from dpukv_xdp import lab as labs
 from dpukv_xdp import nic
-from dpukv_xdp.directory import server_name
+from dpukv_xdp.config import DEFAULT_DIRECTORY
+from dpukv_xdp.directory import open_directory, server_name
 from dpukv_xdp.lab import Lab, LabRecord
 from dpukv_xdp.service import services
 
@@ -195,8 +196,13 @@ def test_a_lab_stays_until_it_is_taken_down() -> None:
         record = Lab.load(name).record
         programs = [each.program_id for each in attachments_of(record)]
         assert len(programs) == 1
+        own = Path("/run/dpukv/labs", name)
+        assert up["details"]["directory"] == f"file:{own}"
+        assert [path.stem for path in own.iterdir()] == [up["details"]["name"]]
+        assert up["details"]["name"] not in open_directory(DEFAULT_DIRECTORY).servers()
     finally:
         dpukv("lab", "down", name)
+    assert not own.exists()
     assert_nothing_left(record, programs)
     assert "no lab" in dpukv("lab", "down", name, status=2).stderr
 

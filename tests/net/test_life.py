@@ -37,6 +37,7 @@ from dpukv_xdp import abi, codec, nic
 from dpukv_xdp import lab as labs
 from dpukv_xdp import server as server_module
 from dpukv_xdp.codec import Request
+from dpukv_xdp.directory import server_name
 from dpukv_xdp.engine import NativeThread, ProcessingEngine
 from dpukv_xdp.errors import (
     BusyError,
@@ -49,6 +50,7 @@ from dpukv_xdp.lab import Lab
 from dpukv_xdp.loadgen import Loop
 from dpukv_xdp.workload import WORKLOADS, build_templates
 
+START_SECONDS = 60.0
 EXIT_SECONDS = 20.0
 PACKETS = 1000
 EXTRA_SECONDS = 0.005
@@ -268,14 +270,16 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
             lab.server, [*argv, lab.server.interface], stderr=subprocess.PIPE, text=True
         ) as child,
     ):
-        deadline = time.monotonic() + EXIT_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not MOMENTS[moment](lab, child.pid):
             assert child.poll() is None, moment
             assert time.monotonic() < deadline, moment
             time.sleep(0.001)
         child.send_signal(number)
         _, said = child.communicate(timeout=EXIT_SECONDS)
-        return child.returncode, said, [*programs_on(lab.server), *registered_on(lab.server)]
+        left: list[object] = [*programs_on(lab.server), *registered_on(lab.server)]
+        left += [record_of(child.pid)] * record_of(child.pid).exists()
+        return child.returncode, said, left
 
 
 def is_compiling(lab: Lab, pid: int) -> bool:
@@ -293,6 +297,16 @@ def is_attached(lab: Lab, pid: int) -> bool:
     return programs_on(lab.server) != []
 
 
+def record_of(pid: int) -> Path:
+    """What the server publishes unless it is told otherwise."""
+    return Path("/run/dpukv/directory", f"{server_name(pid)}.json")
+
+
+def is_published(lab: Lab, pid: int) -> bool:
+    """Others can find it: the publisher has begun, and may not have finished."""
+    return record_of(pid).exists()
+
+
 def is_serving(lab: Lab, pid: int) -> bool:
     """It has answered."""
     try:
@@ -306,6 +320,7 @@ MOMENTS: dict[str, Callable[[Lab, int], bool]] = {
     "compiling": is_compiling,
     "loaded": is_loaded,
     "attached": is_attached,
+    "published": is_published,
     "serving": is_serving,
 }
 

@@ -72,26 +72,44 @@ def move_around(name: str, stop: threading.Event) -> None:
 
 
 def agree(lab: Lab, url: str, stop: threading.Event) -> int:
-    """Random operations until told to stop; how many."""
+    """Random operations until told to stop; how many. The time-out is long: what goes out twice
+    without being lost shows, as an INCREMENT counts twice and an ADD meets its own key.
+    """
     choices = random.Random(6)
     held: dict[bytes, bytes] = {}
     keys = [b"key %d" % number for number in range(KEYS)]
+    counters = {b"counter %d" % number: number for number in range(KEYS)}
     done = 0
     with (
         labs.in_namespace(lab.client.namespace),
-        Client.from_directory(url, timeout=0.5, retries=20) as client,
+        Client.from_directory(url, timeout=10, retries=1, refresh=0.005) as client,
     ):
+        assert client.set_many({key: counter(value) for key, value in counters.items()}) == []
         while not stop.is_set():
             some = choices.sample(keys, 20)
+            one, counted = some[0], choices.choice(list(counters))
             if choices.random() < 0.5:
                 written = {key: choices.randbytes(choices.randrange(30)) for key in some}
                 assert client.set_many(written) == []
                 held |= written
+                assert client.delete(one) is True
+                del held[one]
             else:
                 assert client.get_many(some) == {key: held[key] for key in some if key in held}
+                assert client.add(one, b"added") is (one not in held)
+                held.setdefault(one, b"added")
+            counters[counted] += done
+            assert client.increment(counted, done) == counters[counted]
             done += len(some)
         assert client.get_many(keys) == held
+        wanted = {key: counter(value) for key, value in counters.items()}
+        assert client.get_many(counters) == wanted
     return done
+
+
+def counter(value: int) -> bytes:
+    """As INCREMENT has it."""
+    return value.to_bytes(8, "little")
 
 
 def test_a_moved_partition_takes_its_items_along(lab: Lab) -> None:

@@ -17,7 +17,7 @@ import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp import bench, cli, config, lab, profiles, server
+from dpukv_xdp import bench, cli, config, errors, lab, profiles, server
 from dpukv_xdp.demo import story
 from dpukv_xdp.report import results_table
 
@@ -274,6 +274,20 @@ def test_memory_bytes_are_what_the_stores_take(
         lib.kv_store_destroy(store)
     shared_bytes = 0 if design != "dual" else partitions * 600 * 4
     assert settings.memory_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("command", ["false", "sleep"])
+def test_a_lab_s_server_that_ends_or_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Whatever has answered at its address."""
+    monkeypatch.setattr(cli, "LAB_READY_SECONDS", 0.2 if command == "sleep" else 60)
+    log = tmp_path / "log"
+    log.write_text("note: it runs\ndpukv: it broke\n")
+    with subprocess.Popen([command, "60"]) as process, log.open("rb") as said:
+        with pytest.raises(errors.DpukvError, match="server did not start: it broke"):
+            cli._await_lab_server(process, said.fileno(), lambda: False)
+        process.kill()
 
 
 def test_every_setting_is_an_option_of_serve() -> None:

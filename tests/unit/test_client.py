@@ -5,12 +5,15 @@ The stand-in is a thread on loopback that uses the codec and a dict. It stands i
 server, whose tests with this same client are in tests/net.
 """
 
+import errno
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,7 @@ Fault = Callable[["StandIn", int, bytes], list[bytes]]
 PATIENT = 2.0
 """Seconds: no stall of a busy machine must look like a loss."""
 WITH_VALUE = (abi.Operation.GET, abi.Operation.INCREMENT)
+READS = (abi.Operation.GET, abi.Operation.TEST, abi.Operation.NOOP_READ)
 TIMEOUT = 0.25
 """Where losses are the subject."""
 
@@ -44,8 +48,11 @@ class StandIn:
         self.response_max = response_max
         self.owners = tuple(range(engines))
         """The engine of each partition."""
+        self.concurrent_read = False
         self.store: list[dict[bytes, bytes]] = [{} for _ in range(engines)]
         self.received: list[list[Request]] = []
+        self.received_by: list[int] = []
+        """The engines that got these."""
         self.results: dict[bytes, int] = {}
         """Keys that get this result instead of service."""
         self.fault: Fault = lambda _server, _number, answer: [answer]
@@ -64,6 +71,7 @@ class StandIn:
                 return
             requests = codec.decode_requests(payload)
             self.received.append(requests)
+            self.received_by.append(engine)
             answer = codec.encode_batch(self.reply_all(engine, requests), strict=False)
             for each in self.fault(self, len(self.received), answer):
                 self.sockets[engine].sendto(each, client)
@@ -84,13 +92,14 @@ class StandIn:
     def reply(self, engine: int, request: Request) -> tuple[int, bytes]:
         if request == Request.probe(request.opaque):
             return abi.Result.SUCCESS, b""
-        if self.owners[(request.key_hash >> 48) % len(self.owners)] != engine:
+        owner = self.owners[(request.key_hash >> 48) % len(self.owners)]
+        if owner != engine and not (self.concurrent_read and request.operation in READS):
             return abi.Result.REJECTED, b""
         if request.key in self.results:
             return self.results[request.key], b""
         if request.operation == abi.Operation.NOOP_READ:
             return abi.Result.SUCCESS, b""
-        return self.serve_owned(self.store[engine], request)
+        return self.serve_owned(self.store[owner], request)
 
     def serve_owned(self, store: dict[bytes, bytes], request: Request) -> tuple[int, bytes]:
         """What the owner of the key does."""
@@ -115,15 +124,19 @@ class StandIn:
         """What it says of itself in a directory."""
         addresses = [each.getsockname() for each in self.sockets]
         endpoints = tuple(("02:00:00:00:00:01", host, port) for host, port in addresses)
-        return ServerRecord(False, False, self.owners if owners is None else owners, endpoints)
+        owners = self.owners if owners is None else owners
+        return ServerRecord(self.concurrent_read, self.concurrent_read, owners, endpoints)
 
     def close(self) -> None:
+        while self.sockets:
+            self.close_last()
+
+    def close_last(self) -> None:
+        """One engine less."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
-            for each in self.sockets:
-                waker.sendto(b"stop", each.getsockname())
-        for thread, each in zip(self.threads, self.sockets, strict=True):
-            thread.join()
-            each.close()
+            waker.sendto(b"stop", self.sockets[-1].getsockname())
+        self.threads.pop().join()
+        self.sockets.pop().close()
 
 
 def adjacent_sockets(count: int) -> list[socket.socket]:
@@ -220,6 +233,16 @@ def test_add_does_not_overwrite(client: Client, server: StandIn) -> None:
     server.results[b"full"] = abi.Result.INSUFFICIENT_SPACE
     with pytest.raises(ResultError, match="no room"):
         client.add("full", "value")
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_keys_may_be_any_bytes(client: Client, kind: Callable[[bytes], bytes]) -> None:
+    key = kind(b"key")
+    assert client.set(key, kind(b"value"))
+    assert client.get(key) == b"value"
+    assert client.get(kind(b"none"), b"else") == b"else"
+    assert client.get_many([key, b"key", kind(b"none")]) == {b"key": b"value"}
+    assert client.delete(key)
 
 
 def test_test_and_delete_say_whether_the_key_was_there(client: Client) -> None:
@@ -418,6 +441,79 @@ def test_a_server_that_comes_back_in_time_is_found() -> None:
     timer.join()
 
 
+class Troubled:
+    """A socket whose sends, or whose receives, fail with these errors first."""
+
+    def __init__(self, real: socket.socket, *, send: list[int], recv: list[int]) -> None:
+        self.real, self.errors = real, {"send": send, "recv": recv}
+
+    def send(self, datagram: bytes) -> int:
+        self.fail("send")
+        return self.real.send(datagram)
+
+    def recv(self, count: int, flags: int) -> bytes:
+        self.fail("recv")
+        return self.real.recv(count, flags)
+
+    def fail(self, call: str) -> None:
+        if self.errors[call]:
+            number = self.errors[call].pop(0)
+            raise OSError(number, os.strerror(number))
+
+    def close(self) -> None:
+        self.real.close()
+
+
+def trouble(client: Client, server: StandIn, **errors: list[int]) -> None:
+    sockets: dict[tuple[str, int], Any] = client._sockets
+    errors = {"send": [], "recv": []} | errors
+    sockets[server.address] = Troubled(sockets[server.address], **errors)
+
+
+@pytest.mark.parametrize("call", ["send", "recv"])
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ECONNREFUSED],
+)
+def test_what_the_network_reports_is_outlasted(
+    impatient: Client, server: StandIn, call: str, number: int
+) -> None:
+    trouble(impatient, server, **{call: [number]})
+    assert impatient.set("key", "value")
+
+
+def test_what_the_network_reports_for_too_long_is_in_the_error(server: StandIn) -> None:
+    with Client(server.address, timeout=0.02, retries=2) as client:
+        trouble(client, server, send=[errno.ENETUNREACH] * 9)
+        with pytest.raises(NoResponseError, match="the network says: Network is unreachable"):
+            client.get("key")
+
+
+@pytest.mark.parametrize("call", ["send", "recv"])
+def test_an_error_that_does_not_pass_is_one_of_usage(
+    client: Client, server: StandIn, call: str
+) -> None:
+    trouble(client, server, **{call: [errno.EMSGSIZE]})
+    with pytest.raises(UsageError, match="Message too long, check address, route and MTU"):
+        client.get("key")
+
+
+def test_who_is_silent_has_not_refused() -> None:
+    """Another endpoint has, in the same call."""
+    server = StandIn(engines=2)
+    server.fault = lambda _server, _number, _answer: []
+    server.close_last()
+    try:
+        with (
+            Client(server.address, timeout=0.1, retries=1, ports=2) as client,
+            pytest.raises(NoResponseError, match="no answer from") as raised,
+        ):
+            client.get_many(sorted(ITEMS, key=lambda key: abi.hash_key(key.encode()) >> 48 & 1))
+        assert not isinstance(raised.value, RefusedError)
+    finally:
+        server.close()
+
+
 # ---- With a directory
 
 SELDOM = 60.0
@@ -533,6 +629,156 @@ def test_only_what_is_rejected_goes_out_again(directory: FileDirectory) -> None:
         assert sum(sizes) == len(ITEMS)
         attempts = [request.key for batch in server.received for request in batch]
         assert {attempts.count(key) for key in server.store[0]} == {1}
+
+
+def test_what_is_under_way_when_the_directory_changes_is_not_sent_again(
+    directory: FileDirectory,
+) -> None:
+    """It may have been carried out: an INCREMENT would count twice."""
+    with stand_ins(2) as (server,):
+        server.owners = (0, 1)
+        directory.publish("one.1", server.record())
+        first, second = owned_by(server, 0), owned_by(server, 1)
+        server.owners = (0, 0)
+        reply_all = server.reply_all
+
+        def slow(engine: int, requests: Sequence[Request]) -> list[Reply]:
+            replies = reply_all(engine, requests)
+            if requests[0].key == first:
+                server.owners = (1, 0)
+                directory.publish("one.1", server.record())
+                time.sleep(0.3)  # the other one is rejected meanwhile, and has the client look
+            return replies
+
+        server.reply_all = slow  # type: ignore[method-assign]
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            assert client.set_many({first: b"1", second: b"2"}) == []
+        attempts = [request.key for batch in server.received for request in batch]
+        assert attempts.count(first) == 1
+        assert attempts.count(second) > 1
+
+
+def owned_by(server: StandIn, engine: int) -> bytes:
+    """A key."""
+    keys = (key.encode() for key in ITEMS)
+    owners = server.owners
+    return next(key for key in keys if owners[(abi.hash_key(key) >> 48) % len(owners)] == engine)
+
+
+def test_what_is_not_answered_in_time_goes_to_the_new_owner(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners = (0,)
+        directory.publish("one.1", server.record())
+
+        def silent(_server: StandIn, number: int, answer: bytes) -> list[bytes]:
+            if number == 1:
+                server.owners = (1,)
+                directory.publish("one.1", server.record())
+            return [answer] if number > 2 else []
+
+        server.fault = silent
+        with Client.from_directory(str(directory), timeout=TIMEOUT, refresh=SELDOM) as client:
+            assert client.set("key", "value")
+        assert server.received_by == [0, 0, 1]  # it looks when it sends for the second time
+
+
+def test_reads_go_to_all_who_may_answer_by_their_share(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners, server.concurrent_read = (0, 0, 0, 1), True
+        directory.publish("one.1", server.record())
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            assert client.set("key", "value")
+            for read in (client.get, client.test, client.noop):
+                server.received_by.clear()
+                for _ in range(8):
+                    read("key")
+                assert sorted(server.received_by) == [0] * 6 + [1] * 2
+
+
+def test_writes_go_to_the_owner_whoever_may_write(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners, server.concurrent_read = (0, 1), True
+        directory.publish("one.1", server.record())
+        key = owned_by(server, 1)
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            for _ in range(4):
+                client.set(key, (0).to_bytes(8, "little"))
+                client.add(key, "value")
+                client.increment(key)
+                client.delete(key)
+        assert server.received_by == [1] * 16
+
+
+def test_a_read_that_is_not_answered_is_sent_to_another_reader(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners, server.concurrent_read = (0, 1), True
+        server.store = [{key.encode(): value for key, value in VALUES.items()}] * 2
+        server.fault = lambda _server, number, answer: [answer] if number > 1 else []
+        directory.publish("one.1", server.record())
+        with Client.from_directory(str(directory), timeout=TIMEOUT, refresh=SELDOM) as client:
+            assert client.get("key-1") == VALUES["key-1"]
+        assert sorted(server.received_by) == [0, 1]
+
+
+def test_an_error_names_whoever_answered(directory: FileDirectory) -> None:
+    """Of readers, that is not the owner each time."""
+    with stand_ins(2) as (server,):
+        server.owners, server.concurrent_read = (0, 1), True
+        server.results[b"key"] = abi.Result.NOT_SUPPORTED
+        directory.publish("one.1", server.record())
+        named = set()
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            for _ in range(2):
+                with pytest.raises(ResultError) as raised:
+                    client.get("key")
+                named.add(raised.value.endpoint)
+        assert len(named) == 2
+
+
+def test_time_is_counted_and_not_attempts_that_were_rejected(directory: FileDirectory) -> None:
+    with stand_ins(2) as (server,):
+        server.owners = (9, 9)
+        server.fault = lambda _server, number, answer: [answer] if number < 10 else []
+        directory.publish("one.1", server.record((0, 1)))
+        start = time.monotonic()
+        with (
+            Client.from_directory(str(directory), timeout=0.5, retries=1) as client,
+            pytest.raises(NoResponseError) as raised,
+        ):
+            client.get("key")
+        assert raised.value.waited_seconds <= time.monotonic() - start
+
+
+def test_what_is_wrong_with_the_directory_is_told_with_what_came_of_it(
+    directory: FileDirectory, tmp_path: Path
+) -> None:
+    with stand_ins(1) as (server,):
+        directory.publish("one.1", server.record())
+        (tmp_path / "bad.2.json").write_text("{")
+        with Client.from_directory(str(directory), timeout=0.02, retries=1) as client:
+            assert client.set("key", "value")
+            server.owners = (9,)
+            with pytest.raises(ResultError, match=r"record of server bad\.2 .* is malformed"):
+                client.get("key")
+            server.fault = lambda _server, _number, _answer: []
+            with pytest.raises(NoResponseError, match=r"record of server bad\.2 .* is malformed"):
+                client.get("key")
+
+
+def test_sockets_to_servers_that_have_gone_are_closed(directory: FileDirectory) -> None:
+    """Also if the client hears of it in the middle of a call."""
+    with stand_ins(1, 1) as (old, new):
+        old.owners = (9,)
+        directory.publish("one.1", old.record((0,)))
+        with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
+            timer = threading.Timer(0.1, directory.publish, ("one.1", new.record()))
+            timer.start()
+            assert client.set("key", "value")
+            timer.join()
+            (gone,) = (each for where, each in client._sockets.items() if where == old.address)
+            assert client.set("key", "value")
+            assert gone.fileno() == -1
+            assert list(client._sockets) == [new.address]
 
 
 def test_a_rejection_that_lasts_is_an_error(directory: FileDirectory) -> None:

@@ -6,23 +6,30 @@ Real etcds are in tests/net.
 
 import json
 import os
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpukv_xdp import directory_watch
 from dpukv_xdp.directory import (
     ENDPOINTS_MAX,
+    TTL_SECONDS,
     Directory,
     FileDirectory,
+    Listing,
     Publisher,
     ServerRecord,
     open_directory,
+    server_name,
 )
+from dpukv_xdp.directory_watch import Watch
 from dpukv_xdp.errors import DirectoryError, RecordError, UsageError
 
 MAC = "02:00:00:00:00:01"
@@ -318,11 +325,16 @@ def test_other_files_are_left_alone(files: FileDirectory) -> None:
     assert list(files.servers()) == ["one.1"]
 
 
-def test_a_malformed_record_names_its_server(files: FileDirectory) -> None:
+def test_a_malformed_record_is_named_and_takes_nothing_from_the_others(
+    files: FileDirectory,
+) -> None:
     files.publish("one.1", RECORD)
     (folder_of(files) / "bad.2.json").write_text(MICA2_LINE[:50])
-    with pytest.raises(RecordError, match=rf"server bad\.2 in {files} is malformed"):
-        files.servers()
+    listing = files.servers()
+    failure = listing.pop("bad.2")
+    assert isinstance(failure, RecordError)
+    assert f"server bad.2 in {files} is malformed" in str(failure)
+    assert listing == {"one.1": RECORD}
 
 
 def test_a_place_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
@@ -352,7 +364,7 @@ class Memory:
         self.fail_if_lost()
         self.records.pop(name, None)
 
-    def servers(self) -> dict[str, ServerRecord]:
+    def servers(self) -> Listing:
         self.fail_if_lost()
         return dict(self.records)
 
@@ -417,22 +429,240 @@ def test_a_place_that_is_lost_at_the_start_is_an_error(memory: Memory) -> None:
     assert "directory" not in [each.name for each in threading.enumerate()]
 
 
-def test_who_serves_in_the_place_of_a_killed_server_removes_its_record(memory: Memory) -> None:
-    memory.records = {"one.1": RECORD, "two.1": OTHER}
+class Interrupted(BaseException):
+    """As cli.py's."""
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_interrupt_while_publishing_for_the_first_time_leaves_no_record(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    said: list[str] = []
+    publish = memory.publish
+
+    def interrupted(name: str, record: ServerRecord) -> None:
+        publish(name, record)
+        memory.is_lost = is_lost
+        raise Interrupted
+
+    monkeypatch.setattr(memory, "publish", interrupted)
+    with pytest.raises(Interrupted), Publisher(memory, "one.1", RECORD, said.append):
+        raise AssertionError("published")
+    assert list(memory.records) == ["one.1"] * is_lost
+    assert len(said) == is_lost
+
+
+def test_whatever_goes_wrong_is_said_and_publishing_goes_on(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with Publisher(memory, "one.1", RECORD, said.append, refresh_seconds=0.01):
+        with monkeypatch.context() as patched:
+            patched.setattr(memory, "fail_if_lost", lambda: 1 / 0)
+            wait_until(lambda: bool(said))
+        wait_until(lambda: len(said) == 2)
+        assert "ZeroDivisionError" in said[0]
+        assert "is back" in said[1]
+
+
+def test_nobody_has_to_listen(memory: Memory) -> None:
+    def say(sentence: str) -> None:
+        raise OSError("closed")
+
+    with Publisher(memory, "one.1", RECORD, say, refresh_seconds=0.01) as publisher:
+        memory.is_lost = True
+        wait_until(lambda: publisher._is_lost)
+        memory.is_lost = False
+        memory.published.clear()
+        wait_until(lambda: bool(memory.published))
+        memory.is_lost = True
+
+
+@pytest.fixture
+def zombie() -> Iterator[int]:
+    """A process that has ended and is not reaped."""
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    yield child.pid
+    child.wait()
+
+
+def test_a_server_removes_what_killed_ones_of_its_host_have_left(
+    memory: Memory, zombie: int
+) -> None:
+    """On other addresses too. Whether one of another host lives cannot be seen from here."""
+    dead, alive = server_name(zombie), server_name(os.getppid())
+    memory.records = {dead: OTHER, alive: RECORD, f"elsewhere.{zombie}": RECORD}
     with Publisher(memory, "one.2", RECORD, print, refresh_seconds=60):
-        assert memory.records == {"one.2": RECORD, "two.1": OTHER}
+        assert sorted(memory.records) == sorted([alive, f"elsewhere.{zombie}", "one.2"])
 
 
 def test_somebody_else_s_malformed_record_keeps_nobody_from_publishing(
-    files: FileDirectory,
+    files: FileDirectory, zombie: int
 ) -> None:
-    files.publish("two.1", OTHER)
-    (folder_of(files) / "two.1.json").write_text("{")
-    with Publisher(files, "one.1", RECORD, print):
-        assert (folder_of(files) / "one.1.json").exists()
-    assert not (folder_of(files) / "one.1.json").exists()
+    said: list[str] = []
+    for name in ("two.1", server_name(zombie)):
+        files.publish(name, OTHER)
+        (folder_of(files) / f"{name}.json").write_text("{")
+    with Publisher(files, "one.1", RECORD, said.append):
+        assert sorted(files.servers()) == ["one.1", "two.1"]
+    assert sorted(files.servers()) == ["two.1"]
+    assert len(said) == 1
+    assert "the record of server two.1" in said[0]
+    assert "malformed" in said[0]
 
 
 def test_a_publisher_needs_a_name(memory: Memory) -> None:
     with pytest.raises(UsageError, match="no server name"):
         Publisher(memory, "a/b", RECORD, print)
+
+
+# ---- Watching
+
+
+def at(host: int, *ports: int) -> ServerRecord:
+    """A server's record."""
+    endpoints = tuple((MAC, f"10.0.0.{host}", port) for port in ports)
+    return ServerRecord(False, False, (0,), endpoints)
+
+
+def look(watch: Watch) -> None:
+    """Have it look, and wait until it has looked at what is there now."""
+    for _ in range(2):  # it may have been looking already
+        before = watch._read_at
+        watch.ask()
+        wait_until(lambda before=before: watch._read_at > before)  # type: ignore[misc]
+
+
+@pytest.fixture
+def three(files: FileDirectory) -> Iterator[Watch]:
+    """What is known of three servers, two of them on one host."""
+    files.publish("a.5", at(1, 1, 2))
+    files.publish("a.6", at(1, 3, 4))
+    files.publish("b.7", at(2, 1))
+    with closing(Watch(str(files), None, refresh_seconds=60)) as watch:
+        assert watch.servers == (at(1, 1, 2), at(1, 3, 4), at(2, 1))
+        yield watch
+
+
+def test_a_server_that_starts_again_keeps_its_place(files: FileDirectory, three: Watch) -> None:
+    """And so its keys, whatever number its process has."""
+    for old, new, record in (("a.5", "a.10", at(1, 1, 2)), ("b.7", "b.10000", at(2, 1))):
+        before = three.servers
+        files.withdraw(old)
+        look(three)
+        assert three.servers == before
+        files.publish(new, record)
+        look(three)
+        assert three.servers == before
+
+
+def test_a_server_that_starts_again_elsewhere_takes_the_place_of_the_old_one(
+    files: FileDirectory, three: Watch
+) -> None:
+    files.withdraw("b.7")
+    files.publish("b.8", at(2, 9))  # another port, same host
+    look(three)
+    assert three.servers == (at(1, 1, 2), at(1, 3, 4), at(2, 9))
+    files.withdraw("b.8")
+    files.publish("renamed.8", at(2, 9, 10))  # another host, same address
+    look(three)
+    assert three.servers == (at(1, 1, 2), at(1, 3, 4), at(2, 9, 10))
+
+
+def test_a_server_that_is_missing_for_a_moment_keeps_its_place(
+    files: FileDirectory, three: Watch
+) -> None:
+    """As after an outage that outlasted all records: servers come back one after the other."""
+    before = three.servers
+    for name in ("a.5", "a.6", "b.7"):
+        files.withdraw(name)
+    for name, record in (("b.7", at(2, 1)), ("a.5", at(1, 1, 2)), ("a.6", at(1, 3, 4))):
+        look(three)
+        assert three.servers == before
+        files.publish(name, record)
+    look(three)
+    assert three.servers == before
+
+
+class Clock:
+    """Stands in for `time`: goes on by itself, hardly, and when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = time.monotonic()
+
+    def monotonic(self) -> float:
+        self.seconds += 1e-3
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(directory_watch, "time", made)
+    return made
+
+
+def test_a_server_that_stays_away_loses_its_place(
+    files: FileDirectory, three: Watch, clock: Clock
+) -> None:
+    before = three.servers
+    files.withdraw("a.5")
+    files.withdraw("b.7")
+    look(three)
+    clock.seconds += TTL_SECONDS - 1
+    look(three)
+    assert three.servers == before
+    clock.seconds += 1
+    look(three)
+    assert three.servers == (at(1, 3, 4),)
+    files.withdraw("a.6")
+    look(three)
+    clock.seconds += TTL_SECONDS
+    look(three)
+    assert three.servers == (at(1, 3, 4),), "the last one has no successor"
+
+
+def test_looks_that_fail_do_not_count(
+    files: FileDirectory, three: Watch, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = three.servers
+    files.withdraw("b.7")
+    look(three)
+    with monkeypatch.context() as patched:
+        patched.setattr(three, "_directory", lost := Memory())
+        lost.is_lost = True
+        look(three)
+        assert "lost" in str(three.failure)
+        clock.seconds += TTL_SECONDS
+    look(three)
+    assert three.failure is None
+    assert three.servers == before
+    clock.seconds += TTL_SECONDS
+    look(three)
+    assert three.servers == before[:2]
+
+
+def test_a_malformed_record_blinds_nobody(files: FileDirectory, three: Watch) -> None:
+    """A new one is left out; one that was known stays as it was."""
+    before = three.servers
+    assert three.failure is None
+    (folder_of(files) / "bad.2.json").write_text("{")
+    (folder_of(files) / "b.7.json").write_text("{")
+    files.publish("a.6", at(1, 3, 5))
+    look(three)
+    assert three.servers == (before[0], at(1, 3, 5), before[2])
+    assert "the record of server b.7" in str(three.failure)
+    (folder_of(files) / "bad.2.json").unlink()
+    files.publish("b.7", at(2, 1))
+    look(three)
+    assert three.failure is None
+
+
+def test_only_the_records_asked_for_matter(files: FileDirectory) -> None:
+    files.publish("a.1", at(1, 1))
+    (folder_of(files) / "bad.2.json").write_text("{")
+    with closing(Watch(str(files), "a", refresh_seconds=60)) as watch:
+        assert watch.failure is None
+    with pytest.raises(RecordError, match=r"server bad\.2"):
+        Watch(str(files), "bad", refresh_seconds=60)

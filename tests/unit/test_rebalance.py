@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Which partitions move."""
+"""Which partitions move, and when one does not."""
 
+import errno
+import threading
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.rebalance import IMBALANCE, Move, plan_moves
 
 
@@ -79,3 +82,21 @@ def test_moves_never_make_the_busiest_busier_and_end(
     mean = sum(loads) / engines
     if max(before.values()) <= IMBALANCE * mean:
         assert not moves
+
+
+def test_who_does_not_let_go_in_time_keeps_the_partition() -> None:
+    """Nobody would be served meanwhile; in half a second is too late."""
+    table = ffi.new("struct kv_partition_table *")
+    table.owner[3] = 1
+    hosts = [ffi.new("struct kv_host *") for _ in range(2)]
+    hosts[0].stop = 1  # it has let go of everything
+
+    def go_on() -> None:
+        hosts[1].rounds = 2
+
+    timer = threading.Timer(0.5, go_on)
+    timer.start()
+    status = lib.kv_partition_move(table, 3, 0, hosts, len(hosts))
+    timer.join()
+    assert status == -errno.ETIMEDOUT
+    assert table.owner[3] == 1
