@@ -190,31 +190,18 @@ def _times(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     shown = [point for point in shown if point.settings[panel.across] == largest]
     rows, bars = [], []
     for title, group in _split(panel, shown).items():
-        base = next(
-            (
-                spread.median
-                for point in group
-                if matches(point.settings, panel.base)
-                if (spread := points.spread(point, "throughput")) is not None
-            ),
-            0.0,
-        )
+        base = next((p for p in group if matches(p.settings, panel.base)), None)
         for point in _ordered(group):
             own = points.spread(point, "throughput")
-            if own is None or base <= 0:
+            times = points.ratio(point, base, "throughput") if base else None
+            if own is None or times is None:
                 continue
             name = _label(panel.line, point.settings)
             limits = dict.fromkeys(limit_of(result) for result in point.results)
             rows.append(
-                (
-                    title,
-                    name,
-                    text_of_spread(own),
-                    f"{text_of(own.median / base)} x",
-                    "; ".join(limits),
-                )
+                (title, name, text_of_spread(own), text_of_spread(times), "; ".join(limits))
             )
-            bars.append((f"{title}: {name}", own.median / base))
+            bars.append((f"{title}: {name}", times.median))
     if not rows:
         return []
     figure, all_axes = _figure(1, width=9.0, height=1.2 + 0.3 * len(bars))
@@ -262,12 +249,12 @@ def _bars(plan: Plan, panel: Panel, points: Points) -> list[Item]:
                     if point is None or height is None:
                         continue
                     at = place + (number - (len(names) - 1) / 2) * 0.8 / len(names)
-                    axes.bar(at, height, 0.8 / len(names), color=colours[name], label=name)
+                    axes.bar(at, height.median, 0.8 / len(names), color=colours[name], label=name)
                     _paper_mark(axes, plan, metric, point, at, panel, points)
                     cells = rows.setdefault((name, load, title), [])
                     cells.append(text_of_spread(points.spread(point, metric)))
                     if is_relative:
-                        cells.append(f"{height:.2f}")
+                        cells.append(text_of_spread(height))
             axes.set_xticks(range(len(loads)), [f"YCSB {load}" for load in loads])
             axes.set_title(
                 f"{title}: {METRIC_NAMES[metric]}" + (", relative" if is_relative else ""),
@@ -293,20 +280,15 @@ def _bars(plan: Plan, panel: Panel, points: Points) -> list[Item]:
 
 def _height(
     point: Point | None, metric: str, group: Sequence[Point], panel: Panel, points: Points
-) -> float | None:
+) -> Spread | None:
     """Of a bar: relative to the base's under the same load, or the value itself."""
-    own = points.spread(point, metric) if point is not None else None
-    if point is None or own is None:
+    if point is None:
         return None
     if metric not in ("throughput", "latency"):
-        return own.median
-    load = point.settings["workload"]
-    for other in group:
-        if matches(other.settings, {**panel.base, "workload": load}):
-            base = points.spread(other, metric)
-            if base is not None and base.median > 0:
-                return own.median / base.median
-    return None
+        return points.spread(point, metric)
+    load = {**panel.base, "workload": point.settings["workload"]}
+    base = next((other for other in group if matches(other.settings, load)), None)
+    return points.ratio(point, base, metric) if base else None
 
 
 def _paper_mark(
@@ -709,32 +691,34 @@ def _printed(
 
 
 def _model_doors(plan: Plan, panel: Panel, points: Points) -> list[Item]:
-    """Throughput by door and the time of a transfer, over host cores, by the model."""
+    """Throughput by door and the time of a transfer, by the model."""
     models = points.where(panel.model)
     if not models:
         return []
     curve = models[0].results[0]
-    cores = [row["cores"] for row in curve]
+    heading = _heading(panel.across)
+    places = [row[panel.across] for row in curve]
     figure, (left, right) = _figure(2)
-    left.plot(cores, [row["throughput_mops"] for row in curve], "o-", label="in all")
-    for door in ("dpu", "host"):
+    left.plot(places, [row["throughput_mops"] for row in curve], "o-", label="in all")
+    for door, colour in (("dpu", "C1"), ("host", "C2")):
         doors = [row["door_mops"].get(door, 0.0) for row in curve]
-        left.plot(cores, doors, "s--", label=f"by the {door}'s door", markersize=4)
-    right.plot(cores, [row["transfer_us"] for row in curve], "o-", color="C3", label="transfer")
-    left.set(xlabel="host cores", ylabel="million requests a second", ylim=(0, None))
-    right.set(xlabel="host cores", ylabel="time of a transfer, µs", ylim=(0, None))
+        name = f"by the {door}'s door"
+        left.plot(places, doors, "s--", color=colour, label=name, markersize=4)
+    right.plot(places, [row["transfer_us"] for row in curve], "o-", color="C3", label="transfer")
+    left.set(xlabel=heading, ylabel="million requests a second", ylim=(0, None))
+    right.set(xlabel=heading, ylabel="time of a transfer, µs", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     rows = tuple(
         (
-            str(row["cores"]),
+            str(row[panel.across]),
             text_of(row["throughput_mops"]),
             *(text_of(row["door_mops"].get(door, 0.0)) for door in ("dpu", "host")),
             text_of(row["transfer_us"]),
         )
         for row in curve
     )
-    headings = ("host cores", "Mops", "DPU's door", "host's door", "transfer, µs")
+    headings = (heading, "Mops", "DPU's door", "host's door", "transfer, µs")
     return [_picture(plan, panel, figure, [left, right]), Table(panel.title, headings, rows)]
 
 
@@ -931,14 +915,19 @@ def _label(names: Sequence[str], settings: Mapping[str, Any]) -> str:
 def _heading(name: str) -> str:
     return {
         "distribution": "keys",
-        "requests_per_packet": "requests in a transfer",
+        "requests_per_packet": "requests in a packet",
+        "cores": "host cores",
+        "bytes": "bytes of a transfer's buffer",
         "window": "packets outstanding",
     }.get(name, name.replace("_", " "))
 
 
 def _ordered(shown: Sequence[Point]) -> list[Point]:
     """By profile, design and load."""
-    names = ("peer", "dpu", "profile", "design", "rx_descriptors", "workload", "distribution")
+    names = (
+        *("peer", "dpu", "profile", "design", "frames", "rx_descriptors"),
+        *("workload", "distribution"),
+    )
     return sorted(shown, key=lambda p: _order(names, p.settings))
 
 
