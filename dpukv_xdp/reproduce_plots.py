@@ -86,8 +86,10 @@ def _curves(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     figure, all_axes = _figure(len(groups))
     coloured = [name for name in panel.line if name != "workload"]
     colours = _colours(coloured, shown)
+    has_bands = False
     for axes, (title, group) in zip(all_axes, groups.items(), strict=True):
         bands = _bands(plan, panel, group, points)
+        has_bands = has_bands or bool(bands)
         for name, own in _lines(panel, group).items():
             first = own[0].settings
             style = _workload_style(panel, first)
@@ -118,9 +120,9 @@ def _curves(plan: Plan, panel: Panel, points: Points) -> list[Item]:
         _log(axes.yaxis)
         if panel.log:
             _log(axes.xaxis)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("median round trip, µs")
-    note = "shaded: the paper's ratio to the base, times our base" if panel.base else ""
+    note = "shaded: the paper's ratio to dpu-only, times our dpu-only" if has_bands else ""
     picture = _picture(plan, panel, figure, all_axes, note)
     return [picture, _loads_table(panel, shown, points)]
 
@@ -549,7 +551,7 @@ def _transfers(plan: Plan, panel: Panel, points: Points) -> list[Item]:
             _log(axes.xaxis)
             _log(axes.yaxis)
             axes.set_xlabel("payload, bytes")
-            axes.grid(alpha=0.3, which="both")
+            axes.grid(alpha=0.3)
         axes_row[0].set_ylabel("median of an operation, ns")
     picture = _picture(plan, panel, figure, [axes for row in grid for axes in row])
     headings = ("primitive", "way", "mode", *(f"{size} B" for size in sizes))
@@ -747,7 +749,7 @@ def _validation(plan: Plan, panel: Panel, points: Points) -> list[Item]:
         _log(axes.xaxis)
         _log(axes.yaxis)
         axes.set_xlabel("value that it ought to have (µs, Mops or ratio)")
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         items += _validation_tables(title, found[name])
     all_axes[0].set_ylabel("model")
     return [_picture(plan, panel, figure, all_axes), *items]
@@ -835,14 +837,14 @@ COLUMNS_MAX = 3
 
 def _log(axis: Any) -> None:
     """A logarithmic axis whose numbers are written out and do not overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
     set_scale("log")
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())  # a text each, which is most of a picture's time
 
 
 def _picture(
@@ -859,7 +861,7 @@ def _picture(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(len(handles), 4 if len(all_axes) == 1 else 6),
+        ncols=min(len(handles), int(figure.get_figwidth() / 1.7)),
         fontsize="small",
     )
     title = f"{panel.title} ({note})" if note else panel.title

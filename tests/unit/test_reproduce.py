@@ -7,6 +7,8 @@ import base64
 import html
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -817,6 +819,87 @@ def test_what_was_refused_is_in_the_report() -> None:
     lines.append({"key": runs[0].key, "machine": MACHINE, "refused": "that cannot <be>"})
     page = to_html(compose(plans, runs, "smoke", lines))
     assert "that cannot &lt;be&gt;" in page
+
+
+# ---- In a browser
+
+BROWSER = "chromium"
+LOOK = """
+<script>
+addEventListener("load", () => {
+  for (const each of document.querySelectorAll("details")) each.open = true;
+  const wrong = [], named = (e) => e.tagName + " " + (e.alt || e.textContent || "").slice(0, 60);
+  const pictures = [...document.images];
+  for (const image of pictures)
+    if (!image.complete || !image.naturalWidth || image.getBoundingClientRect().height < 100)
+      wrong.push("empty: " + named(image));
+  const width = document.documentElement.clientWidth;
+  for (const each of document.body.querySelectorAll("*")) {
+    const box = each.getBoundingClientRect();
+    if (box.left < 0 || box.right > width + 1) wrong.push("beyond the page: " + named(each));
+  }
+  const blocks = [...document.querySelectorAll("h1, h2, h3, p, ul, figure, table, summary")];
+  const boxes = blocks.map((each) => each.getBoundingClientRect());
+  for (let i = 0; i < blocks.length; i++)
+    for (let j = i + 1; j < blocks.length; j++)
+      if (Math.min(boxes[i].right, boxes[j].right) - Math.max(boxes[i].left, boxes[j].left) > 1 &&
+          Math.min(boxes[i].bottom, boxes[j].bottom) - Math.max(boxes[i].top, boxes[j].top) > 1)
+        wrong.push("overlap: " + named(blocks[i]) + " | " + named(blocks[j]));
+  const said = document.createElement("pre");
+  said.textContent = JSON.stringify(
+    {wrong, pictures: pictures.length, tables: document.querySelectorAll("table").length});
+  document.body.replaceChildren(said);
+});
+</script>
+"""
+"""What is wrong with a page: empty pictures, whatever is beyond its edge, blocks that overlap."""
+
+
+def looked_at(page: str, directory: Path) -> dict[str, Any]:
+    """What LOOK finds in a window as wide as a laptop's: narrower ones scroll tables."""
+    path = directory / "looked-at.html"
+    path.write_text(page.replace("</body>", f"{LOOK}</body>"))
+    said = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", f"--user-data-dir={directory / 'browser'}"),
+            *("--window-size=1200,900", "--dump-dom", path.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r"<pre>(.*?)</pre>", said.stdout, re.DOTALL)
+    assert found is not None, said.stderr
+    answer: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return answer
+
+
+in_a_browser = pytest.mark.skipif(
+    shutil.which(BROWSER) is None,
+    reason=f"this box lacks {BROWSER} (Debian's package of that name): nobody looks at the report",
+)
+
+
+@in_a_browser
+def test_a_browser_shows_every_figure_and_nothing_overlaps(report: Report, tmp_path: Path) -> None:
+    page = report.page()
+    found = looked_at(page, tmp_path)
+    assert found["wrong"] == []
+    assert found["pictures"] == sum(len(plan.panels) for plan in find_plans([]))
+    assert found["tables"] == page.count("<table>")
+
+
+@in_a_browser
+def test_a_browser_would_see_what_is_wrong(tmp_path: Path) -> None:
+    picture = '<img alt="no picture" src="data:image/png;base64,AAAA">'
+    wide = '<div style="width: 3000px">wide</div>'
+    above = '<p>below</p><p style="margin-top: -40px">above</p>'
+    found = looked_at(f"<html><body>{picture}{wide}{above}</body></html>", tmp_path)
+    kinds = [each.partition(":")[0] for each in found["wrong"]]
+    assert kinds == ["empty", "beyond the page", "overlap"]
 
 
 # ---- The command
