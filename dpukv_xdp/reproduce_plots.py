@@ -4,6 +4,7 @@ its plan names.
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from dpukv_xdp.reproduce_results import (
 PAPER_DPU = {"bf2": "BF-2", "bf3": "BF-3"}
 """What the paper's table calls the profiles."""
 DPI = 100
+TITLE_LETTERS_AN_INCH = 12
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.9
 """Inches of one of several pictures side by side."""
 STAGES = ("receive", "parse", "process", "wait", "prepare", "send")
@@ -865,7 +867,8 @@ def _picture(
         fontsize="small",
     )
     title = f"{panel.title} ({note})" if note else panel.title
-    figure.suptitle(title, fontsize="medium")
+    width = int(figure.get_figwidth() * TITLE_LETTERS_AN_INCH)
+    figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     plt.close(figure)
@@ -950,7 +953,7 @@ def _order(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[Any, ...]
 
 def _colours(names: Sequence[str], shown: Sequence[Point]) -> dict[str, str]:
     """A colour for each line; a design has the same one in all pictures."""
-    found = {name: f"C{number}" for number, name in enumerate(DESIGNS)}
+    found = {name: f"C{number}" for number, name in enumerate((*DESIGNS, "cpu-only ring"))}
     for point in _ordered(shown):
         label = _label(names, point.settings)
         found.setdefault(label, f"C{(len(found)) % 10}")

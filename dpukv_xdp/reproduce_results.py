@@ -3,7 +3,7 @@
 
 A point is all repeats of the same settings. A metric is a number of each of them; a claim compares
 a metric, or the ratio of two, with a range of the paper, load by load. Ratios are of runs of one
-round, which stood next to each other in time, and what counts is the median over rounds.
+round, so that a machine that drifts between rounds changes none, and their median counts.
 """
 
 import math

@@ -5,6 +5,7 @@ runs.
 
 import base64
 import html
+import itertools
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from matplotlib import pyplot
 
 from dpukv_xdp import abi
 from dpukv_xdp import reproduce as runner
@@ -673,6 +675,8 @@ class Report:
 
     document: Document
     directory: Path
+    figures: Sequence[Any]
+    """Matplotlib's."""
 
     def page(self) -> str:
         return (self.directory / "report.html").read_text()
@@ -682,16 +686,21 @@ class Report:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
     """Of made-up runs."""
     output = tmp_path_factory.mktemp("report")
     plans = find_plans([])
     runs = expand(plans, "smoke")
     lines = [line_of(run) for run in runs]
-    document = compose(plans, runs, "smoke", lines)
+    figures: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyplot, "close", figures.append)
+        patch.setitem(pyplot.rcParams, "figure.max_open_warning", 0)
+        document = compose(plans, runs, "smoke", lines)
     written = write_document(document, Points.of(runs, lines), output)
     assert written.missing == {}
-    return Report(document, output)
+    yield Report(document, output, figures)
+    pyplot.close("all")
 
 
 class Reader(HTMLParser):
@@ -819,6 +828,34 @@ def test_what_was_refused_is_in_the_report() -> None:
     lines.append({"key": runs[0].key, "machine": MACHINE, "refused": "that cannot <be>"})
     page = to_html(compose(plans, runs, "smoke", lines))
     assert "that cannot &lt;be&gt;" in page
+
+
+def texts_of(axis: Any) -> list[Any]:
+    """Places of the numbers and names along an axis."""
+    low, high = sorted(axis.get_view_interval())
+    return [
+        tick.label1.get_window_extent()
+        for tick in axis.get_major_ticks()
+        if tick.label1.get_text() and low <= tick.get_loc() <= high
+    ]
+
+
+def test_nothing_in_a_picture_overlaps_or_is_cut_off(report: Report) -> None:
+    assert len(report.figures) == sum(len(plan.panels) for plan in find_plans([]))
+    for figure in report.figures:
+        (legend,) = figure.legends
+        whole, said = figure.bbox.padded(1), figure.get_suptitle()
+        places = [axes.get_tightbbox() for axes in figure.axes]
+        places += [legend.get_window_extent(), figure._suptitle.get_window_extent()]
+        for each in places:
+            assert whole.containsx(each.x0), said
+            assert whole.containsx(each.x1), said
+            assert whole.containsy(each.y0), said
+            assert whole.containsy(each.y1), said
+        texts = [texts_of(axis) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+        for group in (places, *texts):
+            for one, other in itertools.combinations(group, 2):
+                assert not one.padded(-1).overlaps(other.padded(-1)), said
 
 
 # ---- In a browser
