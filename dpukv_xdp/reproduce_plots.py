@@ -462,7 +462,7 @@ KEY_AND_VALUE = {
 """Bytes of a request or response that are not about how it travels."""
 
 
-BYTES = ("packet, counted here", "packet, paper", "record in the queue pair")
+BYTES = ("packet, counted here", "packet, implied by the paper", "record in the queue pair")
 
 
 def _bytes(plan: Plan, panel: Panel, points: Points) -> list[Item]:
@@ -509,7 +509,7 @@ def _bytes(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     axes.margins(y=0.1)
     headings = (
         *("", "packet, B", "record, B", "of these not key or value, B"),
-        *("saved", "saved of the paper's packet", "paper's packet, B", "paper: saved"),
+        *("saved", "saved of the implied packet", "implied by the paper, B", "paper: saved"),
     )
     return [_picture(plan, panel, figure, all_axes), Table(panel.title, headings, tuple(rows))]
 

@@ -20,7 +20,7 @@ from dpukv_xdp.repeats import median_result
 from dpukv_xdp.reproduce_plans import Claim, PaperPlace, Run, Settings, matches
 
 Result = dict[str, Any]
-Verdict = Literal["within", "same way", "other way", "above", "below", "open"]
+Verdict = Literal["within", "same way", "other way", "none", "above", "below", "open"]
 Bound = Literal["", "at least", "at most"]
 Rounds = dict[int, float]
 """A number of each repeat."""
@@ -494,6 +494,7 @@ VERDICTS: dict[Verdict, str] = {
     "within": "agrees",
     "same way": "in the same direction",
     "other way": "the other way round",
+    "none": "no difference here",
     "above": "above",
     "below": "below",
     "open": "undecided, as the curve ends first",
@@ -695,6 +696,8 @@ def _verdict(claim: Claim, value: float, bound: Bound, printed: tuple[float, flo
         return "within"
     if not is_ratio or printed[0] <= 1 <= printed[1]:
         return "above" if value > high else "below"
+    if abs(value - 1) <= TOLERANCE:
+        return "none"
     return "same way" if (value > 1) == (printed[0] > 1) else "other way"
 
 

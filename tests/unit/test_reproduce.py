@@ -414,6 +414,7 @@ def two_points(lat: Sequence[float], dpu_only: Sequence[float]) -> Points:
         ([12.0, 1.2, 12.0], "within", "1.20 times here, 1.20 times in the paper"),
         ([20.0], "same way", "in the same direction: too fast"),
         ([5.0], "other way", "the other way round: too slow"),
+        ([9.9], "none", "no difference here: too slow"),
     ],
 )
 def test_a_ratio_is_held_against_the_paper(lat: list[float], verdict: str, words: str) -> None:
