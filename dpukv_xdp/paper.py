@@ -30,6 +30,9 @@ INCONSISTENCIES = (
     "give 3.2 to 7.2.",
     "Figures 9, 10b, 11 and 13 print no values: only the ranges of the text can be compared. A "
     "range that covers workloads and distributions does not say which of them has which end.",
+    "Figure 8b's list of the queue pair's functions is an image of which the text names two: "
+    "`send_request_queue_to_host` and `send_response_queue_to_dpu`; the others here are ours.",
+    'The "192 M" keys are MICA2\'s default, 192 Mi, which is 201,326,592: with 12 GiB of store.',
     "Throughput of DPU-only, CPU-only and sav on BlueField-2 by workload is derived from dual's "
     "and from ranges of ratios.",
     "Doubling the receive descriptors took 41 % off CPU-only's latency: a longer queue that is "

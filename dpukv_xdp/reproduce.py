@@ -3,7 +3,8 @@
 
 Repeats are rounds: every session once, in an order shuffled by a fixed seed, before any comes
 again, so that a drifting machine favours nobody. A session is a lab with a server and a generator;
-what differs only in the load shares one within a round. A run whose line is there is not repeated.
+what differs only in the load shares one within a round. A run whose line is there is not repeated,
+and none is added to those of another machine or version: their medians would be of neither.
 """
 
 import contextlib
@@ -16,11 +17,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import msgspec
 
+from dpukv_xdp import abi
 from dpukv_xdp.bench import Bench, BenchOptions, Progress, replace_config
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import find_design
@@ -39,6 +42,8 @@ the generator are as long as the longest, which costs single requests a quarter 
 """
 MODEL_CORES = range(1, 9)
 """Of curves over cores: the paper's."""
+MODEL_TRANSFERS = (8, 16, 32, 64, 128)
+"""Requests of a transfer: buffers of 256 bytes to 4 KB."""
 MODEL_PLAN = "model"
 COSTS_SIZE = "default"
 COSTS_WINDOW = 64
@@ -62,7 +67,8 @@ def reproduce(
 ) -> int:
     """Do what is not yet in the file, and append it line by line; how many runs that were.
 
-    Raises UsageError if the file is there and `resume` was not asked for.
+    Raises UsageError if the file is there and `resume` was not asked for, or if what it holds of
+    these runs is another machine's or version's and something is left to do.
     """
     if path.exists() and path.stat().st_size and not resume:
         raise UsageError(
@@ -70,9 +76,11 @@ def reproduce(
             f"--output"
         )
     _drop_half_a_line(path)
-    have = {line["key"] for line in read_lines(path) if "failed" not in line}
+    have = {line["key"]: line for line in read_lines(path) if "failed" not in line}
     left = [run for run in runs if run.key not in have]
     done = len(runs) - len(left)
+    if left:
+        _check_origin(path, [have[run.key] for run in runs if run.key in have])
     with path.open("a", encoding="utf-8") as file:
         writer = _Writer(file, size_name)
         for session in sessions(left):
@@ -83,6 +91,24 @@ def reproduce(
             _run_session(session, writer, step)
             done += len(session)
     return len(left)
+
+
+def _check_origin(path: Path, kept: Sequence[Line]) -> None:
+    """Raise UsageError for lines that were not measured here, by this version."""
+    here = _origin()
+    for line in kept:
+        other = {name: line.get(name) for name in here}
+        if other != here:
+            what = "machine" if other["machine"] != here["machine"] else "version of dpukv"
+            raise UsageError(
+                f"{path} holds runs of another {what}, and medians of both would be of neither: "
+                f"choose another --output, or finish it where it was begun"
+            )
+
+
+def _origin() -> Line:
+    """What must be the same for all runs of a median."""
+    return {"machine": machine_facts(), "version": version("dpukv_xdp")}
 
 
 def measure_costs(workload: str, progress: Progress) -> list[dict[str, Any]]:
@@ -154,7 +180,7 @@ class _Writer:
     def __init__(self, file: IO[str], size_name: str) -> None:
         self._file = file
         self._size_name = size_name
-        self._machine = machine_facts()
+        self._origin = _origin()
 
     def add(self, run: Run, outcome: Mapping[str, Any], seconds: float) -> None:
         """One run: a `result`, or why it was `refused` or `failed`."""
@@ -167,7 +193,7 @@ class _Writer:
             "size": self._size_name,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds_taken": round(seconds, 3),
-            "machine": self._machine,
+            **self._origin,
             **outcome,
         }
         self._file.write(json.dumps(line) + "\n")
@@ -312,6 +338,31 @@ def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
+def _model_buffers(settings: Settings) -> list[dict[str, Any]]:
+    """Throughput by door and the time of a transfer over the size of a transfer's buffer."""
+    from dpukv_xdp.model import Point, simulate
+    from dpukv_xdp.model_costs import costs_from_paper
+
+    costs = costs_from_paper(settings["dpu"], settings["workload"])
+    point = Point(design=settings["design"], host_cores=settings["host_cores"])
+    return [
+        {
+            "requests": requests,
+            "bytes": requests * abi.SIZE("kv_request") + 1,
+            **simulate(
+                replace(
+                    costs,
+                    burst_packets=requests,
+                    batch_packets=min(requests, costs.batch_packets),
+                    rx_descriptors=max(requests, costs.rx_descriptors),
+                ),
+                point,
+            ).to_json(),
+        }
+        for requests in MODEL_TRANSFERS
+    ]
+
+
 def _model_validation(settings: Settings) -> dict[str, Any]:
     """The model's errors against the paper."""
     from dpukv_xdp.model_validation import validate_paper, validation_json
@@ -322,6 +373,7 @@ def _model_validation(settings: Settings) -> dict[str, Any]:
 MODELS: dict[str, Callable[[Settings], Any]] = {
     "scaling": _model_scaling,
     "host-cores": _model_host_cores,
+    "buffers": _model_buffers,
     "validation": _model_validation,
 }
 

@@ -25,7 +25,7 @@ KEY_DIGITS = 16
 """Of a run's key, hexadecimal."""
 ALL = "all"
 
-SWITCHES = ("rx_descriptors", "respond", "engines")
+SWITCHES = ("rx_descriptors", "respond", "engines", "frames")
 """Settings that make a run another one than its figure's usual."""
 
 Kind = Literal["bench", "peer", "transfer", "model"]
@@ -116,7 +116,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     metric: str
-    """A row of reproduce_metrics.METRICS."""
+    """A row of reproduce_results.METRICS."""
     of: dict[str, Any]
     paper: PaperPlace | None = None
     over: dict[str, Any] = {}
@@ -130,12 +130,16 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     says: str = ""
     """The paper's words for that."""
     reading: Reading = "ratio"
+    by_construction: bool = False
+    """Ours follows from where cores are, and is not measured: it neither agrees nor differs."""
     up_to: bool = False
     """The paper says "up to": whatever is between it and 1 (or 0) agrees."""
     smaller: str = ""
     """Why ours is below the paper's range, if it is."""
     larger: str = ""
     """Why ours is above it, if it is."""
+    again: list[dict[str, Any]] = []
+    """What is different where the same is held against other runs: one more claim for each."""
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,7 +185,7 @@ def run_key(kind: str, settings: Mapping[str, Any], repeat: int) -> str:
 @cache
 def load_plans() -> dict[str, Plan]:
     """Every plan by its name, in the paper's order."""
-    plans = [_read(path, Plan) for path in sorted(PLANS_DIR.glob("*.toml")) if _is_plan(path)]
+    plans = [_read_plan(path) for path in sorted(PLANS_DIR.glob("*.toml")) if _is_plan(path)]
     return {plan.id: plan for plan in sorted(plans, key=lambda plan: plan.order)}
 
 
@@ -254,10 +258,27 @@ def _is_plan(path: Path) -> bool:
     return path.name != SIZES_NAME
 
 
+def _read_plan(path: Path) -> Plan:
+    """A plan in which every `again` is a claim of its own."""
+    plan: Plan = _read(path, Plan)
+    claims: list[Claim] = []
+    for claim in plan.claims:
+        own = {**msgspec.to_builtins(claim), "again": []}
+        claims += [_converted(path, {**own, **changes}, Claim) for changes in ({}, *claim.again)]
+    return msgspec.structs.replace(plan, claims=claims)
+
+
 def _read(path: Path, kind: Any) -> Any:
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), kind)
+        return _converted(path, tomllib.loads(path.read_text(encoding="utf-8")), kind)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _converted(path: Path, content: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {error}") from error

@@ -4,6 +4,7 @@ its plan names.
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from dpukv_xdp.reproduce_results import (
 PAPER_DPU = {"bf2": "BF-2", "bf3": "BF-3"}
 """What the paper's table calls the profiles."""
 DPI = 100
+TITLE_LETTERS_AN_INCH = 12
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.9
 """Inches of one of several pictures side by side."""
 STAGES = ("receive", "parse", "process", "wait", "prepare", "send")
@@ -86,8 +88,10 @@ def _curves(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     figure, all_axes = _figure(len(groups))
     coloured = [name for name in panel.line if name != "workload"]
     colours = _colours(coloured, shown)
+    has_bands = False
     for axes, (title, group) in zip(all_axes, groups.items(), strict=True):
         bands = _bands(plan, panel, group, points)
+        has_bands = has_bands or bool(bands)
         for name, own in _lines(panel, group).items():
             first = own[0].settings
             style = _workload_style(panel, first)
@@ -118,9 +122,9 @@ def _curves(plan: Plan, panel: Panel, points: Points) -> list[Item]:
         _log(axes.yaxis)
         if panel.log:
             _log(axes.xaxis)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("median round trip, µs")
-    note = "shaded: the paper's ratio to the base, times our base" if panel.base else ""
+    note = "shaded: the paper's ratio to dpu-only, times our dpu-only" if has_bands else ""
     picture = _picture(plan, panel, figure, all_axes, note)
     return [picture, _loads_table(panel, shown, points)]
 
@@ -190,31 +194,18 @@ def _times(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     shown = [point for point in shown if point.settings[panel.across] == largest]
     rows, bars = [], []
     for title, group in _split(panel, shown).items():
-        base = next(
-            (
-                spread.median
-                for point in group
-                if matches(point.settings, panel.base)
-                if (spread := points.spread(point, "throughput")) is not None
-            ),
-            0.0,
-        )
+        base = next((p for p in group if matches(p.settings, panel.base)), None)
         for point in _ordered(group):
             own = points.spread(point, "throughput")
-            if own is None or base <= 0:
+            times = points.ratio(point, base, "throughput") if base else None
+            if own is None or times is None:
                 continue
             name = _label(panel.line, point.settings)
             limits = dict.fromkeys(limit_of(result) for result in point.results)
             rows.append(
-                (
-                    title,
-                    name,
-                    text_of_spread(own),
-                    f"{text_of(own.median / base)} x",
-                    "; ".join(limits),
-                )
+                (title, name, text_of_spread(own), text_of_spread(times), "; ".join(limits))
             )
-            bars.append((f"{title}: {name}", own.median / base))
+            bars.append((f"{title}: {name}", times.median))
     if not rows:
         return []
     figure, all_axes = _figure(1, width=9.0, height=1.2 + 0.3 * len(bars))
@@ -262,12 +253,12 @@ def _bars(plan: Plan, panel: Panel, points: Points) -> list[Item]:
                     if point is None or height is None:
                         continue
                     at = place + (number - (len(names) - 1) / 2) * 0.8 / len(names)
-                    axes.bar(at, height, 0.8 / len(names), color=colours[name], label=name)
+                    axes.bar(at, height.median, 0.8 / len(names), color=colours[name], label=name)
                     _paper_mark(axes, plan, metric, point, at, panel, points)
                     cells = rows.setdefault((name, load, title), [])
                     cells.append(text_of_spread(points.spread(point, metric)))
                     if is_relative:
-                        cells.append(f"{height:.2f}")
+                        cells.append(text_of_spread(height))
             axes.set_xticks(range(len(loads)), [f"YCSB {load}" for load in loads])
             axes.set_title(
                 f"{title}: {METRIC_NAMES[metric]}" + (", relative" if is_relative else ""),
@@ -293,20 +284,15 @@ def _bars(plan: Plan, panel: Panel, points: Points) -> list[Item]:
 
 def _height(
     point: Point | None, metric: str, group: Sequence[Point], panel: Panel, points: Points
-) -> float | None:
+) -> Spread | None:
     """Of a bar: relative to the base's under the same load, or the value itself."""
-    own = points.spread(point, metric) if point is not None else None
-    if point is None or own is None:
+    if point is None:
         return None
     if metric not in ("throughput", "latency"):
-        return own.median
-    load = point.settings["workload"]
-    for other in group:
-        if matches(other.settings, {**panel.base, "workload": load}):
-            base = points.spread(other, metric)
-            if base is not None and base.median > 0:
-                return own.median / base.median
-    return None
+        return points.spread(point, metric)
+    load = {**panel.base, "workload": point.settings["workload"]}
+    base = next((other for other in group if matches(other.settings, load)), None)
+    return points.ratio(point, base, metric) if base else None
 
 
 def _paper_mark(
@@ -476,7 +462,7 @@ KEY_AND_VALUE = {
 """Bytes of a request or response that are not about how it travels."""
 
 
-BYTES = ("packet, counted here", "packet, paper", "record in the queue pair")
+BYTES = ("packet, counted here", "packet, implied by the paper", "record in the queue pair")
 
 
 def _bytes(plan: Plan, panel: Panel, points: Points) -> list[Item]:
@@ -523,7 +509,7 @@ def _bytes(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     axes.margins(y=0.1)
     headings = (
         *("", "packet, B", "record, B", "of these not key or value, B"),
-        *("saved", "saved of the paper's packet", "paper's packet, B", "paper: saved"),
+        *("saved", "saved of the implied packet", "implied by the paper, B", "paper: saved"),
     )
     return [_picture(plan, panel, figure, all_axes), Table(panel.title, headings, tuple(rows))]
 
@@ -567,7 +553,7 @@ def _transfers(plan: Plan, panel: Panel, points: Points) -> list[Item]:
             _log(axes.xaxis)
             _log(axes.yaxis)
             axes.set_xlabel("payload, bytes")
-            axes.grid(alpha=0.3, which="both")
+            axes.grid(alpha=0.3)
         axes_row[0].set_ylabel("median of an operation, ns")
     picture = _picture(plan, panel, figure, [axes for row in grid for axes in row])
     headings = ("primitive", "way", "mode", *(f"{size} B" for size in sizes))
@@ -709,32 +695,34 @@ def _printed(
 
 
 def _model_doors(plan: Plan, panel: Panel, points: Points) -> list[Item]:
-    """Throughput by door and the time of a transfer, over host cores, by the model."""
+    """Throughput by door and the time of a transfer, by the model."""
     models = points.where(panel.model)
     if not models:
         return []
     curve = models[0].results[0]
-    cores = [row["cores"] for row in curve]
+    heading = _heading(panel.across)
+    places = [row[panel.across] for row in curve]
     figure, (left, right) = _figure(2)
-    left.plot(cores, [row["throughput_mops"] for row in curve], "o-", label="in all")
-    for door in ("dpu", "host"):
+    left.plot(places, [row["throughput_mops"] for row in curve], "o-", label="in all")
+    for door, colour in (("dpu", "C1"), ("host", "C2")):
         doors = [row["door_mops"].get(door, 0.0) for row in curve]
-        left.plot(cores, doors, "s--", label=f"by the {door}'s door", markersize=4)
-    right.plot(cores, [row["transfer_us"] for row in curve], "o-", color="C3", label="transfer")
-    left.set(xlabel="host cores", ylabel="million requests a second", ylim=(0, None))
-    right.set(xlabel="host cores", ylabel="time of a transfer, µs", ylim=(0, None))
+        name = f"by the {door}'s door"
+        left.plot(places, doors, "s--", color=colour, label=name, markersize=4)
+    right.plot(places, [row["transfer_us"] for row in curve], "o-", color="C3", label="transfer")
+    left.set(xlabel=heading, ylabel="million requests a second", ylim=(0, None))
+    right.set(xlabel=heading, ylabel="time of a transfer, µs", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     rows = tuple(
         (
-            str(row["cores"]),
+            str(row[panel.across]),
             text_of(row["throughput_mops"]),
             *(text_of(row["door_mops"].get(door, 0.0)) for door in ("dpu", "host")),
             text_of(row["transfer_us"]),
         )
         for row in curve
     )
-    headings = ("host cores", "Mops", "DPU's door", "host's door", "transfer, µs")
+    headings = (heading, "Mops", "DPU's door", "host's door", "transfer, µs")
     return [_picture(plan, panel, figure, [left, right]), Table(panel.title, headings, rows)]
 
 
@@ -763,7 +751,7 @@ def _validation(plan: Plan, panel: Panel, points: Points) -> list[Item]:
         _log(axes.xaxis)
         _log(axes.yaxis)
         axes.set_xlabel("value that it ought to have (µs, Mops or ratio)")
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         items += _validation_tables(title, found[name])
     all_axes[0].set_ylabel("model")
     return [_picture(plan, panel, figure, all_axes), *items]
@@ -851,14 +839,14 @@ COLUMNS_MAX = 3
 
 def _log(axis: Any) -> None:
     """A logarithmic axis whose numbers are written out and do not overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
     set_scale("log")
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())  # a text each, which is most of a picture's time
 
 
 def _picture(
@@ -875,11 +863,12 @@ def _picture(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(len(handles), 4 if len(all_axes) == 1 else 6),
+        ncols=min(len(handles), int(figure.get_figwidth() / 1.7)),
         fontsize="small",
     )
     title = f"{panel.title} ({note})" if note else panel.title
-    figure.suptitle(title, fontsize="medium")
+    width = int(figure.get_figwidth() * TITLE_LETTERS_AN_INCH)
+    figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     plt.close(figure)
@@ -931,14 +920,19 @@ def _label(names: Sequence[str], settings: Mapping[str, Any]) -> str:
 def _heading(name: str) -> str:
     return {
         "distribution": "keys",
-        "requests_per_packet": "requests in a transfer",
+        "requests_per_packet": "requests in a packet",
+        "cores": "host cores",
+        "bytes": "bytes of a transfer's buffer",
         "window": "packets outstanding",
     }.get(name, name.replace("_", " "))
 
 
 def _ordered(shown: Sequence[Point]) -> list[Point]:
     """By profile, design and load."""
-    names = ("peer", "dpu", "profile", "design", "rx_descriptors", "workload", "distribution")
+    names = (
+        *("peer", "dpu", "profile", "design", "frames", "rx_descriptors"),
+        *("workload", "distribution"),
+    )
     return sorted(shown, key=lambda p: _order(names, p.settings))
 
 
@@ -959,7 +953,7 @@ def _order(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[Any, ...]
 
 def _colours(names: Sequence[str], shown: Sequence[Point]) -> dict[str, str]:
     """A colour for each line; a design has the same one in all pictures."""
-    found = {name: f"C{number}" for number, name in enumerate(DESIGNS)}
+    found = {name: f"C{number}" for number, name in enumerate((*DESIGNS, "cpu-only ring"))}
     for point in _ordered(shown):
         label = _label(names, point.settings)
         found.setdefault(label, f"C{(len(found)) % 10}")

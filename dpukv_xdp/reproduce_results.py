@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """What came of the runs: medians and spreads of repeats, and the paper's claims held against them.
 
-A point is all repeats of the same settings. A metric is a number of a point; a claim compares a
-metric, or the ratio of two, with a range of the paper.
+A point is all repeats of the same settings. A metric is a number of each of them; a claim compares
+a metric, or the ratio of two, with a range of the paper, load by load. Ratios are of runs of one
+round, so that a machine that drifts between rounds changes none, and their median counts.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
@@ -18,7 +20,10 @@ from dpukv_xdp.repeats import median_result
 from dpukv_xdp.reproduce_plans import Claim, PaperPlace, Run, Settings, matches
 
 Result = dict[str, Any]
-Verdict = Literal["within", "partly", "same way", "other way", "above", "below"]
+Verdict = Literal["within", "same way", "other way", "none", "above", "below", "open"]
+Bound = Literal["", "at least", "at most"]
+Rounds = dict[int, float]
+"""A number of each repeat."""
 
 LATENCY_US = 50.0
 """Where Figure 2 is read."""
@@ -36,6 +41,8 @@ BUSY = 0.9
 """From here on a core counts as what limits a run."""
 DISTURBED_CORES = 0.9
 """A host thread polls: with less of its core, other programs had the rest."""
+NAMES_OF_LOADS = ("profile", "workload", "distribution")
+"""Settings that tell the loads of a claim apart."""
 LOAD_OF_BOTH = ("workload", "distribution", "model", "dpu")
 """What two points of a ratio have in common."""
 
@@ -49,7 +56,13 @@ class Point:
 
     kind: str
     settings: Settings
-    results: tuple[Any, ...]
+    by_repeat: dict[int, Any] = field(repr=False)
+    """Of those that came to a result."""
+
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """In the order of the repeats."""
+        return tuple(self.by_repeat.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +74,10 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Iterable[float]) -> "Spread":
         """Of at least one value."""
-        return cls(median(values), min(values), max(values))
+        known = list(values)
+        return cls(median(known), min(known), max(known))
 
 
 @dataclass(slots=True)
@@ -86,7 +100,7 @@ class Points:
         """The lines that these runs have, together by settings."""
         by_key = {line["key"]: line for line in lines}
         found = cls()
-        groups: dict[str, list[Any]] = {}
+        groups: dict[str, dict[int, Any]] = {}
         settings: dict[str, tuple[str, Settings]] = {}
         for run in runs:
             line = by_key.get(run.key, {"failed": "not run yet: say --resume"})
@@ -99,11 +113,11 @@ class Points:
             result = line["result"]
             if run.kind == "bench":
                 result = {**result, "machine": line["machine"]}
-            groups.setdefault(name, []).append(result)
+            groups.setdefault(name, {})[run.repeat] = result
             found._count(run.kind, result)
         for name, results in groups.items():
             kind, own = settings[name]
-            found.points.append(Point(kind, own, tuple(results)))
+            found.points.append(Point(kind, own, results))
         return found
 
     def where(self, wanted: Mapping[str, Any]) -> list[Point]:
@@ -115,14 +129,24 @@ class Points:
         wanted = {**point.settings, **changes}
         return next((other for other in self.points if other.settings == wanted), None)
 
-    def values(self, point: Point, metric: str) -> list[float]:
+    def rounds(self, point: Point, metric: str) -> Rounds:
         """A metric of each repeat that has it."""
         return METRICS[metric](point, self)
 
     def spread(self, point: Point, metric: str) -> Spread | None:
         """Median and ends of a metric; None if no repeat has it."""
-        values = self.values(point, metric)
-        return Spread.of(values) if values else None
+        rounds = self.rounds(point, metric)
+        return Spread.of(rounds.values()) if rounds else None
+
+    def ratio(self, point: Point, base: Point, metric: str, base_metric: str = "") -> Spread | None:
+        """Of a metric over the base's, round by round; None if no round has both."""
+        own, under = self.rounds(point, metric), self.rounds(base, base_metric or metric)
+        found = [value / under[each] for each, value in own.items() if under.get(each, 0.0) > 0]
+        return Spread.of(found) if found else None
+
+    def bound(self, point: Point, metric: str) -> bool:
+        """Whether a metric is only the least that it may be."""
+        return metric in LEAST and LEAST[metric](point, self)
 
     def benches(self) -> list[Result]:
         """Every point of our own stores as one result, the median of its repeats: what the model
@@ -156,15 +180,17 @@ class Points:
 
 # ---- Metrics
 
-Metric = Callable[[Point, Points], list[float]]
+Metric = Callable[[Point, Points], Rounds]
 
 
 def _each(read: Callable[[Any], float | None]) -> Metric:
-    def values(point: Point, points: Points) -> list[float]:
-        found = (read(result) for result in point.results)
-        return [value for value in found if value is not None and math.isfinite(value)]
+    def rounds(point: Point, points: Points) -> Rounds:
+        found = ((repeat, read(result)) for repeat, result in point.by_repeat.items())
+        return {
+            repeat: value for repeat, value in found if value is not None and math.isfinite(value)
+        }
 
-    return values
+    return rounds
 
 
 def _throughput(result: Result) -> float | None:
@@ -238,20 +264,18 @@ def _bytes(path: str, direction: str) -> Metric:
 def _set_bytes(direction: str) -> Metric:
     """Wire bytes of a SET: what a mixed load's mean leaves when GETs are taken off."""
 
-    def values(point: Point, points: Points) -> list[float]:
+    def rounds(point: Point, points: Points) -> Rounds:
         gets_only = points.sibling(point, workload="C")
-        get_bytes = points.spread(gets_only, f"wire_{direction}") if gets_only else None
-        if get_bytes is None:
-            return []
-        found = []
-        for result in point.results:
+        get_bytes = points.rounds(gets_only, f"wire_{direction}") if gets_only else {}
+        found = {}
+        for repeat, result in point.by_repeat.items():
             gets, sets = result["hits"] + result["misses"], result["stored"]
-            if sets:
+            if sets and repeat in get_bytes:
                 mean = result["wire_bytes_per_op"][direction]
-                found.append((mean * (gets + sets) - get_bytes.median * gets) / sets)
+                found[repeat] = (mean * (gets + sets) - get_bytes[repeat] * gets) / sets
         return found
 
-    return values
+    return rounds
 
 
 def _door_throughput(result: Result) -> tuple[float, float] | None:
@@ -282,27 +306,49 @@ def _transfer_us(result: Result) -> float | None:
     return stage_sum_ns(result, "dpu", ("wait",)) * requests / 1e3
 
 
-def _throughput_at_50us(point: Point, points: Points) -> list[float]:
-    """The most throughput at which the curve, in the order of its windows, has LATENCY_US or less.
-
-    It is taken to begin at nothing, and to be straight between windows.
+def _throughput_at_50us(point: Point, points: Points) -> Rounds:
+    """The most throughput at which the curve of a round, in the order of its windows and straight
+    between them, has LATENCY_US or less; none where the smallest window takes longer already.
     """
-    curve = sorted(
-        (other.settings["window"], throughput.median, latency.median)
+    found = {}
+    for repeat in point.by_repeat:
+        best = _most_within(_curve(point, points, repeat))
+        if best is not None:
+            found[repeat] = best
+    return found
+
+
+def _most_within(curve: Sequence[tuple[float, float]]) -> float | None:
+    best: float | None = None
+    before: tuple[float, float] | None = None
+    for mops, latency_us in curve:
+        if latency_us <= LATENCY_US:
+            best = max(best or 0.0, mops)
+        elif before is not None and before[1] <= LATENCY_US:
+            part = (LATENCY_US - before[1]) / (latency_us - before[1])
+            best = max(best or 0.0, before[0] + part * (mops - before[0]))
+        before = mops, latency_us
+    return best
+
+
+def _ends_below_50us(point: Point, points: Points) -> bool:
+    """Whether the largest window is still quicker, in any round: what it had with more packets
+    outstanding is not known.
+    """
+    ends = (_curve(point, points, repeat)[-1:] for repeat in point.by_repeat)
+    return any(latency_us < LATENCY_US for end in ends for _, latency_us in end)
+
+
+def _curve(point: Point, points: Points, repeat: int) -> list[tuple[float, float]]:
+    """Throughput and latency of one round's runs that differ from this one in their window."""
+    curve = [
+        (other.settings["window"], throughput[repeat], latency[repeat])
         for other in points.points
         if _but(other.settings, "window") == _but(point.settings, "window")
-        if (throughput := points.spread(other, "throughput")) is not None
-        if (latency := points.spread(other, "latency")) is not None
-    )
-    best, before_mops, before_us = 0.0, 0.0, 0.0
-    for _, mops, latency_us in curve:
-        if latency_us <= LATENCY_US:
-            best = max(best, mops)
-        elif before_us <= LATENCY_US:
-            part = (LATENCY_US - before_us) / (latency_us - before_us)
-            best = max(best, before_mops + part * (mops - before_mops))
-        before_mops, before_us = mops, latency_us
-    return [best] if best else []
+        if repeat in (throughput := points.rounds(other, "throughput"))
+        if repeat in (latency := points.rounds(other, "latency"))
+    ]
+    return [(mops, latency_us) for _, mops, latency_us in sorted(curve)]
 
 
 def transfer_median_ns(
@@ -322,23 +368,20 @@ def transfer_median_ns(
     return next(float(e["latency_ns"]["p50"]) for e in found if e["bytes"] == wanted)
 
 
-def _transfer_rank(point: Point, points: Points) -> list[float]:
+def _transfer_rank(point: Point, points: Points) -> Rounds:
     """How many ways are as quick as this one's non-blocking one, with it, for 2 KiB."""
-    rows = [
-        (other is point and mode == "non-blocking", time)
-        for other in points.points
-        if other.kind == "transfer"
-        for mode in ("blocking", "non-blocking")
-        if (time := _median_of(other, mode)) is not None
-    ]
-    own = [time for is_own, time in rows if is_own]
-    return [1.0 + sum(time < own[0] for _, time in rows)] if own else []
-
-
-def _median_of(point: Point, mode: str) -> float | None:
-    found = [transfer_median_ns(result, "dpu-to-host", mode, 2048) for result in point.results]
-    known = [time for time in found if time is not None]
-    return median(known) if known else None
+    found = {}
+    for repeat, result in point.by_repeat.items():
+        own = transfer_median_ns(result, "dpu-to-host", "non-blocking", 2048)
+        times = [
+            transfer_median_ns(other.by_repeat[repeat], "dpu-to-host", mode, 2048)
+            for other in points.points
+            if other.kind == "transfer" and repeat in other.by_repeat
+            for mode in ("blocking", "non-blocking")
+        ]
+        if own is not None:
+            found[repeat] = 1.0 + sum(time < own for time in times if time is not None)
+    return found
 
 
 def _transfer_size_ratio(result: Result) -> float | None:
@@ -366,8 +409,21 @@ def _model_flat_from(curve: Sequence[Result]) -> float:
     return float(next(row["cores"] for row in curve if row["throughput_mops"] >= FLAT * top))
 
 
-def _at(curve: Sequence[Result], cores: int) -> Result:
-    return next(row for row in curve if row["cores"] == cores)
+def _at(curve: Sequence[Result], at: int, name: str = "cores") -> Result:
+    return next(row for row in curve if row[name] == at)
+
+
+def _model_buffer(read: Callable[[Result], float], requests: int, over: int) -> Metric:
+    """A number of the model with a transfer of so many requests, over that with fewer."""
+
+    def ratio(curve: Sequence[Result]) -> float | None:
+        return _over(read(_at(curve, requests, "requests")), read(_at(curve, over, "requests")))
+
+    return _each(ratio)
+
+
+def _model_door(door: str) -> Callable[[Result], float]:
+    return lambda row: float(row["door_mops"][door])
 
 
 METRICS: dict[str, Metric] = {
@@ -407,12 +463,18 @@ METRICS: dict[str, Metric] = {
             _at(curve, MANY_CORES)["door_mops"]["dpu"], _at(curve, 2)["door_mops"]["dpu"]
         )
     ),
+    "model_4kb_over_1kb": _model_buffer(lambda row: float(row["throughput_mops"]), 128, 32),
+    "model_dpu_4kb_over_2kb": _model_buffer(_model_door("dpu"), 128, 64),
+    "model_host_4kb_over_2kb": _model_buffer(_model_door("host"), 128, 64),
 }
+
+LEAST: dict[str, Callable[[Point, Points], bool]] = {"throughput_at_50us": _ends_below_50us}
+"""Metrics that are read off a curve, and whether it ends before they could be."""
 
 METRIC_NAMES = {
     "throughput": "million requests a second",
     "latency": "median round trip, µs",
-    "host_core_usage": "host cores in use, % of the profile's",
+    "host_core_usage": "host cores in use by construction, % of the profile's",
     "dpu_throughput": "of it by the DPU's door, Mops",
     "host_throughput": "of it by the host's door, Mops",
     "transfer_us": "transfer and processing, there and back, µs",
@@ -428,15 +490,31 @@ METRIC_NAMES = {
 
 RATIOS = ("ratio", "reduction", "gain")
 """Readings that end as a ratio."""
-VERDICTS = {
+VERDICTS: dict[Verdict, str] = {
     "within": "agrees",
-    "partly": "for some of the loads",
     "same way": "in the same direction",
     "other way": "the other way round",
+    "none": "no difference here",
     "above": "above",
     "below": "below",
+    "open": "undecided, as the curve ends first",
 }
 """In words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A claim under one load."""
+
+    name: str
+    spread: Spread
+    """Of the rounds."""
+    bound: Bound
+    verdict: Verdict
+
+    def text(self) -> str:
+        """Its name, its median, and the ends of its rounds if there are several."""
+        return f"{self.name} {self.bound} {text_of_spread(self.spread)}".replace("  ", " ").strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,88 +522,118 @@ class Finding:
     """A claim beside what was found."""
 
     claim: Claim
-    ours: tuple[float, float]
-    """Over the loads that it was looked at with: least and most of the medians."""
-    median: float
-    """Over those loads."""
-    loads: int
+    loads: tuple[Load, ...]
+    """At least one."""
     paper: tuple[float, float]
-    is_bound: bool
     where: str
-    verdict: Verdict
+
+    @property
+    def ours(self) -> tuple[float, float]:
+        """Least and most of the loads' medians."""
+        medians = [load.spread.median for load in self.loads]
+        return min(medians), max(medians)
 
     @property
     def agrees(self) -> bool:
-        """Whether the median over the loads is within the paper's range."""
-        return self.verdict == "within"
-
-    def printed(self) -> str:
-        """What the paper says, in the same terms as ours."""
-        if self.claim.says:
-            return self.claim.says
-        limit = "down to" if self.is_ratio and self.paper[1] < 1 else "up to"
-        return (
-            f"{limit} {text_of_range(self.paper)}" if self.is_bound else text_of_range(self.paper)
-        )
+        """Whether it does under every load."""
+        return all(load.verdict == "within" for load in self.loads)
 
     @property
     def is_ratio(self) -> bool:
         """Whether it is one, and to be written so."""
         return self.claim.reading in RATIOS
 
+    def found(self) -> str:
+        """The range of ours, without a unit."""
+        bounds = dict.fromkeys(load.bound for load in self.loads if load.bound)
+        return f"{' or '.join(bounds)} {text_of_range(self.ours)}".strip()
+
+    def printed(self) -> str:
+        """What the paper says, in the same terms as ours."""
+        if self.claim.says:
+            return self.claim.says
+        limit = "down to " if self.is_ratio and self.paper[1] < 1 else "up to "
+        return f"{limit if self.claim.up_to else ''}{text_of_range(self.paper)}"
+
+    def verdict(self) -> str:
+        """In words; of several loads, how many there are of each kind."""
+        counts = Counter(load.verdict for load in self.loads)
+        if self.claim.by_construction:
+            return "by construction"
+        if len(self.loads) == 1:
+            return VERDICTS[self.loads[0].verdict]
+        others = (
+            f"{counts[verdict]} {words}"
+            for verdict, words in VERDICTS.items()
+            if verdict != "within" and counts[verdict]
+        )
+        return ", ".join((f"{counts['within']} of {len(self.loads)} loads agree", *others))
+
     def sentence(self) -> str:
         """What it says, without a full stop."""
         unit = " times" if self.is_ratio else "%" if self.claim.reading == "saved" else ""
         printed = f"{self.printed()}{'' if self.claim.says else unit}"
-        found = f"{self.claim.name}: {text_of_range(self.ours)}{unit} here, {printed} in the paper"
-        if self.agrees:
+        found = f"{self.claim.name}: {self.found()}{unit} here, {printed} in the paper"
+        if self.agrees and len(self.loads) == 1:
             return found
-        why = self.claim.smaller if self.median < self.paper[0] else self.claim.larger
-        return f"{found}, {VERDICTS[self.verdict]}{f': {why}' if why else ''}"
+        return f"{found}, {self.verdict()}{self._why()}"
+
+    def _why(self) -> str:
+        """The plan's reasons for what is beyond the paper's range, on either side."""
+        low, high = self.paper
+        beyond = [
+            load.spread.median for load in self.loads if load.verdict not in ("within", "open")
+        ]
+        smaller = any(value < low for value in beyond) and self.claim.smaller
+        larger = any(value > high for value in beyond) and self.claim.larger
+        if smaller and larger and smaller != larger:
+            return f": where it is smaller, {smaller}; where it is larger, {larger}"
+        return f": {smaller or larger}" if smaller or larger else ""
 
 
 def check_claim(claim: Claim, points: Points) -> Finding | None:
     """What came of a claim; None if its runs are missing."""
-    found = []
-    for point in _at_peak(points.where(claim.of)):
-        own = points.spread(point, claim.metric)
-        base = _base(claim, point, points)
-        if own is not None and base:
-            found.append(own.median / base)
-    if not found:
-        return None
-    if claim.reading == "saved":
-        found = [100 * (1 - ratio) for ratio in found]
-    ours = min(found), max(found)
     paper, where = _paper_ends(claim)
-    meet = paper
-    if claim.up_to:
-        nothing = 0.0 if claim.reading == "value" else 1.0
-        meet = min(paper[0], nothing), max(paper[1], nothing)
-    return Finding(
-        claim,
-        ours,
-        median(found),
-        len(found),
-        paper,
-        claim.up_to,
-        where,
-        _verdict(ours, median(found), meet, is_ratio=claim.reading in RATIOS),
-    )
+    shown = _at_peak(points.where(claim.of))
+    varying = [name for name in NAMES_OF_LOADS if len({p.settings.get(name) for p in shown}) > 1]
+    loads = []
+    for point in shown:
+        found = _reading(claim, point, points)
+        if found is not None:
+            spread, bound = found
+            name = " ".join(str(point.settings.get(each, "")) for each in varying)
+            verdict = _verdict(claim, spread.median, bound, paper)
+            loads.append(Load(name, spread, bound, verdict))
+    return Finding(claim, tuple(loads), paper, where) if loads else None
 
 
-def _base(claim: Claim, point: Point, points: Points) -> float | None:
+def _reading(claim: Claim, point: Point, points: Points) -> tuple[Spread, Bound] | None:
+    """What the claim is about at a point, and whether that is only a bound."""
+    bound: Bound = "at least" if points.bound(point, claim.metric) else ""
+    if claim.over:
+        base = _base(claim, point, points)
+        spread = points.ratio(point, base, claim.metric, claim.over_metric) if base else None
+        if base is not None and points.bound(base, claim.over_metric or claim.metric):
+            if bound:
+                return None  # neither end of such a ratio is known
+            bound = "at most"
+    else:
+        spread = points.spread(point, claim.metric)
+        if spread is not None and claim.over_paper is not None:
+            spread = _mapped(spread, 1 / _place(claim.over_paper)[0])
+    if spread is not None and claim.reading == "saved":
+        spread = _mapped(spread, -100.0, 100.0)
+    return None if spread is None else (spread, bound)
+
+
+def _mapped(spread: Spread, factor: float, offset: float = 0.0) -> Spread:
+    return Spread.of(offset + factor * value for value in (spread.median, spread.low, spread.high))
+
+
+def _base(claim: Claim, point: Point, points: Points) -> Point | None:
     """What the claim's metric is divided by."""
-    if claim.over_paper is not None:
-        return _place(claim.over_paper)[0]
-    if not claim.over:
-        return 1.0
     load = {name: point.settings[name] for name in LOAD_OF_BOTH if name in point.settings}
-    for other in _at_peak(points.where({**load, **claim.over})):
-        spread = points.spread(other, claim.over_metric or claim.metric)
-        if spread is not None and spread.median > 0:
-            return spread.median
-    return None
+    return next(iter(_at_peak(points.where({**load, **claim.over}))), None)
 
 
 def _at_peak(found: Sequence[Point]) -> list[Point]:
@@ -574,17 +682,23 @@ def _place(place: PaperPlace) -> tuple[float, float, str]:
     return found.low, found.high, found.where
 
 
-def _verdict(
-    ours: tuple[float, float], middle: float, paper: tuple[float, float], *, is_ratio: bool
-) -> Verdict:
-    low, high = paper[0] * (1 - TOLERANCE), paper[1] * (1 + TOLERANCE)
-    if low <= middle <= high:
+def _verdict(claim: Claim, value: float, bound: Bound, printed: tuple[float, float]) -> Verdict:
+    """Of one load. Directions are from 1, where the paper has one: all its range on one side."""
+    is_ratio = claim.reading in RATIOS
+    low, high = printed
+    if claim.up_to:
+        nothing = 1.0 if is_ratio else 0.0
+        low, high = min(low, nothing), max(high, nothing)
+    low, high = low * (1 - TOLERANCE), high * (1 + TOLERANCE)
+    if (bound == "at least" and value <= high) or (bound == "at most" and value >= low):
+        return "open"
+    if low <= value <= high:
         return "within"
-    if ours[1] >= low and ours[0] <= high:
-        return "partly"
-    if not is_ratio:
-        return "above" if middle > high else "below"
-    return "same way" if (middle - 1) * (sum(paper) / 2 - 1) > 0 else "other way"
+    if not is_ratio or printed[0] <= 1 <= printed[1]:
+        return "above" if value > high else "below"
+    if abs(value - 1) <= TOLERANCE:
+        return "none"
+    return "same way" if (value > 1) == (printed[0] > 1) else "other way"
 
 
 # ---- Findings that are not claims

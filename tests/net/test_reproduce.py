@@ -23,6 +23,7 @@ def test_two_figures_from_runs_to_report(tmp_path: Path) -> None:
     for line in found:
         assert "result" in line, line
         assert line["machine"]["kernel"]
+        assert line["version"]
         assert line["size"] == "smoke"
     stores = [line["result"] for line in found if line["kind"] == "bench"]
     assert all((run["corrupt"], run["misses"], run["refused"]) == (0, 0, 0) for run in stores)
