@@ -4,9 +4,9 @@
  *
  * All memory is blocks, side by side. A block is its header word (its bytes, and two flags) and what it holds, at least
  * 32 bytes: a free block has two links there, and its bytes once more in its last word, where the block behind it finds
- * them when it is freed. Free neighbours are merged at once, so that no two free blocks are side by side. Free blocks of
- * one size make a list, up to the largest size that can be taken; from there on those of each doubling share one, as any
- * of them will do. So a block that fits is found if there is one, in a few steps however full the memory is (after
+ * them when it is freed. Free neighbours are merged at once, so that no two free blocks are side by side. Free blocks
+ * of one size make a list, up to the largest size that can be taken; from there on those of each doubling share one, as
+ * any of them will do. So a block that fits is found if there is one, in a few steps however full the memory is (after
  * Masmano et al., TLSF, ECRTS 2004).
  *
  * One thread at a time may use it: lossless.c has a lock. But threads may read a block's memory, as words, while it is
