@@ -17,7 +17,7 @@ import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp import bench, cli, config, lab, profiles, server
+from dpukv_xdp import abi, bench, cli, config, lab, profiles, server
 from dpukv_xdp.demo import story
 from dpukv_xdp.report import results_table
 
@@ -256,7 +256,7 @@ def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
 @pytest.mark.parametrize(
     ("design", "engines", "partitions"), [("lat", 2, 2), ("cpu-only", 3, 3), ("dual", 2, 64)]
 )
-def test_memory_bytes_are_what_the_stores_take(
+def test_store_bytes_are_what_the_stores_take(
     design: str, engines: int, partitions: int, kind: config.StoreKind
 ) -> None:
     from dpukv_xdp._core._native import ffi, lib
@@ -273,7 +273,19 @@ def test_memory_bytes_are_what_the_stores_take(
         taken += stats.index_bytes + stats.log_bytes
         lib.kv_store_destroy(store)
     shared_bytes = 0 if design != "dual" else partitions * 600 * 4
-    assert settings.memory_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
+    assert settings.store_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("design", "pairs"), [("lat", 2 * 8), ("cpu-only", 2 * (8 + 2)), ("dual", 4 * (8 + 2))]
+)
+def test_memory_bytes_have_a_queue_pair_for_every_core_and_engine(
+    design: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "possible_cpus", lambda: 8)
+    monkeypatch.setattr(config, "default_host_cpus", lambda: tuple(range(7)))
+    settings = config.ServerConfig(design=design, items=1000, engines=2)
+    assert settings.memory_bytes() - settings.store_bytes() == pairs * abi.SIZE("kv_queue_pair")
 
 
 def test_every_setting_is_an_option_of_serve() -> None:
