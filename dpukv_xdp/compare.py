@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from dpukv_xdp.bench import Bench, BenchOptions, Progress
+from dpukv_xdp.bench import Bench, BenchOptions, Progress, replace_config
 from dpukv_xdp.config import FRAMES, ServerConfig
 from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
@@ -165,11 +165,13 @@ def run_rounds(
 ) -> Outcome:
     """All contenders in turn, `repeats` times: full packets, then single requests.
 
-    What cannot be run is left out and named. Raises UsageError if the load cannot be measured.
+    What cannot be run is left out and named. Raises UsageError if the load cannot be measured,
+    MissingError if our store, the smallest of all, would have no memory.
     """
     if not 1 <= repeats <= REPEATS_MAX:
         raise UsageError(f"{repeats} repeats are not 1 to {REPEATS_MAX}")
     options.check()
+    replace_config(config, options).check_memory()
     outcome = Outcome(labels=[contender.label for contender in contenders])
     for done, (round_number, contender) in enumerate(rounds_of(contenders, repeats)):
         if contender.label in outcome.missing:

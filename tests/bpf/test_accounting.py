@@ -10,7 +10,7 @@ import pytest
 from bpf.harness import CPU, OTHER_CPU, Dpu, Verdict, request_frame
 
 from dpukv_xdp import abi, loader
-from dpukv_xdp.bench import Interval, roles_of
+from dpukv_xdp.bench import Interval, accounting_notes, roles_of
 from dpukv_xdp.codec import Request
 from dpukv_xdp.engine import NativeThread
 from dpukv_xdp.loadgen import Snapshot
@@ -115,6 +115,13 @@ def test_the_host_s_time_is_the_run_s_and_xdp_s_the_accounting_phase_s() -> None
     client = roles["client"]
     assert client
     assert client["cores"] / client["cpu_ns_per_op"] * 1e3 == accounting.throughput_mops() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("accounting_mops", "notes"), [(10.0, 0), (8.01, 0), (11.99, 0), (7.9, 1), (12.1, 1)]
+)
+def test_a_phase_that_is_far_from_the_run_is_noted(accounting_mops: float, notes: int) -> None:
+    assert len(accounting_notes(10.0, accounting_mops)) == notes
 
 
 def interval_of(host_ns: int, responses: int) -> Interval:

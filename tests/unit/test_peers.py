@@ -509,7 +509,7 @@ def spoil_results(document: dict[str, Any]) -> None:
         (spoil_name, r"`results\[0\]`: object contains unknown field `thruput`"),
         (spoil_sign, r"`results\[1\].throughput_mops`: expected `float` > 0"),
         (spoil_machine, r"`results\[2\]` .*nowhere.*paper BF-2"),
-        (spoil_schema, r"`schema`: invalid enum value"),
+        (spoil_schema, r"`schema` must be 'dpukv-results/1'"),
         (spoil_source, r"object missing required field `source`"),
         (spoil_latency, r"`results\[3\]` .*neither"),
         (spoil_results, r"`results` is empty"),
@@ -531,6 +531,10 @@ def test_what_is_no_json_or_not_there_is_said(tmp_path: Path) -> None:
     path.write_text("not json")
     with pytest.raises(UsageError, match="is not JSON"):
         read_results(path)
+    for other in ("[]", '{"rows": []}'):  # the latter as compare's own --json
+        path.write_text(other)
+        with pytest.raises(UsageError, match="no file of results to import"):
+            read_results(path)
 
 
 def test_tables_and_the_picture_have_every_row(tmp_path: Path) -> None:
