@@ -29,6 +29,7 @@ from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.roles import Role, snapshot_of, start_in
 from dpukv_xdp.targets import Target
 from dpukv_xdp.workload import (
+    GAP_MEAN_MAX_NS,
     WORKLOADS,
     Distribution,
     Plan,
@@ -103,17 +104,29 @@ class BenchOptions:
         if not 1 <= self.keys <= ITEMS_MAX:
             raise UsageError(f"{self.keys} keys are not 1 to {ITEMS_MAX}")
         if self.seed < 0:
-            raise UsageError(f"a seed of {self.seed} is not 0 or more")
+            raise UsageError(f"a seed of {self.seed} is below 0")
         if not 0.1 <= self.seconds <= SECONDS_MAX:
             raise UsageError(f"{self.seconds:g} seconds are not 0.1 to {SECONDS_MAX:g}")
         if not 0 <= self.rate <= RATE_MAX:
             raise UsageError(f"a rate of {self.rate:g} requests a second is not 0 to {RATE_MAX:g}")
         Loop(self.window).check()
-        most = self.requests_per_packet_max()
+        most = self.requests_per_packet_max()  # which refuses keys and values of impossible sizes
+        if self.keys > 256**self.key_size:
+            raise UsageError(
+                f"{self.keys} keys cannot be told apart by {self.key_size} bytes: use longer keys "
+                f"or fewer"
+            )
         if not 0 <= self.requests_per_packet <= most:
             raise UsageError(
                 f"{self.requests_per_packet} requests per packet are not 1 to {most}, which is "
                 f"what fits with keys of {self.key_size} and values of {self.value_size} bytes"
+            )
+        requests = self.requests_per_packet or most
+        rate_min = 1e9 * requests / GAP_MEAN_MAX_NS
+        if 0 < self.rate < rate_min:
+            raise UsageError(
+                f"{self.rate:g} requests a second, {requests} a packet, are too slow: use "
+                f"{rate_min:g} or more, or fewer requests per packet"
             )
 
     def requests_per_packet_max(self) -> int:

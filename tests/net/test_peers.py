@@ -22,7 +22,7 @@ from dpukv_xdp.limits import LIMITS
 from dpukv_xdp.peers import PEERS, PeerSession
 from dpukv_xdp.workload import Distribution
 
-OPTIONS = BenchOptions(keys=20_000, seconds=0.2, window=16)
+OPTIONS = BenchOptions(keys=20_000, seconds=0.3, window=16)
 FAST = ["--keys", "20000", "--seconds", "0.1", "--repeats", "1"]
 OURS = ("lat",)
 EXAMPLE = Path(__file__).parents[2] / "docs" / "results" / "bluefield_from_paper.json"
