@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Measuring: a lab (or a server elsewhere), a load phase, and runs whose every answer was checked.
 
-Throughput and latency come from differences of the generator's counters while it runs. CPU time is
-taken in a short phase of its own behind each run, because the kernel's BPF statistics cost two
-clock reads a packet.
+Throughput, latency and the host's CPU time come from differences of counters while a run lasts.
+XDP's CPU time, and the client's without it, are taken in a short phase of its own behind each run,
+because the kernel's BPF statistics cost two clock reads a packet.
 """
 
 import contextlib
@@ -20,14 +20,16 @@ import msgspec
 
 from dpukv_xdp import abi, lab, loader
 from dpukv_xdp.codec import Endpoint
-from dpukv_xdp.config import ROOMY_LOG_BYTES, ServerConfig
+from dpukv_xdp.config import ITEMS_MAX, ROOMY_LOG_BYTES, ServerConfig
 from dpukv_xdp.errors import UsageError
 from dpukv_xdp.lab import Lab
+from dpukv_xdp.limits import limit_of
 from dpukv_xdp.loadgen import Loop, Snapshot, latency_summary
 from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.roles import Role, snapshot_of, start_in
 from dpukv_xdp.targets import Target
 from dpukv_xdp.workload import (
+    GAP_MEAN_MAX_NS,
     WORKLOADS,
     Distribution,
     Plan,
@@ -40,6 +42,8 @@ WARM_UP_SECONDS = 0.3
 LOAD_WINDOW = 16
 ACCOUNTING_FRACTION = 0.1
 ACCOUNTING_SECONDS_MIN = 0.3
+ACCOUNTING_DIFFERENCE_MAX = 0.2
+"""Of the run's throughput: what is farther from it in the phase for CPU time is noted."""
 SECONDS_MAX = 3600.0
 RATE_MAX = 1e9
 PROGRESS_SECONDS = 0.25
@@ -49,8 +53,14 @@ HOST_SHARE_MIN = 0.02
 CPU_METHOD = (
     "dpu: CPU time of the interface's NAPI threads, if it has any (--dpu-cpus), else BPF run-time "
     "statistics of kv_receive, waiting included and the driver's own work not; client: CPU time "
-    "of the generating thread, less dpu where that runs on top of it; host: CPU time of the "
-    "native threads, which poll all the time (busy_fraction: time spent on batches)"
+    "of the generating thread, less dpu where that runs on top of it; both and the stages in a "
+    "phase behind the run (accounting_mops); host: CPU time of the native threads in the run, "
+    "which poll all the time (busy_fraction: time spent on batches); others_fraction: of client "
+    "and host, the part of their cores that other programs had in the run"
+)
+ACCOUNTING_NOTE = (
+    f"CPU time of client and dpu, and stages, are from a phase of its own whose throughput was "
+    f"more than {ACCOUNTING_DIFFERENCE_MAX:.0%} away from the run's (accounting_mops)"
 )
 STAGE_METHOD = (
     f"one frame in {abi.KV_STAGE_FRAMES} (XDP) or one turn in 16 (host) is timed by clock, the "
@@ -59,6 +69,7 @@ STAGE_METHOD = (
     "the transmit ring (XDP_TX is in the driver, and not seen)"
 )
 
+RoleTimes = dict[str, float]
 Progress = Callable[[str, float], None]
 """Told what is being done, and the fraction of it that is."""
 
@@ -90,17 +101,32 @@ class BenchOptions:
             raise UsageError(
                 f"there is no workload {self.workload!r}: choose one of {', '.join(WORKLOADS)}"
             )
+        if not 1 <= self.keys <= ITEMS_MAX:
+            raise UsageError(f"{self.keys} keys are not 1 to {ITEMS_MAX}")
+        if self.seed < 0:
+            raise UsageError(f"a seed of {self.seed} is below 0")
         if not 0.1 <= self.seconds <= SECONDS_MAX:
             raise UsageError(f"{self.seconds:g} seconds are not 0.1 to {SECONDS_MAX:g}")
         if not 0 <= self.rate <= RATE_MAX:
             raise UsageError(f"a rate of {self.rate:g} requests a second is not 0 to {RATE_MAX:g}")
         Loop(self.window).check()
-        most = self.requests_per_packet_max()
+        most = self.requests_per_packet_max()  # which refuses keys and values of impossible sizes
+        if self.keys > 256**self.key_size:
+            raise UsageError(
+                f"{self.keys} keys cannot be told apart by {self.key_size} bytes: use longer keys "
+                f"or fewer"
+            )
         if not 0 <= self.requests_per_packet <= most:
             raise UsageError(
                 f"{self.requests_per_packet} requests per packet are not 1 to {most}, which is "
-                f"what "
-                f"fits with keys of {self.key_size} and values of {self.value_size} bytes"
+                f"what fits with keys of {self.key_size} and values of {self.value_size} bytes"
+            )
+        requests = self.requests_per_packet or most
+        rate_min = 1e9 * requests / GAP_MEAN_MAX_NS
+        if 0 < self.rate < rate_min:
+            raise UsageError(
+                f"{self.rate:g} requests a second, {requests} a packet, are too slow: use "
+                f"{rate_min:g} or more, or fewer requests per packet"
             )
 
     def requests_per_packet_max(self) -> int:
@@ -296,10 +322,11 @@ class Bench:
         lost_at_end: int,
     ) -> dict[str, Any]:
         responses = run.received("responses")
-        seconds = run.seconds()
-        roles = accounting.roles()
+        accounting_mops = accounting.throughput_mops()
+        throughput_mops = run.throughput_mops()
+        roles = roles_of(run, accounting)
         latency = latency_summary(run.after.latency - run.before.latency)
-        return {
+        result = {
             "design": self.config.design if self.target is None else None,
             "target": None if self.target is None else str(self.target),
             "workload": options.workload,
@@ -310,10 +337,9 @@ class Bench:
             "requests_per_packet": plan.requests_per_packet,
             "window": options.window,
             "rate": options.rate or None,
-            "respond": self.config.respond,
-            "seconds": round(seconds, 3),
-            "throughput_mops": responses / seconds / 1e6,
-            "packets_mpps": run.received("packets") / seconds / 1e6,
+            "seconds": round(run.seconds(), 3),
+            "throughput_mops": throughput_mops,
+            "packets_mpps": run.received("packets") / run.seconds() / 1e6,
             "latency_us": {
                 "mean": run.received("latency_sum_ns") / max(responses, 1) / 1e3,
                 **latency,
@@ -327,22 +353,12 @@ class Bench:
             "lost": run.sent("lost_requests") + accounting.sent("lost_requests") + lost_at_end,
             "roles": roles,
             "cpu_method": CPU_METHOD,
+            "accounting_mops": accounting_mops,
             "host_core_usage": _host_core_usage(roles["host"], self.config),
             "stages_ns_per_op": accounting.stages_ns_per_op(),
             "stage_method": STAGE_METHOD,
-            "profile": self.config.profile,
-            "burst_requests": self.config.profile_row().burst_requests,
-            "buffer_bytes": {
-                "request": self.config.profile_row().request_buffer_bytes,
-                "response": self.config.profile_row().response_buffer_bytes,
-            },
-            "emulation": self.config.profile_row().label(),
-            "transport": self.config.transport,
-            "frames": self.config.frames,
-            "host_share": self.host_share if len(self.config.row().communication) > 1 else None,
-            "notes": self.notes,
-            "access": self.config.access_mode(),
-            "store": self.config.store,
+            **self._settings(),
+            "notes": [*self.notes, *accounting_notes(throughput_mops, accounting_mops)],
             "memory_bytes": {
                 "predicted": self.config.memory_bytes(),
                 "server": self._server.call("memory_bytes") if self._server else None,
@@ -355,6 +371,26 @@ class Bench:
             "server_counters": run.server_counters(),
             "xdp_mode": None if self.attachment is None else self.attachment["mode"],
             "machine": machine_facts(),
+        }
+        return {**result, "limit": limit_of(result)}
+
+    def _settings(self) -> dict[str, Any]:
+        """Of the server, as far as a result needs them."""
+        config, profile = self.config, self.config.profile_row()
+        return {
+            "respond": config.respond,
+            "profile": config.profile,
+            "burst_requests": profile.burst_requests,
+            "buffer_bytes": {
+                "request": profile.request_buffer_bytes,
+                "response": profile.response_buffer_bytes,
+            },
+            "emulation": profile.label(),
+            "transport": config.transport,
+            "frames": config.frames,
+            "host_share": self.host_share if len(config.row().communication) > 1 else None,
+            "access": config.access_mode(),
+            "store": config.store,
         }
 
 
@@ -370,6 +406,10 @@ class Interval:
     def seconds(self) -> float:
         """Between the generator's two snapshots."""
         return (self.after.at_ns - self.before.at_ns) / 1e9
+
+    def throughput_mops(self) -> float:
+        """Million requests answered a second."""
+        return self.received("responses") / self.seconds() / 1e6
 
     def received(self, name: str) -> int:
         """Growth of a field of kv_load_results."""
@@ -402,26 +442,37 @@ class Interval:
             / max(counters.get("responses_sent", 0), 1),
         }
 
-    def roles(self) -> dict[str, dict[str, float] | None]:
-        """Cores used and CPU time per operation of client, dpu and host; see CPU_METHOD."""
+    def client_ns(self) -> int:
+        """CPU time of the generating thread, with the softirqs that ran on top of it."""
+        return self.after.cpu_ns - self.before.cpu_ns
+
+    def communication(self) -> tuple[RoleTimes, RoleTimes | None]:
+        """Cores and CPU time per operation of client and dpu, while BPF statistics were on."""
         operations = max(self.received("responses"), 1)
         elapsed_ns = self.after.at_ns - self.before.at_ns
-        client_ns = self.after.cpu_ns - self.before.cpu_ns
         if self.server_before is None or self.server_after is None:
-            return {"client": _role(client_ns, operations, elapsed_ns), "dpu": None, "host": None}
+            return _role(self.client_ns(), operations, elapsed_ns), None
+        dpu_ns, dpu_is_apart = _dpu_ns(self.server_before, self.server_after)
+        client_ns = self.client_ns() - (0 if dpu_is_apart else dpu_ns)
+        return (
+            _role(max(client_ns, 0), operations, elapsed_ns),
+            _role(dpu_ns, operations, elapsed_ns),
+        )
+
+    def host(self) -> RoleTimes | None:
+        """The same of the host, and how busy it was; None for a server elsewhere."""
+        if self.server_before is None or self.server_after is None:
+            return None
         before, after = self.server_before, self.server_after
-        dpu_ns, dpu_is_apart = _dpu_ns(before, after)
-        host_ns = _growth(before["hosts"], after["hosts"], "cpu_ns")
-        host = _role(host_ns, operations, elapsed_ns)
+        elapsed_ns = self.after.at_ns - self.before.at_ns
+        threads = len(after["hosts"])
+        cpu_ns = _growth(before["hosts"], after["hosts"], "cpu_ns")
         busy_ticks = _growth(before["engines"], after["engines"], "busy_ticks")
         busy_ns = busy_ticks * 1e9 / after["ticks_per_second"]
-        host["busy_fraction"] = busy_ns / elapsed_ns / max(len(after["hosts"]), 1)
         return {
-            "client": _role(
-                client_ns if dpu_is_apart else max(client_ns - dpu_ns, 0), operations, elapsed_ns
-            ),
-            "dpu": _role(dpu_ns, operations, elapsed_ns),
-            "host": host,
+            **_role(cpu_ns, max(self.received("responses"), 1), elapsed_ns),
+            "busy_fraction": busy_ns / elapsed_ns / max(threads, 1),
+            "others_fraction": _others_fraction(cpu_ns, elapsed_ns * threads),
         }
 
     def stages_ns_per_op(self) -> dict[str, dict[str, float]] | None:
@@ -445,6 +496,26 @@ class Interval:
             busy_ns = _growth(*engines, "busy_ticks") * 1e9 / self.server_after["ticks_per_second"]
             stages["host"]["process"] = busy_ns / processed
         return stages
+
+
+def roles_of(run: Interval, accounting: Interval) -> dict[str, RoleTimes | None]:
+    """Cores used and CPU time per operation of client, dpu and host; see CPU_METHOD. The
+    generating thread polls too: what it did not get of its core, other programs had.
+    """
+    client, dpu = accounting.communication()
+    client["others_fraction"] = _others_fraction(run.client_ns(), round(run.seconds() * 1e9))
+    return {"client": client, "dpu": dpu, "host": run.host()}
+
+
+def accounting_notes(throughput_mops: float, accounting_mops: float) -> list[str]:
+    """What has to be said where the phase for CPU time was far from the run."""
+    away_mops = abs(accounting_mops - throughput_mops)
+    return [ACCOUNTING_NOTE] if away_mops > ACCOUNTING_DIFFERENCE_MAX * throughput_mops else []
+
+
+def _others_fraction(cpu_ns: int, polled_ns: int) -> float:
+    """Of the time that threads would have polled, what they did not get."""
+    return max(1 - cpu_ns / polled_ns, 0.0) if polled_ns else 0.0
 
 
 def _growth(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str) -> int:

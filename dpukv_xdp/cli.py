@@ -969,34 +969,10 @@ def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
     options = BenchOptions(**{name: value for name, value in given.items() if name in names})
     _check_mtu(options.mtu)
     options.check()
-    _check_run(options)
     config = _server_config({name: value for name, value in given.items() if name not in names})
     if own_server:
         replace_config(config, options).check_memory()
     return config, options
-
-
-def _check_run(options: Any) -> None:
-    """What would come out only when the first frames are prepared. Raises UsageError."""
-    from dpukv_xdp.config import ITEMS_MAX
-    from dpukv_xdp.workload import GAP_MEAN_MAX_NS
-
-    if not 1 <= options.keys <= ITEMS_MAX:
-        raise UsageError(f"{options.keys} keys are not 1 to {ITEMS_MAX}")
-    if options.keys > 256**options.key_size:
-        raise UsageError(
-            f"{options.keys} keys cannot be told apart by {options.key_size} bytes: use longer "
-            f"keys or fewer"
-        )
-    if options.seed < 0:
-        raise UsageError(f"a seed of {options.seed} is below 0")
-    requests = options.requests_per_packet or options.requests_per_packet_max()
-    rate_min = 1e9 * requests / GAP_MEAN_MAX_NS
-    if 0 < options.rate < rate_min:
-        raise UsageError(
-            f"{options.rate:g} requests a second, {requests} a packet, are too slow: use "
-            f"{rate_min:g} or more, or fewer requests per packet"
-        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -40,6 +40,13 @@ ALL, NONE = "all", "none"
 @click.option(
     "--window", type=int, default=64, show_default=True, help="Packets or messages outstanding."
 )
+@click.option(
+    "--server-cores",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Cores of each server: our engines and receive queues, redis's and memcached's threads.",
+)
 @click.option("--repeats", type=int, default=3, show_default=True, help="Rounds; their median.")
 @click.option("--seconds", type=float, default=3.0, show_default=True, help="For each run.")
 @click.option(
@@ -61,7 +68,8 @@ ALL, NONE = "all", "none"
 @click.option("--json", "json_path", metavar="FILE", help="The result as JSON; - is stdout.")
 def compare(
     peers: str,
-    ours: str,
+    ours: str | None,
+    server_cores: int,
     repeats: int,
     output: Path,
     imports: tuple[Path, ...],
@@ -84,7 +92,7 @@ def compare(
     cli._check_picture(output)
     measured: dict[str, Any] = {"rows": [], "runs": [], "missing": {}}
     if not import_only:
-        measured = _measure(ours, peers, repeats, load)
+        measured = _measure(ours, peers, server_cores, repeats, load)
     if not measured["rows"] and not imported:
         reasons = "; ".join(f"{label}: {why}" for label, why in measured["missing"].items())
         raise DpukvError(f"nothing could be measured: {reasons}")
@@ -95,11 +103,19 @@ def compare(
         _print(result)
 
 
-def _measure(ours: str | None, peers: str, repeats: int, load: dict[str, Any]) -> dict[str, Any]:
+def _measure(
+    ours: str | None, peers: str, server_cores: int, repeats: int, load: dict[str, Any]
+) -> dict[str, Any]:
     from dpukv_xdp import cli
     from dpukv_xdp.bench import BenchOptions
-    from dpukv_xdp.compare import OURS, OURS_BY_DEFAULT, contenders_of, document, run_rounds
-    from dpukv_xdp.config import ServerConfig
+    from dpukv_xdp.compare import (
+        OURS,
+        OURS_BY_DEFAULT,
+        contenders_of,
+        document,
+        run_rounds,
+        server_of,
+    )
     from dpukv_xdp.peers import PEERS
     from dpukv_xdp.workload import DISTRIBUTIONS
 
@@ -109,28 +125,36 @@ def _measure(ours: str | None, peers: str, repeats: int, load: dict[str, Any]) -
             f"there is no distribution {load['distribution']!r}: choose one of "
             f"{', '.join(DISTRIBUTIONS)}"
         )
-    options = BenchOptions(**load)
-    our_names = OURS_BY_DEFAULT if ours is None else _names(ours, list(OURS))
-    contenders = contenders_of(our_names, _names(peers, list(PEERS)))
+    config = server_of(server_cores)
+    options = BenchOptions(**load, queues=server_cores)
+    our_names = OURS_BY_DEFAULT if ours is None else _names("--ours", ours, list(OURS))
+    contenders = contenders_of(our_names, _names("--peers", peers, list(PEERS)))
     if not contenders:
         raise UsageError("--ours none and --peers none leave nothing to measure")
     cli.signals.catch()
     with cli._progress() as progress:
-        outcome = run_rounds(contenders, ServerConfig(), options, repeats, progress)
-    return document(outcome, options, repeats)
+        outcome = run_rounds(contenders, config, options, repeats, progress)
+    return document(outcome, config, options, repeats)
 
 
-def _names(given: str, known: list[str]) -> list[str]:
-    """Names with commas between, without repetition."""
-    if given == ALL:
+def _names(option: str, given: str, known: list[str]) -> list[str]:
+    """Names with commas between, without repetition. Raises UsageError if there are none."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if names == [ALL]:
         return known
-    if given == NONE:
+    if names == [NONE]:
         return []
-    return list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names or {ALL, NONE} & set(names):
+        raise UsageError(
+            f"{option} {given!r} is not {ALL}, {NONE} or names with commas between: choose among "
+            f"{', '.join(known)}"
+        )
+    return list(dict.fromkeys(names))
 
 
 def _print(result: dict[str, Any]) -> None:
     from dpukv_xdp import cli
+    from dpukv_xdp.limits import OTHERS_MAX
     from dpukv_xdp.peers_report import COMPARE_KEY, compare_tables, imported_tables
 
     console = cli._console()
@@ -150,8 +174,9 @@ def _print(result: dict[str, Any]) -> None:
     disturbed = sum(row["disturbed_rounds"] for row in result["rows"])
     if disturbed:
         console.print(
-            f"note: other programs had a core for long in {disturbed} of {len(result['runs'])} "
-            "runs (disturbed_rounds in the JSON): measure again when nothing else runs"
+            f"note: other programs had more than {OTHERS_MAX:.0%} of a core in {disturbed} of "
+            f"{len(result['runs'])} runs (disturbed_rounds in the JSON): measure again when "
+            f"nothing else runs"
         )
     if result["runs"]:
         console.print(cli._machine_line(result))
@@ -159,11 +184,11 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _load_line(result: dict[str, Any]) -> str:
-    options = result["options"]
+    options, cores = result["options"], result["server_cores"]
     return (
         f"YCSB {options['workload']}, {options['keys']:,} {options['distribution']} keys of "
         f"{options['key_size']} and values of {options['value_size']} bytes, window "
-        f"{options['window']}"
+        f"{options['window']}" + (f", {cores} server cores" if cores > 1 else "")
     )
 
 

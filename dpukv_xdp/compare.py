@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Our designs and other stores on the same cores, with the same keys and the same load, in one run.
 
-Contenders take turns, round by round, so that a machine that drifts favours nobody; what is printed
-of each is the median of its rounds, with the smallest and the largest throughput beside it.
+Contenders take turns, round by round and in an order shuffled by a fixed seed, so that a machine
+that drifts favours nobody; what is printed of each is the median of its rounds, with the smallest
+and the largest throughput beside it.
 """
 
 import contextlib
 import os
+import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +16,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from dpukv_xdp.bench import Bench, BenchOptions, Progress
+from dpukv_xdp.bench import Bench, BenchOptions, Progress, replace_config
 from dpukv_xdp.config import FRAMES, ServerConfig
 from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.limits import is_disturbed, limit_of, server_busy_of, window_full
 from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.peers import PeerSession, find_peer
 
@@ -28,9 +31,8 @@ REQUESTS_PER_PACKET = 45
 REPEATS_MAX = 100
 BASE = ServerConfig().design
 """Whose throughput the others' is compared with."""
-
-CORES_MIN = 0.9
-"""An engine that polls and got less of its core had to share it."""
+ORDER_SEED = 1
+"""Of the order within each round."""
 LATENCIES = ("p50", "p99", "p999", "mean")
 ROLES = ("client", "dpu", "host")
 
@@ -76,8 +78,8 @@ def other_store(name: str) -> Contender:
 
     @contextlib.contextmanager
     def start(config: ServerConfig, options: BenchOptions) -> Iterator[Session]:
-        with _same_cpus() as cpus, PeerSession(peer, options) as session:
-            os.sched_setaffinity(0, cpus - {session.server_cpu} or cpus)
+        with _same_cpus() as cpus, PeerSession(peer, options, config.engines) as session:
+            os.sched_setaffinity(0, cpus.difference(session.server_cpus) or cpus)
             yield session
 
     return Contender(name, peer.summary, start)
@@ -116,10 +118,13 @@ class Outcome:
     """Every run: the result of Bench or PeerSession with its label and round."""
     missing: dict[str, str] = field(default_factory=dict)
     """What could not be run, or not to the end, and why."""
+    labels: list[str] = field(default_factory=list)
+    """All contenders, in the order in which they were asked for."""
 
     def rows(self) -> list[Result]:
         """A row for each contender and number of requests in a packet; see summary()."""
-        return summary(self.runs, BASE)
+        ordered = sorted(self.runs, key=lambda run: self.labels.index(run["label"]))
+        return summary(ordered, BASE)
 
 
 def contenders_of(ours: Sequence[str], peers: Sequence[str]) -> list[Contender]:
@@ -128,6 +133,27 @@ def contenders_of(ours: Sequence[str], peers: Sequence[str]) -> list[Contender]:
     if unknown:
         raise UsageError(f"{unknown[0]!r} is none of ours: choose among {', '.join(OURS)}")
     return [*(OURS[name] for name in ours), *(other_store(name) for name in peers)]
+
+
+def server_of(server_cores: int) -> ServerConfig:
+    """Our server with an engine on each of so many cores. Raises UsageError if there is no core
+    left for the client.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= server_cores < cores:
+        raise UsageError(
+            f"{server_cores} server cores are not 1 to {cores - 1}: the load generator needs one "
+            f"of the {cores} cores that this process may use"
+        )
+    return ServerConfig(engines=server_cores)
+
+
+def rounds_of(contenders: Sequence[Contender], repeats: int) -> Iterator[tuple[int, Contender]]:
+    """Every contender in each round, in another order each time; the same orders every time."""
+    for round_number in range(repeats):
+        order = list(contenders)
+        random.Random(ORDER_SEED + round_number).shuffle(order)
+        yield from ((round_number, contender) for contender in order)
 
 
 def run_rounds(
@@ -139,15 +165,15 @@ def run_rounds(
 ) -> Outcome:
     """All contenders in turn, `repeats` times: full packets, then single requests.
 
-    What cannot be run is left out and named. Raises UsageError if the load cannot be measured.
+    What cannot be run is left out and named. Raises UsageError if the load cannot be measured,
+    MissingError if our store, the smallest of all, would have no memory.
     """
     if not 1 <= repeats <= REPEATS_MAX:
         raise UsageError(f"{repeats} repeats are not 1 to {REPEATS_MAX}")
     options.check()
-    outcome = Outcome()
-    for done in range(repeats * len(contenders)):
-        round_number, index = divmod(done, len(contenders))
-        contender = contenders[index]
+    replace_config(config, options).check_memory()
+    outcome = Outcome(labels=[contender.label for contender in contenders])
+    for done, (round_number, contender) in enumerate(rounds_of(contenders, repeats)):
         if contender.label in outcome.missing:
             continue
 
@@ -188,7 +214,7 @@ def summary(runs: Sequence[Result], base: str) -> list[Result]:
     return sorted(rows, key=lambda row: counts.index(row["requests_per_packet"]))
 
 
-def document(outcome: Outcome, options: BenchOptions, repeats: int) -> Result:
+def document(outcome: Outcome, config: ServerConfig, options: BenchOptions, repeats: int) -> Result:
     """The comparison as it is written with --json."""
     return {
         "rows": outcome.rows(),
@@ -196,6 +222,7 @@ def document(outcome: Outcome, options: BenchOptions, repeats: int) -> Result:
         "missing": outcome.missing,
         "base": BASE,
         "repeats": repeats,
+        "server_cores": config.engines,
         "options": msgspec.to_builtins(options),
         "machine": machine_facts(),
     }
@@ -232,7 +259,7 @@ def _row(label: str, requests_per_packet: int, group: Sequence[Result]) -> Resul
         "requests_per_packet": requests_per_packet,
         "window": first["window"],
         "rounds": len(group),
-        "disturbed_rounds": sum(_is_disturbed(run) for run in group),
+        "disturbed_rounds": sum(is_disturbed(run) for run in group),
         "throughput_mops": statistics.median(throughput),
         "throughput_spread_mops": [min(throughput), max(throughput)],
         "latency_us": {
@@ -243,28 +270,13 @@ def _row(label: str, requests_per_packet: int, group: Sequence[Result]) -> Resul
             for name in ROLES
         },
         "client_busy": _median_of([run.get("client_busy") for run in group]),
-        "server_busy": _median_of([_server_busy(run) for run in group]),
-        "limit": statistics.mode(str(run.get("limit") or "") for run in group) or None,
+        "server_busy": _median_of([server_busy_of(run) for run in group]),
+        "window_full": _median_of([window_full(run) for run in group]),
+        "limit": statistics.mode(limit_of(run) for run in group),
     }
     for name in ("misses", "corrupt", "refused", "lost"):
         row[name] = sum(run[name] for run in group)
     return row
-
-
-def _server_busy(run: Result) -> float | None:
-    """Of a peer's server its CPU time; of our engines, which poll, the time spent on batches."""
-    if "server_busy" in run:
-        return float(run["server_busy"])
-    host = run["roles"]["host"]
-    return None if host is None else host.get("busy_fraction")
-
-
-def _is_disturbed(run: Result) -> bool:
-    """Whether other programs had a core for long: our engines poll, so theirs is used up."""
-    host = run["roles"]["host"]
-    if "limit" in run:
-        return bool(run["limit"] == "others")
-    return bool(host and 0 < host["cores"] < CORES_MIN)
 
 
 def _median_of(values: Sequence[float | None]) -> float | None:

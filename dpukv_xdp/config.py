@@ -16,6 +16,7 @@ from dpukv_xdp.designs import Design, find_design
 from dpukv_xdp.directory import open_directory
 from dpukv_xdp.dpu_store import DpuStoreSizes
 from dpukv_xdp.errors import MissingError, UsageError
+from dpukv_xdp.machine import possible_cpus
 from dpukv_xdp.placement import (
     SHARED_PARTITIONS,
     Placement,
@@ -269,6 +270,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
     def memory_bytes(self) -> int:
+        """Bytes that a server takes as soon as it is full: stores and queue pairs."""
+        return self.store_bytes() + self.queue_pair_bytes()
+
+    def queue_pair_bytes(self) -> int:
+        """Bytes of the queue pairs: each engine has one with every core that the kernel may ever
+        use, and one with every endpoint behind a host door.
+        """
+        placement = self.placement()
+        sides = min(possible_cpus(), abi.KV_CPUS_MAX) + len(placement.behind("host"))
+        return len(placement.engines) * sides * abi.SIZE("kv_queue_pair")
+
+    def store_bytes(self) -> int:
         """Bytes that all stores take: indexes and logs."""
         placement = self.placement()
         in_xdp = len(placement.engines) - len(placement.native())

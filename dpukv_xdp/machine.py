@@ -37,3 +37,9 @@ def _cpu_model() -> str:
 def _read(path: str) -> str:
     file = Path(path)
     return file.read_text().strip() if file.exists() else ""
+
+
+def possible_cpus() -> int:
+    """One more than the highest core number that the kernel may ever use."""
+    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(ranges.rpartition("-")[2].rpartition(",")[2]) + 1

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Other stores, measured as our own are: in a lab, their server on the engine's core, the load
-generator on the client's.
+"""Other stores, measured as our own are: in a lab, their server on the engines' cores, the
+load generator on the client's.
 
 A peer is a row of PEERS. Its session has Bench's methods and results (bench.py), so that whoever
 compares need not know which is which; where a field cannot mean the same it is None.
@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from dpukv_xdp.bench import BenchOptions, Progress
 from dpukv_xdp.engine import ENGINE_NICE
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.lab import Lab, in_namespace
+from dpukv_xdp.limits import limit_of
 from dpukv_xdp.loadgen import TEMPLATES, latency_summary
 from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.peers_load import (
@@ -40,7 +41,6 @@ from dpukv_xdp.peers_load import (
     connect,
     stream_of_requests,
     total,
-    waited_ns,
 )
 from dpukv_xdp.placement import default_host_cpus
 from dpukv_xdp.workload import WORKLOADS
@@ -62,17 +62,13 @@ DATAGRAM_BYTES_MAX = 65507
 """What is longer than the MTU goes in fragments, as it would for any client of memcached."""
 WINDOW_UDP = abi.KV_BATCH_MAX
 """Messages outstanding behind a UDP socket, at most."""
-BUSY_FRACTION = 0.9
-"""From here on a core counts as what limits a run."""
-WAITED_FRACTION = 0.1
-"""A side that waited longer for its core was limited by other programs."""
-
 CPU_METHOD = (
     "host: CPU time of the server's process, the kernel's network stack in its system calls "
-    "included, and the client's share of it that runs in the softirq of a send; client: CPU time "
-    "of the generating thread, which polls all the time (busy_fraction: the time in which its "
-    "polls found something), with the server's share of the stack in the same way; there is no "
-    "dpu; waited_fraction: others had the core"
+    "included, and the client's share of it that runs in the softirq of a send (busy_fraction: its "
+    "part of the server's cores, or its busiest thread's of one); client: CPU time of the "
+    "generating thread, which polls all the time (busy_fraction: the time in which its polls found "
+    "something), with the server's share of the stack in the same way; there is no dpu; "
+    "others_fraction: the part of the cores that was neither theirs nor idle"
 )
 NETWORK_NOTE = (
     "peers: kernel sockets on the lab's veth pair without XDP, checksum and segmentation offload "
@@ -136,23 +132,26 @@ class PeerSize:
     item_bytes: int
     """Of a key's text and a value."""
     connections: int
+    threads: int
+    """As many as the server has cores."""
 
 
 def _redis(size: PeerSize) -> list[str]:
-    """One thread for everything, and nothing on disk."""
+    """One thread for the commands, others beside it for the sockets, and nothing on disk."""
     return [
         *("--bind", size.address, "--port", str(size.port), "--protected-mode", "no"),
-        *("--save", "", "--appendonly", "no", "--io-threads", "1", "--daemonize", "no"),
+        *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+        *("--io-threads", str(size.threads), "--io-threads-do-reads", "yes"),
         *("--maxclients", str(size.connections + 32), "--dir", "/"),
     ]
 
 
 def _memcached(size: PeerSize) -> list[str]:
-    """One worker thread, room for every key, and an index that need not grow during a run."""
+    """Worker threads, room for every key, and an index that need not grow during a run."""
     megabytes = 64 + size.keys * (size.item_bytes + 128) // (1 << 20) * 5 // 4
     return [
         *("-u", "nobody", "-l", size.address, "-p", str(size.port), "-U", str(size.port)),
-        *("-t", "1", "-c", str(size.connections + 32), "-m", str(megabytes)),
+        *("-t", str(size.threads), "-c", str(size.connections + 32), "-m", str(megabytes)),
         *("-o", f"hashpower={max(16, size.keys.bit_length())}"),
     ]
 
@@ -222,8 +221,10 @@ def find_peer(name: str) -> Peer:
 class PeerSession:
     """A peer's server and a load generator in a lab; a context manager that takes all down."""
 
-    def __init__(self, peer: Peer, options: BenchOptions) -> None:
-        """Raises UsageError or MissingError before anything is built."""
+    def __init__(self, peer: Peer, options: BenchOptions, server_cores: int = 1) -> None:
+        """The server has as many threads as cores. Raises UsageError or MissingError before
+        anything is built.
+        """
         if options.rate:
             raise UsageError("peers are measured in a closed loop: leave out --rate")
         options.check()
@@ -232,7 +233,7 @@ class PeerSession:
         self.program = peer.find()
         self.version = peer.version()
         self.started_ns = time.monotonic_ns()
-        self.server_cpu, self.client_cpu = cores()
+        self.server_cpus, self.client_cpu = cores(server_cores)
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "PeerSession":
@@ -299,7 +300,7 @@ class PeerSession:
             after, server_after = load.snapshot(), self._server_times()
             load.end()
             last = load.snapshot()
-        run = _Run(before, after, server_before, server_after)
+        run = _Run(before, after, server_before, server_after, len(self.server_cpus))
         return self._result(options, run, window, int(last.counts["lost"]))
 
     def _plan(self, options: BenchOptions) -> PeerPlan:
@@ -342,8 +343,10 @@ class PeerSession:
             keys=self.options.keys,
             item_bytes=2 * self.options.key_size + self.options.value_size,
             connections=self.options.window + LOAD_WINDOW,
+            threads=len(self.server_cpus),
         )
-        argv = ["taskset", "--cpu-list", str(self.server_cpu), self.program]
+        cpus = ",".join(map(str, self.server_cpus))
+        argv = ["taskset", "--cpu-list", cpus, self.program]
         with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
             process = self._place.spawn(
                 self._place.server,
@@ -385,11 +388,13 @@ class PeerSession:
             return False
 
     def _server_times(self) -> "_ServerTimes":
-        tasks = Path(f"/proc/{self._process.pid}/task")
+        pid = self._process.pid
         try:
             return _ServerTimes(
-                cpu_ns=time.clock_gettime_ns(process_clock(self._process.pid)),
-                waited_ns=sum(waited_ns(thread) for thread in tasks.iterdir()),
+                at_ns=time.monotonic_ns(),
+                cpu_ns=time.clock_gettime_ns(process_clock(pid)),
+                by_thread_ns=thread_times_ns(Path(f"/proc/{pid}/task")),
+                idle_ns=idle_ns(self.server_cpus),
             )
         except OSError as error:
             raise DpukvError(
@@ -400,10 +405,8 @@ class PeerSession:
         responses, seconds = run.count("responses"), run.elapsed_ns() / 1e9
         latency = run.after.counts["latency"] - run.before.counts["latency"]
         roles = run.roles()
-        client_busy = roles["client"]["busy_fraction"]
-        server_busy = roles["host"]["busy_fraction"]
         per_message = options.requests_per_packet or options.requests_per_packet_max()
-        return {
+        result = {
             "design": None,
             "peer": self.peer.name,
             "target": f"{self.peer.program} {self.version}",
@@ -432,9 +435,7 @@ class PeerSession:
             "lost": lost,
             "roles": roles,
             "cpu_method": CPU_METHOD,
-            "client_busy": client_busy,
-            "server_busy": server_busy,
-            "limit": limit_of(roles["client"], roles["host"]),
+            "client_busy": roles["client"]["busy_fraction"],
             "emulation": "",
             "notes": [NETWORK_NOTE.format(self.congestion_control), KEY_NOTE],
             "qp_bytes_per_op": None,
@@ -444,16 +445,21 @@ class PeerSession:
             },
             "machine": machine_facts(),
         }
+        return {**result, "limit": limit_of(result)}
 
 
 @dataclass(frozen=True, slots=True)
 class _ServerTimes:
     """Of a server's process at one moment."""
 
+    at_ns: int
+    """CLOCK_MONOTONIC."""
     cpu_ns: int
     """All threads."""
-    waited_ns: int
-    """Ready to run, and somebody else had the core: all threads, also of each other."""
+    by_thread_ns: dict[str, int]
+    """CPU time of each."""
+    idle_ns: int
+    """Of the cores that it is pinned to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +470,7 @@ class _Run:
     after: Snapshot
     server_before: _ServerTimes
     server_after: _ServerTimes
+    server_cores: int
 
     def elapsed_ns(self) -> int:
         return self.after.at_ns - self.before.at_ns
@@ -472,42 +479,73 @@ class _Run:
         return total([self.before.counts, self.after.counts], name)
 
     def roles(self) -> dict[str, Any]:
-        """As Interval.roles() of bench.py, with the time that each was busy."""
-        elapsed_ns, operations = self.elapsed_ns(), max(self.count("responses"), 1)
-        client_ns = self.after.cpu_ns - self.before.cpu_ns
-        server_ns = self.server_after.cpu_ns - self.server_before.cpu_ns
-        server_waited_ns = self.server_after.waited_ns - self.server_before.waited_ns
-        client_waited_ns = self.after.waited_ns - self.before.waited_ns
-        roles: dict[str, Any] = {"dpu": None}
-        for name, cpu_ns, busy_ns, waiting_ns in (
-            ("client", client_ns, elapsed_ns - self.count("idle_ns"), client_waited_ns),
-            ("host", server_ns, server_ns, server_waited_ns),
-        ):
-            roles[name] = {
-                "cores": cpu_ns / elapsed_ns,
-                "cpu_ns_per_op": cpu_ns / operations,
-                "busy_fraction": min(max(busy_ns / elapsed_ns, 0.0), 1.0),
-                "waited_fraction": max(waiting_ns / elapsed_ns, 0.0),
-            }
-        return roles
+        """As roles_of() of bench.py, with the time that each was busy."""
+        return {"client": self._client(), "dpu": None, "host": self._server()}
+
+    def _client(self) -> dict[str, float]:
+        """It polls: what it did not get of its core, other programs had."""
+        elapsed_ns, cpu_ns = self.elapsed_ns(), self.after.cpu_ns - self.before.cpu_ns
+        return {
+            **self._times(cpu_ns),
+            "busy_fraction": _fraction(elapsed_ns - self.count("idle_ns"), elapsed_ns),
+            "others_fraction": _fraction(elapsed_ns - cpu_ns, elapsed_ns),
+        }
+
+    def _server(self) -> dict[str, float]:
+        """It sleeps when there is nothing to do, and its threads wait for each other: what is
+        neither its own time nor idle, other programs had.
+        """
+        before, after = self.server_before, self.server_after
+        elapsed_ns = after.at_ns - before.at_ns
+        cores_ns = elapsed_ns * self.server_cores
+        cpu_ns = after.cpu_ns - before.cpu_ns
+        others_ns = cores_ns - cpu_ns - (after.idle_ns - before.idle_ns)
+        by_thread_ns = (
+            after_ns - before.by_thread_ns.get(thread, 0)
+            for thread, after_ns in after.by_thread_ns.items()
+        )
+        busiest_ns = max(by_thread_ns, default=0)
+        return {
+            **self._times(cpu_ns),
+            "busy_fraction": max(_fraction(cpu_ns, cores_ns), _fraction(busiest_ns, elapsed_ns)),
+            "others_fraction": _fraction(others_ns, cores_ns),
+        }
+
+    def _times(self, cpu_ns: int) -> dict[str, float]:
+        operations = max(self.count("responses"), 1)
+        return {"cores": cpu_ns / self.elapsed_ns(), "cpu_ns_per_op": cpu_ns / operations}
 
 
-def limit_of(client: dict[str, float], server: dict[str, float]) -> str:
-    """What a run was limited by: other programs if they had the cores for long, the busier side if
-    it was busy all the time, else the window.
+def _fraction(part_ns: int, whole_ns: int) -> float:
+    return min(max(part_ns / whole_ns, 0.0), 1.0)
+
+
+def cores(server_cores: int = 1) -> tuple[tuple[int, ...], int]:
+    """The cores of a peer's server and that of the generator: those of as many of our engines and
+    of their client.
     """
-    if max(client["waited_fraction"], server["waited_fraction"]) > WAITED_FRACTION:
-        return "others"
-    if max(client["busy_fraction"], server["busy_fraction"]) < BUSY_FRACTION:
-        return "window"
-    return "server" if server["busy_fraction"] >= client["busy_fraction"] else "client"
+    servers = default_host_cpus()[:server_cores]
+    others = sorted(os.sched_getaffinity(0).difference(servers))
+    return servers, others[0] if others else servers[0]
 
 
-def cores() -> tuple[int, int]:
-    """The cores of a peer's server and of the generator: those of our engine and of its client."""
-    server = default_host_cpus()[0]
-    others = sorted(os.sched_getaffinity(0) - {server})
-    return server, others[0] if others else server
+def thread_times_ns(tasks: Path) -> dict[str, int]:
+    """CPU time of each thread in a directory such as /proc/<pid>/task; nothing of those that end,
+    or if the kernel does not say.
+    """
+    times = {}
+    for thread in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            times[thread.name] = int((thread / "schedstat").read_text().split()[0])
+    return times
+
+
+def idle_ns(cpus: Sequence[int], statistics: Path = Path("/proc/stat")) -> int:
+    """Time that cores have been idle, added up; the kernel counts in hundredths of a second."""
+    wanted = {f"cpu{cpu}" for cpu in cpus}
+    lines = (line.split() for line in statistics.read_text().splitlines())
+    ticks = sum(int(line[4]) + int(line[5]) for line in lines if line[0] in wanted)
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def prepare_network(end: lab.End) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from dpukv_xdp.errors import UsageError
 
 Result = dict[str, Any]
-Schema = Literal["dpukv-results/1"]
+SCHEMA = "dpukv-results/1"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -76,7 +76,8 @@ class Measured(msgspec.Struct, forbid_unknown_fields=True):
 class Document(msgspec.Struct, forbid_unknown_fields=True):
     """A file of results."""
 
-    schema: Schema
+    schema: str
+    """SCHEMA."""
     source: Text
     """Who measured, when and how, or what publication they are from."""
     machines: dict[str, Machine]
@@ -86,7 +87,13 @@ class Document(msgspec.Struct, forbid_unknown_fields=True):
 def read_results(path: Path) -> Document:
     """A file of results. Raises UsageError with a sentence about the first thing wrong in it."""
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=Document)
+        found = msgspec.json.decode(path.read_bytes())
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise UsageError(
+                f"{path} is no file of results to import: its `schema` must be {SCHEMA!r}, and "
+                f"docs/results/README.md describes the rest"
+            )
+        document = msgspec.convert(found, Document)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except msgspec.ValidationError as error:

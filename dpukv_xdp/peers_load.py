@@ -10,11 +10,9 @@ prepares, starts, watches and stops; peer_load.c sends, polls and checks.
 import errno
 import os
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -72,8 +70,6 @@ class Snapshot:
     """struct kv_peer_results."""
     cpu_ns: int
     """CPU time of the generating thread."""
-    waited_ns: int
-    """Time that it was ready to run and somebody else had its core."""
 
 
 class PeerPlan:
@@ -167,7 +163,6 @@ class PeerLoad:
             raise UsageError(f"a window of {window} messages is not 1 to {abi.KV_WINDOW_MAX}")
         self.cpu = cpu
         self._thread: NativeThread | None = None
-        self._thread_id = 0
         self._status = 0
         self._plan: PeerPlan | None = None
         self._native = ffi.NULL
@@ -228,12 +223,10 @@ class PeerLoad:
         counts = np.frombuffer(
             ffi.buffer(ffi.addressof(self._native, "results")), abi.dtype("kv_peer_results")
         )
-        waited = waited_ns(Path(f"/proc/self/task/{self._thread_id}"))
-        return Snapshot(  # these three close together: whoever reads may be interrupted as well
+        return Snapshot(  # these close together: whoever reads may be interrupted as well
             at_ns=time.monotonic_ns(),
             counts=counts[0].copy(),
             cpu_ns=self._thread.cpu_ns() if self._thread else 0,
-            waited_ns=waited,
         )
 
     def close(self) -> None:
@@ -246,7 +239,6 @@ class PeerLoad:
             self._sockets.pop().close()
 
     def _run(self) -> int:
-        self._thread_id = threading.get_native_id()
         self._status = lib.kv_peer_load_run(self._native)
         return 0
 
@@ -289,16 +281,6 @@ def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
 
 
 SO_RCVBUFFORCE = 33  # the socket module does not name it
-
-
-def waited_ns(thread: Path) -> int:
-    """Time that a thread, a directory in /proc/<pid>/task, was ready to run and did not; 0 if the
-    kernel does not say.
-    """
-    try:
-        return int((thread / "schedstat").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def _pointer(kind: str, array: npt.NDArray[Any]) -> Any:

@@ -17,8 +17,11 @@ message, median and 99 %, µs; ~: the source does not say which of the two. CPU,
 ns for one request: c client, d DPU (XDP), h host (a peer's server with its part
 of the kernel's network stack; our engines poll all the time). Busy, %: c the
 peers' load generator, where less than 100 means that it was not the limit,
-s the server. Ratio: how many times as many requests the base answered, on the
-same machine and load. Bad: wrong, missing, refused and lost answers.
+s the server. Limit: engine, processing on the host; host, which communicates as
+well; server, the peers'; client, the core of the load generator, and of XDP where
+that runs there; window, the requests in flight; others, other programs. Ratio:
+how many times as many requests the base answered, on the same machine and load.
+Bad: wrong, missing, refused and lost answers.
 """
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
@@ -108,6 +111,7 @@ def _table(title: str, rows: Sequence[Row], *, with_load: bool) -> Table:
         "round trip\np50    p99",
         "CPU, ns/op\nc   d    h",
         "busy, %\nc   s",
+        "\nlimit",
         "\nratio",
         "\nbad",
     ):
@@ -121,6 +125,7 @@ def _table(title: str, rows: Sequence[Row], *, with_load: bool) -> Table:
             _latency_cell(row["latency_us"]),
             " ".join(f"{_whole(cpu[role]):>4}" for role in ("client", "dpu", "host")),
             f"{_percent(row['client_busy']):>3} {_percent(row['server_busy']):>3}",
+            row["limit"] or "-",
             "-" if ratio is None else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}",
             _bad(row),
         )

@@ -252,7 +252,7 @@ def _peer(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
     _, options = _largest(runs)
     with PeerSession(find_peer(runs[0].settings["peer"]), options) as session:
         cpus = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus - {session.server_cpu} or cpus)
+        os.sched_setaffinity(0, cpus.difference(session.server_cpus) or cpus)
         yield _measures(session, options)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import UsageError
+from dpukv_xdp.limits import LIMITS, limit_of
 from dpukv_xdp.paper import own_name, paper_range, paper_values
 from dpukv_xdp.reproduce_plans import Panel, Plan, matches
 from dpukv_xdp.reproduce_results import (
@@ -23,7 +24,6 @@ from dpukv_xdp.reproduce_results import (
     Spread,
     check_claim,
     cpu_ns,
-    limit_of,
     stage_sum_ns,
     text_of,
     text_of_range,
@@ -201,7 +201,7 @@ def _times(plan: Plan, panel: Panel, points: Points) -> list[Item]:
             if own is None or times is None:
                 continue
             name = _label(panel.line, point.settings)
-            limits = dict.fromkeys(limit_of(result) for result in point.results)
+            limits = dict.fromkeys(LIMITS[limit_of(result)] for result in point.results)
             rows.append(
                 (title, name, text_of_spread(own), text_of_spread(times), "; ".join(limits))
             )

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dpukv_xdp.errors import UsageError
+from dpukv_xdp.limits import OTHERS_MAX
 from dpukv_xdp.machine import machine_facts
 from dpukv_xdp.paper import INCONSISTENCIES, paper_results
 from dpukv_xdp.profiles import PROFILES
 from dpukv_xdp.reproduce_plans import Plan, Run, load_sizes
 from dpukv_xdp.reproduce_plots import Item, Picture, Table, draw, save
 from dpukv_xdp.reproduce_results import (
-    DISTURBED_CORES,
     Finding,
     Points,
     check_claim,
@@ -132,8 +132,8 @@ def _lead(
     yield READING
     yield (
         f"{points.runs} runs of stores: {points.wrong} wrong values, {points.lost} requests lost; "
-        f"in {points.disturbed} of them other programs had more than {1 - DISTURBED_CORES:.0%} of "
-        f"the host's core."
+        f"in {points.disturbed} of them other programs had more than {OTHERS_MAX:.0%} of "
+        f"a core."
     )
     for profile in (row for row in PROFILES.values() if row.is_emulated):
         yield f"{profile.name}: {profile.label()}."

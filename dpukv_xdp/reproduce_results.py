@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from dpukv_xdp import abi
 from dpukv_xdp.errors import UsageError
+from dpukv_xdp.limits import is_disturbed
 from dpukv_xdp.paper import paper_range
 from dpukv_xdp.repeats import median_result
 from dpukv_xdp.reproduce_plans import Claim, PaperPlace, Run, Settings, matches
@@ -37,10 +38,6 @@ MANY_CORES = 6
 """Host cores where Figure 10d's drop is looked for: the host's physical ones. It is compared with
 two, of which each door has one.
 """
-BUSY = 0.9
-"""From here on a core counts as what limits a run."""
-DISTURBED_CORES = 0.9
-"""A host thread polls: with less of its core, other programs had the rest."""
 NAMES_OF_LOADS = ("profile", "workload", "distribution")
 """Settings that tell the loads of a claim apart."""
 LOAD_OF_BOTH = ("workload", "distribution", "model", "dpu")
@@ -89,7 +86,7 @@ class Points:
     """Why, by what was asked for; runs with one reason are named once."""
     runs: int = 0
     disturbed: int = 0
-    """Runs in which other programs had the host's core for long."""
+    """Runs in which other programs had a core for long."""
     wrong: int = 0
     """Answers with a wrong value, of all runs."""
     lost: int = 0
@@ -173,9 +170,7 @@ class Points:
         self.runs += 1
         self.wrong += result["corrupt"]
         self.lost += result["lost"]
-        host = result["roles"]["host"]
-        polls = kind == "bench" and host is not None and host["cores"] > 0
-        self.disturbed += bool(polls and host["cores"] < DISTURBED_CORES)
+        self.disturbed += is_disturbed(result)
 
 
 # ---- Metrics
@@ -702,23 +697,6 @@ def _verdict(claim: Claim, value: float, bound: Bound, printed: tuple[float, flo
 
 
 # ---- Findings that are not claims
-
-
-def limit_of(result: Result) -> str:
-    """What a run was limited by: a side that was busy nearly all the time."""
-    if "limit" in result:
-        return str(result["limit"])
-    roles = result["roles"]
-    host = roles["host"] or {}
-    if host.get("cores", 0.0) and host["cores"] < DISTURBED_CORES:
-        return "others"
-    if host.get("busy_fraction", 0.0) >= BUSY:
-        return "processing on the host"
-    if stage_sum_ns(result, "host", COMMUNICATION):
-        return "the host, which also communicates"
-    if sum((roles[name] or {}).get("cores", 0.0) for name in ("client", "dpu")) >= BUSY:
-        return "the core of the client and of XDP"
-    return "nothing that was busy all the time"
 
 
 def clock_sentences(shown: Iterable[Point]) -> list[str]:

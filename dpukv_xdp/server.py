@@ -8,7 +8,6 @@ import mmap
 import os
 import socket
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +30,7 @@ from dpukv_xdp.engine import (
     catch_stop_signal,
 )
 from dpukv_xdp.errors import DpukvError, MissingError, SocketError, UsageError
+from dpukv_xdp.machine import possible_cpus
 from dpukv_xdp.placement import door_owners, partition_table
 from dpukv_xdp.sockets import ReceiveSocket, StackDrops, UdpSocket
 from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
@@ -59,7 +59,7 @@ class Server:
         self._design = config.row()
         self._profile = config.profile_row()
         self._wiring = Wiring.of(config)
-        self._cpus = min(_possible_cpus(), abi.KV_CPUS_MAX)
+        self._cpus = min(possible_cpus(), abi.KV_CPUS_MAX)
         self._cleanup = contextlib.ExitStack()
         self._engines: list[ProcessingEngine] = []
         self._stores: list[Store] = []
@@ -536,9 +536,3 @@ def _stages(queues_read: Queues) -> dict[str, dict[str, int]]:
         }
         for side, owns in (("dpu", [in_xdp]), ("host", on_host))
     }
-
-
-def _possible_cpus() -> int:
-    """One more than the highest core number that the kernel may ever use."""
-    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(ranges.rpartition("-")[2].rpartition(",")[2]) + 1

@@ -10,7 +10,7 @@ import pytest
 from bpf.harness import CPU, OTHER_CPU, Dpu, Verdict, request_frame
 
 from dpukv_xdp import abi, loader
-from dpukv_xdp.bench import Interval
+from dpukv_xdp.bench import Interval, accounting_notes, roles_of
 from dpukv_xdp.codec import Request
 from dpukv_xdp.engine import NativeThread
 from dpukv_xdp.loadgen import Snapshot
@@ -88,7 +88,7 @@ def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int
         server_before=server_stats(0, napi),
         server_after=server_stats(10**8, napi and {7: {"cpu": CPU, "cpu_ns": 10**8}}),
     )
-    roles = interval.roles()
+    roles = roles_of(interval, interval)
     client, dpu, host = roles["client"], roles["dpu"], roles["host"]
     assert client
     assert dpu
@@ -97,6 +97,41 @@ def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int
     assert client["cpu_ns_per_op"] == (500 if napi else 400)
     assert host["cores"] == pytest.approx(0.1)
     assert host["busy_fraction"] == pytest.approx(0.1)
+    assert (client["others_fraction"], host["others_fraction"]) == (0.5, 0.9)
+
+
+def test_the_host_s_time_is_the_run_s_and_xdp_s_the_accounting_phase_s() -> None:
+    """The phase runs at half the rate here; the client's two numbers say at which."""
+    run = interval_of(host_ns=8 * 10**8, responses=1_000_000)
+    accounting = interval_of(host_ns=10**8, responses=500_000)
+    roles = roles_of(run, accounting)
+    assert roles["host"] == {
+        "cores": 0.8,
+        "cpu_ns_per_op": 800,
+        "busy_fraction": 0.8,
+        "others_fraction": pytest.approx(0.2),
+    }
+    assert roles["dpu"] == {"cores": pytest.approx(0.1), "cpu_ns_per_op": 200}
+    client = roles["client"]
+    assert client
+    assert client["cores"] / client["cpu_ns_per_op"] * 1e3 == accounting.throughput_mops() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("accounting_mops", "notes"), [(10.0, 0), (8.01, 0), (11.99, 0), (7.9, 1), (12.1, 1)]
+)
+def test_a_phase_that_is_far_from_the_run_is_noted(accounting_mops: float, notes: int) -> None:
+    assert len(accounting_notes(10.0, accounting_mops)) == notes
+
+
+def interval_of(host_ns: int, responses: int) -> Interval:
+    """A second in which XDP had as much time as the host."""
+    return Interval(
+        before=snapshot(0, 0, 0),
+        after=snapshot(10**9, 900_000_000, responses),
+        server_before=server_stats(0, None),
+        server_after=server_stats(host_ns, None),
+    )
 
 
 def snapshot(at_ns: int, cpu_ns: int, responses: int) -> Snapshot:

@@ -17,7 +17,7 @@ import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp import bench, cli, config, errors, lab, profiles, server
+from dpukv_xdp import abi, bench, cli, config, errors, lab, profiles, server
 from dpukv_xdp.demo import story
 from dpukv_xdp.report import results_table
 
@@ -256,7 +256,7 @@ def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
 @pytest.mark.parametrize(
     ("design", "engines", "partitions"), [("lat", 2, 2), ("cpu-only", 3, 3), ("dual", 2, 64)]
 )
-def test_memory_bytes_are_what_the_stores_take(
+def test_store_bytes_are_what_the_stores_take(
     design: str, engines: int, partitions: int, kind: config.StoreKind
 ) -> None:
     from dpukv_xdp._core._native import ffi, lib
@@ -273,7 +273,71 @@ def test_memory_bytes_are_what_the_stores_take(
         taken += stats.index_bytes + stats.log_bytes
         lib.kv_store_destroy(store)
     shared_bytes = 0 if design != "dual" else partitions * 600 * 4
-    assert settings.memory_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
+    assert settings.store_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("design", "pairs"), [("lat", 2 * 8), ("cpu-only", 2 * (8 + 2)), ("dual", 4 * (8 + 2))]
+)
+def test_memory_bytes_have_a_queue_pair_for_every_core_and_engine(
+    design: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "possible_cpus", lambda: 8)
+    monkeypatch.setattr(config, "default_host_cpus", lambda: tuple(range(7)))
+    settings = config.ServerConfig(design=design, items=1000, engines=2)
+    assert settings.memory_bytes() - settings.store_bytes() == pairs * abi.SIZE("kv_queue_pair")
+
+
+# ---- compare
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--ours", ""], "--ours ''"),
+        (["--ours", "all,lat"], "names with commas between"),
+        (["--ours", "foo"], "cpu-only ring"),
+        (["--peers", ","], "redis-mget"),
+        (["--peers", "mysql"], "redis, redis-mget, memcached"),
+        (["--ours", "none", "--peers", "none"], "nothing to measure"),
+        (["--keys", "0"], "0 keys are not 1"),
+        (["--seed", "-1"], "seed"),
+        (["--dist", "normal"], "uniform, zipf"),
+        (["--workload", "Z"], "A, B, C"),
+        (["--repeats", "0"], "1 to 100"),
+        (["--server-cores", "0"], "0 server cores are not 1"),
+        (["--server-cores", str(len(os.sched_getaffinity(0)))], "the load generator needs one"),
+        (["--import", "/nonexistent"], "cannot read"),
+        (["--import", __file__], "is not JSON"),
+        (["--import-only"], "needs --import FILE"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(run: Run, arguments: list[str], word: str) -> None:
+    outcome = run("compare", *arguments)
+    assert outcome.status == 2
+    assert_one_sentence(outcome)
+    assert word in outcome.errors
+
+
+@pytest.mark.usefixtures("as_root")
+def test_more_keys_than_memory_are_not_compared(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(config, "free_memory_bytes", lambda: 1 << 30)
+    picture = str(tmp_path / "compare.png")
+    outcome = run("compare", "--keys", "100000000", "--output", picture)
+    assert outcome.status == 1
+    assert "1.0 GiB are free" in outcome.errors
+
+
+def test_imports_need_no_measuring(run: Run, tmp_path: Path) -> None:
+    example = str(Path(__file__).parents[2] / "docs" / "results" / "bluefield_from_paper.json")
+    picture = tmp_path / "compare.png"
+    outcome = run("compare", "--import-only", "--import", example, "--output", str(picture))
+    assert outcome.status == 0
+    assert "DPU-KV-lat" in outcome.output
+    assert picture.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("command", ["false", "sleep"])

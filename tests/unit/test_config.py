@@ -188,7 +188,7 @@ def test_one_partition_gets_exactly_what_was_asked_for() -> None:
 
 def test_192_mi_items_of_8_8_bytes_fit_into_12_gib() -> None:
     config = ServerConfig(items=192 << 20)
-    assert 11 * GIB < config.memory_bytes() < 12 * GIB
+    assert 11 * GIB < config.store_bytes() < 12 * GIB
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from elsewhere.
 import csv
 import io
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp import peers, workload
+from dpukv_xdp import abi, peers, workload
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.bench import BenchOptions
-from dpukv_xdp.compare import OURS, loads, summary
+from dpukv_xdp.compare import OURS, Outcome, contenders_of, loads, rounds_of, server_of, summary
+from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import MissingError, UsageError
 from dpukv_xdp.peers_import import imported_rows, read_results
-from dpukv_xdp.peers_load import PROTOCOLS, PeerPlan, stream_of_requests
+from dpukv_xdp.peers_load import PROTOCOLS, PeerPlan, Snapshot, stream_of_requests
 from dpukv_xdp.peers_report import compare_tables, imported_tables, plot_compare
 from dpukv_xdp.workload import WORKLOADS
 
@@ -276,22 +278,63 @@ def test_peers_are_found_by_name() -> None:
         peers.find_peer("mysql")
 
 
-@pytest.mark.parametrize(
-    ("client", "server", "limit"),
-    [
-        ((0.5, 0.0), (0.99, 0.0), "server"),
-        ((0.99, 0.0), (0.6, 0.0), "client"),
-        ((0.5, 0.0), (0.5, 0.0), "window"),
-        ((0.5, 0.0), (0.5, 0.4), "others"),
-    ],
-)
-def test_the_limit_is_named(
-    client: tuple[float, float], server: tuple[float, float], limit: str
-) -> None:
-    sides = [
-        {"busy_fraction": busy, "waited_fraction": waited} for busy, waited in (client, server)
-    ]
-    assert peers.limit_of(*sides) == limit
+def times_of(cpu_ms: int, idle_ms: int, **threads_ms: int) -> "peers._ServerTimes":
+    """After 100 ms."""
+    by_thread_ns = {name: ms * 1_000_000 for name, ms in threads_ms.items()}
+    return peers._ServerTimes(100_000_000, cpu_ms * 1_000_000, by_thread_ns, idle_ms * 1_000_000)
+
+
+def server_role(after: "peers._ServerTimes", cores: int) -> dict[str, float]:
+    counts = np.zeros(1, abi.dtype("kv_peer_results"))[0]
+    start = peers._ServerTimes(0, 0, {}, 0)
+    ends = Snapshot(0, counts, 0), Snapshot(100_000_000, counts, 90_000_000)
+    roles = peers._Run(*ends, start, after, cores).roles()
+    assert roles["client"]["others_fraction"] == pytest.approx(0.1)
+    return dict(roles["host"])
+
+
+def test_threads_that_wait_for_each_other_are_no_other_programs() -> None:
+    """Four threads on one core: each waits most of the time, and the core is the server's."""
+    role = server_role(times_of(98, 2, a=60, b=20, c=10, d=8), 1)
+    assert (role["busy_fraction"], role["others_fraction"]) == (0.98, 0.0)
+
+
+def test_what_is_neither_the_server_s_nor_idle_is_other_programs() -> None:
+    assert server_role(times_of(50, 20, a=50), 1)["others_fraction"] == pytest.approx(0.3)
+    assert server_role(times_of(100, 40, a=50, b=50), 2)["others_fraction"] == pytest.approx(0.3)
+
+
+def test_a_server_s_busiest_thread_counts() -> None:
+    """redis has one for its commands, however many cores there are."""
+    assert server_role(times_of(130, 70, main=99, io=31), 2)["busy_fraction"] == 0.99
+
+
+def test_idle_time_is_that_of_the_cores_in_question(tmp_path: Path) -> None:
+    statistics = tmp_path / "stat"
+    statistics.write_text("cpu 1 1 1 900 9 1\ncpu0 1 1 1 100 3 1\ncpu1 1 1 1 700 4 1\nintr 5\n")
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert peers.idle_ns([0], statistics) == 103 * 10**9 // ticks
+    assert peers.idle_ns([0, 1], statistics) == 807 * 10**9 // ticks
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peers_have_as_many_threads_as_cores(name: str) -> None:
+    size = peers.PeerSize("10.0.0.1", 1, keys=1000, item_bytes=24, connections=64, threads=3)
+    said = " ".join(peers.PEERS[name].arguments(size))
+    expected = "-t 3" if peers.PEERS[name].program == "memcached" else "--io-threads 3"
+    assert expected in said
+
+
+def test_server_and_generator_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 4, 5})
+    assert peers.cores() == ((2,), 3)
+    assert peers.cores(3) == ((2, 3, 4), 5)
+    config = server_of(3)
+    assert config.placement().host_cpus == peers.cores(3)[0]
+    assert (config.engines, config.placement().notes) == (3, ())
+    for wrong in (0, 4):
+        with pytest.raises(UsageError, match=rf"{wrong} server cores are not 1 to 3.* 4 cores"):
+            server_of(wrong)
 
 
 def test_full_packets_come_first_and_fit() -> None:
@@ -306,7 +349,10 @@ def test_full_packets_come_first_and_fit() -> None:
 
 def run_of(label: str, mops: float, requests: int, **more: Any) -> dict[str, Any]:
     role = {"cores": 1.0, "cpu_ns_per_op": 100.0 / mops, "busy_fraction": 0.5}
+    busy = {**role, "busy_fraction": more.pop("server_busy", 0.5)}
     return {
+        "design": label if label in DESIGNS else None,
+        "rate": None,
         "label": label,
         "target": None,
         "workload": "B",
@@ -314,8 +360,9 @@ def run_of(label: str, mops: float, requests: int, **more: Any) -> dict[str, Any
         "requests_per_packet": requests,
         "window": 64,
         "throughput_mops": mops,
+        "packets_mpps": mops / requests,
         "latency_us": {"p50": 10.0, "p99": 20.0, "p999": 30.0, "mean": 11.0},
-        "roles": {"client": role, "dpu": None, "host": role},
+        "roles": {"client": role, "dpu": None, "host": busy},
         "misses": 0,
         "corrupt": 0,
         "refused": 0,
@@ -326,7 +373,7 @@ def run_of(label: str, mops: float, requests: int, **more: Any) -> dict[str, Any
 
 def rows_of_two() -> list[dict[str, Any]]:
     runs = [run_of("lat", mops, 45) for mops in (38.0, 40.0, 44.0)]
-    runs += [run_of("redis", 1.0, 45, client_busy=0.2, server_busy=0.9, limit="server")]
+    runs += [run_of("redis", 1.0, 45, client_busy=0.2, server_busy=0.95)]
     runs += [run_of("redis", 0.2, 1), run_of("lat", 3.0, 1)]
     return summary(runs, "lat")
 
@@ -342,18 +389,31 @@ def test_rows_are_medians_with_ratios_at_the_same_load() -> None:
     assert named["redis", 45]["ratio"] == 40.0
     assert named["redis", 1]["ratio"] == pytest.approx(15.0)
     assert named["redis", 45]["limit"] == "server"
+    assert named["lat", 45]["limit"] == "client"
     assert named["lat", 45]["cpu_ns_per_op"]["dpu"] is None
     assert named["lat", 45]["disturbed_rounds"] == 0
 
 
 def test_rounds_that_others_disturbed_are_counted() -> None:
-    shared = {"cores": 0.5, "cpu_ns_per_op": 1.0, "busy_fraction": 0.5}
+    shared = {"cores": 0.5, "cpu_ns_per_op": 1.0, "busy_fraction": 0.5, "others_fraction": 0.5}
     runs = [
         run_of("lat", 20.0, 45, roles={"client": shared, "dpu": None, "host": shared}),
         run_of("lat", 40.0, 45),
-        run_of("redis", 1.0, 45, limit="others"),
+        run_of("redis", 1.0, 45),
     ]
-    assert [row["disturbed_rounds"] for row in summary(runs, "lat")] == [1, 1]
+    assert [row["disturbed_rounds"] for row in summary(runs, "lat")] == [1, 0]
+
+
+def test_each_round_has_an_order_of_its_own_and_the_table_the_one_asked_for() -> None:
+    labels = ["lat", "cpu-only", "sav", "dual", "shrd"]
+    order = list(rounds_of(contenders_of(labels, []), 3))
+    rounds = [[c.label for number, c in order if number == each] for each in range(3)]
+    assert all(sorted(each) == sorted(labels) for each in rounds)
+    assert len({tuple(each) for each in rounds}) == 3
+    assert [c.label for _, c in rounds_of(contenders_of(labels, []), 1)] == rounds[0]
+    runs = [run_of(label, 1.0, count) for label in rounds[0] for count in (45, 1)]
+    rows = Outcome(runs=runs, labels=labels).rows()
+    assert [row["label"] for row in rows] == labels * 2
 
 
 def test_our_rows_are_designs_that_exist() -> None:
@@ -449,7 +509,7 @@ def spoil_results(document: dict[str, Any]) -> None:
         (spoil_name, r"`results\[0\]`: object contains unknown field `thruput`"),
         (spoil_sign, r"`results\[1\].throughput_mops`: expected `float` > 0"),
         (spoil_machine, r"`results\[2\]` .*nowhere.*paper BF-2"),
-        (spoil_schema, r"`schema`: invalid enum value"),
+        (spoil_schema, r"`schema` must be 'dpukv-results/1'"),
         (spoil_source, r"object missing required field `source`"),
         (spoil_latency, r"`results\[3\]` .*neither"),
         (spoil_results, r"`results` is empty"),
@@ -471,6 +531,10 @@ def test_what_is_no_json_or_not_there_is_said(tmp_path: Path) -> None:
     path.write_text("not json")
     with pytest.raises(UsageError, match="is not JSON"):
         read_results(path)
+    for other in ("[]", '{"rows": []}'):  # the latter as compare's own --json
+        path.write_text(other)
+        with pytest.raises(UsageError, match="no file of results to import"):
+            read_results(path)
 
 
 def test_tables_and_the_picture_have_every_row(tmp_path: Path) -> None:

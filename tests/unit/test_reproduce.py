@@ -48,7 +48,7 @@ from dpukv_xdp.reproduce_report import (
     to_markdown,
     write_document,
 )
-from dpukv_xdp.reproduce_results import METRICS, Points, Spread, check_claim, limit_of, text_of
+from dpukv_xdp.reproduce_results import METRICS, Points, Spread, check_claim, text_of
 from dpukv_xdp.transfer import PRIMITIVES, TransferPlan
 
 FIGURES = ["fig2", "table1", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "fig13"]
@@ -488,24 +488,6 @@ def test_bytes_of_a_set_are_what_a_mix_leaves() -> None:
     assert points.rounds(mixed, "wire_response_set") == {0: pytest.approx(72.0)}
 
 
-@pytest.mark.parametrize(
-    ("changes", "limit"),
-    [
-        ({"limit": "server"}, "server"),
-        ({"cores": 0.5}, "others"),
-        ({"busy_fraction": 0.95}, "processing on the host"),
-        ({}, "the host, which also communicates"),
-    ],
-)
-def test_what_limits_a_run(changes: dict[str, Any], limit: str) -> None:
-    result = made_up(expand(find_plans(["fig11"]), "smoke")[0])
-    if "limit" in changes:
-        result |= changes
-    else:
-        result["roles"]["host"] = {**result["roles"]["host"], **changes}
-    assert limit_of(result) == limit
-
-
 Curve = dict[int, tuple[float, float]]
 """Mops and microseconds by window."""
 
@@ -618,6 +600,7 @@ def bench_result(settings: dict[str, Any]) -> dict[str, Any]:
         "corrupt": 0,
         "lost": 0,
         "roles": {"client": role, "dpu": role, "host": role},
+        "accounting_mops": mops,
         "stages_ns_per_op": {"dpu": stages, "host": stages},
         "host_core_usage": 1 / 12,
         "host_share": 0.4,

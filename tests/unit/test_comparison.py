@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Which runs a comparison is made of, and its table: nothing is built here."""
+
+import io
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from dpukv_xdp import comparison
+from dpukv_xdp.bench import BenchOptions, Progress
+from dpukv_xdp.comparison import ABLATIONS, effects, run_ablations, run_designs
+from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.designs import DESIGNS
+from dpukv_xdp.report import ablations_table
+
+COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
+
+
+class FakeBench:
+    """Answers a run more each time."""
+
+    runs = 0
+
+    def __init__(self, config: ServerConfig, options: BenchOptions) -> None:
+        self.config = config
+
+    def __enter__(self) -> "FakeBench":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def load_keys(self, options: BenchOptions) -> dict[str, float]:
+        return {}
+
+    def measure(self, options: BenchOptions, progress: Progress) -> dict[str, Any]:
+        FakeBench.runs += 1
+        return {
+            "config": self.config,
+            "design": self.config.design,
+            "workload": "B",
+            "distribution": "uniform",
+            "keys": 1000,
+            "key_size": 8,
+            "value_size": 8,
+            "requests_per_packet": 45,
+            "window": 64,
+            "rate": None,
+            "emulation": "",
+            "throughput_mops": 10.0 * FakeBench.runs,
+            "latency_us": {"p50": 10.0, "p99": 20.0},
+            "lost": 0,
+        }
+
+
+@pytest.fixture(autouse=True)
+def fake_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "Bench", FakeBench)
+    monkeypatch.setattr(FakeBench, "runs", 0)
+
+
+def nothing(what: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
+@pytest.mark.parametrize("design", COMPARED)
+def test_every_switch_that_applies_is_undone_once(design: str) -> None:
+    config = ServerConfig(design=design)
+    found = run_ablations(config, BenchOptions(), nothing)
+    expected = [each for each in ABLATIONS if each.applies(DESIGNS[design])]
+    assert [run["label"] for run in found.runs] == ["as it is", *(each.label for each in expected)]
+    assert found.runs[0]["config"] == config
+    for run, ablation in zip(found.runs[1:], expected, strict=True):
+        assert run["config"] == msgspec.structs.replace(config, **ablation.changes) != config
+
+
+def test_the_table_has_every_switch_with_its_effect() -> None:
+    runs = run_ablations(ServerConfig(design="lat"), BenchOptions(), nothing).runs
+    assert effects(runs)[1] == (runs[1]["label"], 1.0, 0.0)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ablations_table(runs))
+    said = console.export_text()
+    assert "+100%" in said
+    for run in runs:
+        assert run["label"] in said
+
+
+def test_a_profile_names_what_it_cannot_run() -> None:
+    found = run_designs(ServerConfig(profile="bf3"), BenchOptions(), nothing)
+    doors = {name: len(DESIGNS[name].communication) for name in COMPARED}
+    assert set(found.refused) == {name for name, count in doors.items() if count > 1}
+    assert all("DPU mode" in reason for reason in found.refused.values())
+    assert [run["label"] for run in found.runs] == [n for n in COMPARED if n not in found.refused]
