@@ -174,7 +174,7 @@ def _costs(source: str, dpu: str, workload: str) -> Any:
 def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
     from dpukv_xdp.config import ServerConfig
     from dpukv_xdp.designs import DESIGNS
-    from dpukv_xdp.model import Point, load_around, plot_points, plot_sweep, sweep
+    from dpukv_xdp.model import Point, load_around, plot_points, plot_sweep, simulate, sweep
     from dpukv_xdp.model_costs import costs_toml
     from dpukv_xdp.profiles import find_profile
 
@@ -200,7 +200,10 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
         )
         if name in DESIGNS:
             find_profile(dpu).check(DESIGNS[name])
-        curves[name] = sweep(costs, point, over) if over else load_around(costs, point)
+        if over:
+            curves[name] = sweep(costs, point, over)
+        else:
+            curves[name] = load_around(costs, point) if output else [simulate(costs, point)]
     rows = [each for curve in curves.values() for each in (curve if over else curve[-1:])]
     title = f"{dpu}, {costs.source}"
     if output is not None and over:

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 import simpy
@@ -28,6 +29,8 @@ BLOCKS_MIN = 8
 BLOCKS_MAX = 20
 PRECISION = 0.01
 """Half width of the 95 % confidence interval of the throughput at which a run ends."""
+OPEN_PRECISION = 0.03
+"""The same of the mean latency of an open loop, whose throughput is given."""
 NORMAL_95 = 1.96
 WAIT_MARGIN = 1.25
 """Of the time between packets over what waiting takes, from which on the lab's XDP waits."""
@@ -523,7 +526,7 @@ class _World:
             block_start_ns = self.env.now
             requests = self._answer(BLOCK_BATCHES)
             self.counts.block_mops.append(requests / (self.env.now - block_start_ns) * 1e3)
-            if len(self.counts.block_mops) >= BLOCKS_MIN and self._interval() <= PRECISION:
+            if len(self.counts.block_mops) >= BLOCKS_MIN and self._is_known():
                 break
         elapsed_ns = self.env.now - start_ns
         shares: dict[str, list[float]] = {}
@@ -533,7 +536,7 @@ class _World:
             shares.setdefault(part.role, []).append(busy)
         return Observation(
             throughput_mops=self.counts.requests / elapsed_ns * 1e3,
-            interval=self._interval(),
+            interval=_interval(self.counts.block_mops),
             latencies_us=tuple(self.counts.latencies_us),
             door_mops={
                 side: requests / elapsed_ns * 1e3
@@ -613,13 +616,14 @@ class _World:
         assert self.goal.triggered, "nothing is answered any more"
         return self.block_requests
 
-    def _interval(self) -> float:
-        blocks = self.counts.block_mops
-        if len(blocks) < 2:
-            return math.inf
-        mean = sum(blocks) / len(blocks)
-        variance = sum((block - mean) ** 2 for block in blocks) / (len(blocks) - 1)
-        return NORMAL_95 * math.sqrt(variance / len(blocks)) / mean
+    def _is_known(self) -> bool:
+        """Well enough to end."""
+        if not self.is_open:
+            return _interval(self.counts.block_mops) <= PRECISION
+        latencies = self.counts.latencies_us
+        starts = range(0, len(latencies), BLOCK_BATCHES)
+        means = [fmean(latencies[start : start + BLOCK_BATCHES]) for start in starts]
+        return _interval(means) <= OPEN_PRECISION
 
     def _has_time(self) -> bool:
         """Whether waiting for each response would fit between an open loop's packets: the lab's
@@ -720,6 +724,11 @@ class _World:
             (client,) = self.random.choices(clients, weights)
             client.due.append(self.env.now)
             client.core.wake()
+
+
+def _interval(blocks: list[float]) -> float:
+    """Half of the 95 % confidence interval of the blocks' mean, relative."""
+    return NORMAL_95 * stdev(blocks) / math.sqrt(len(blocks)) / fmean(blocks)
 
 
 def _sum(batches: list[_Batch], *stages: Cost) -> float:
