@@ -18,6 +18,7 @@ from rich.table import Table
 from dpukv_xdp.errors import UsageError
 
 PLAIN_COLUMNS = 80
+PICTURE_DEFAULT = Path("dpukv-model.png")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 ALL_DESIGNS = "all"
 MEASURED_DPUS = ("local", "bf2", "bf3")
@@ -73,7 +74,9 @@ json_option = click.option(
 @click.option("--validate", is_flag=True, help="The model's errors, against the paper and here.")
 @click.option("--write-costs", type=click.Path(path_type=Path), help="The costs as TOML, to edit.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="The plot of a sweep."
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"The picture [default: {PICTURE_DEFAULT}; none with --json -].",
 )
 @json_option
 def model(
@@ -89,6 +92,8 @@ def model(
     A discrete-event one, for any number of cores and for BlueField-2 and -3.
     """
     _check_picture(output)
+    if output is None and json_path != "-":
+        output = PICTURE_DEFAULT
     if fits:
         _print_fits(json_path)
     elif validate:
@@ -169,7 +174,7 @@ def _costs(source: str, dpu: str, workload: str) -> Any:
 def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
     from dpukv_xdp.config import ServerConfig
     from dpukv_xdp.designs import DESIGNS
-    from dpukv_xdp.model import Point, plot_sweep, simulate, sweep
+    from dpukv_xdp.model import Point, load_around, plot_points, plot_sweep, simulate, sweep
     from dpukv_xdp.model_costs import costs_toml
     from dpukv_xdp.profiles import find_profile
 
@@ -182,8 +187,6 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
     if chosen == ALL_DESIGNS:
         names = [d.name for d in DESIGNS.values() if d.is_compared and _can_run(dpu, d.name)]
     over = given["over"]
-    if output is not None and over is None:
-        raise UsageError("a plot needs --sweep or --figure12")
     curves = {}
     for name in names:
         point = Point(
@@ -197,11 +200,16 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
         )
         if name in DESIGNS:
             find_profile(dpu).check(DESIGNS[name])
-        curves[name] = sweep(costs, point, over) if over else [simulate(costs, point)]
-    rows = [each for curve in curves.values() for each in curve]
+        if over:
+            curves[name] = sweep(costs, point, over)
+        else:
+            curves[name] = load_around(costs, point) if output else [simulate(costs, point)]
+    rows = [each for curve in curves.values() for each in (curve if over else curve[-1:])]
     title = f"{dpu}, {costs.source}"
-    if output is not None:
+    if output is not None and over:
         plot_sweep(curves, over, f"Model: {title}", output)
+    elif output is not None:
+        plot_points(curves, f"Model: {title}", output)
     if _emit_json(json_path, {"costs": costs.source, "points": [row.to_json() for row in rows]}):
         return
     console = _console()
@@ -245,7 +253,7 @@ def _print_figure12(json_path: str | None, output: Path | None, given: dict[str,
         )
     console = _console()
     console.print(table)
-    console.print("Cores are the DPU's; the host's for cpu-only. The model knows no skew.")
+    console.print("Cores are the DPU's; the host's for cpu-only. Keys are uniform.")
     if output is not None:
         console.print(f"As a picture: {output}")
 
@@ -253,11 +261,15 @@ def _print_figure12(json_path: str | None, output: Path | None, given: dict[str,
 def _print_fits(json_path: str | None) -> None:
     from dataclasses import asdict
 
-    from dpukv_xdp.model_costs import fit_paper
+    from dpukv_xdp.model_costs import ASSUMPTIONS, fit_paper
     from dpukv_xdp.paper import INCONSISTENCIES
 
     fits = [fit_paper(dpu) for dpu in PAPER_DPUS]
-    content = {"fits": [asdict(fit) for fit in fits], "inconsistencies": INCONSISTENCIES}
+    content = {
+        "fits": [asdict(fit) for fit in fits],
+        "assumptions": [asdict(each) for each in ASSUMPTIONS],
+        "inconsistencies": INCONSISTENCIES,
+    }
     if _emit_json(json_path, content):
         return
     console = _console()
@@ -266,6 +278,10 @@ def _print_fits(json_path: str | None) -> None:
         for each in fit.parameters:
             table.add_row(each.name, f"{each.value:.4g} {each.unit}", each.fitted_on)
         console.print(table)
+    table = _table("Assumed", ("what", "value", "why"))
+    for assumption in ASSUMPTIONS:
+        table.add_row(assumption.name, f"{assumption.value:g} {assumption.unit}", assumption.why)
+    console.print(table)
     console.print("\nWhat the paper's own numbers contradict:")
     for sentence in INCONSISTENCIES:
         console.print(f"-  {sentence}")
@@ -294,7 +310,7 @@ def _print_validation(json_path: str | None, seed: int) -> None:
         for check in checks:
             what = check.name if title == "The paper" else f"{check.name}: {check.where}"
             table.add_row(
-                "fit" if check.is_fitted else "",
+                check.standing,
                 what,
                 f"{check.model:.2f}",
                 _range(check.low, check.high),

@@ -6,6 +6,7 @@ any number of cores, on any DPU.
 come from model_costs.py, events from model_events.py.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from dpukv_xdp.designs import DESIGNS, Design, find_design
 from dpukv_xdp.errors import UsageError
-from dpukv_xdp.model_costs import Costs, costs_from_paper
+from dpukv_xdp.model_costs import SPARE_HOST_CORES, Costs, costs_from_paper
 from dpukv_xdp.model_events import Machine, Observation, run_events
 from dpukv_xdp.paper import paper_names, paper_values
 from dpukv_xdp.profiles import PROFILES
@@ -24,10 +25,9 @@ from dpukv_xdp.profiles import PROFILES
 CORES_MAX = 256
 WINDOW_MAX = 1 << 16
 REQUESTS_PER_PACKET_MAX = 64
-SPARE_HOST_CORES = 2
-"""Of a design with a host's door and one core for the DPU's (section 4.5)."""
 SHARED_LIMIT = 0.9
 """Of the busiest resource's utilisation: from there on a resource counts as a bottleneck."""
+TITLE_COLUMNS = 110
 LOAD_FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Of the windows, in a sweep over the load."""
 
@@ -79,8 +79,10 @@ class Prediction:
     """Mean time from handing a transfer over to its arrival beyond the bus; 0 without any."""
     utilisation: dict[str, float]
     """By resource: client, wire, bus, and the cores of dpu and host (mean)."""
+    peak_utilisation: dict[str, float]
+    """The same of the busiest core: cores of one side need not have the same to do."""
     bottleneck: str
-    """The busiest resource; `none` if nothing is busy for most of the time."""
+    """The resource with the busiest part; `none` if nothing is busy for most of the time."""
     is_saturated: bool
     """An open loop asked for more than was answered: latency grows for ever."""
     batches: int
@@ -132,7 +134,8 @@ def simulate(costs: Costs, point: Point) -> Prediction:
         door_mops={str(door): mops for door, mops in seen.door_mops.items()},
         transfer_us=seen.transfer_us,
         utilisation=seen.utilisation,
-        bottleneck=_bottleneck(seen.utilisation),
+        peak_utilisation=seen.peak_utilisation,
+        bottleneck=_bottleneck(seen.peak_utilisation),
         is_saturated=point.rate_mops > 0 and seen.throughput_mops < 0.97 * point.rate_mops,
         batches=seen.answered_batches,
     )
@@ -215,8 +218,9 @@ def figure12(
 ) -> list[ScalingRow]:
     """Throughput over cores of every design that the DPU can run: Figure 12d-e (bf2), i-j (bf3).
 
-    The model knows no skew: its client keeps every endpoint busy, so that e and j are d and i. The
-    paper finds the same, but for dual on BlueField-2, which peaks at six cores under skew.
+    e and j, under skew, are not checked: the model's client has a window for each endpoint, so that
+    skew leaves none without work, and how much faster the caches make the cores under skew the
+    paper does not print. Where dual meets the bus's limit (six ARM cores in e) depends on that.
     """
     costs = costs_from_paper(dpu, workload)
     rows = []
@@ -249,12 +253,7 @@ def plot_sweep(
     Over `cores` they are the DPU's, and the host's of a design that has none of those. `marks` are
     the paper's: a place on the axis, and the ends of a range of throughput.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, left, right = _two_axes()
     for name, points in curves.items():
         throughput = [point.throughput_mops for point in points]
         mean = [point.latency_us["mean"] for point in points]
@@ -284,9 +283,79 @@ def plot_sweep(
         axes.grid(True, alpha=0.3)
         axes.margins(y=0.1)
     left.legend(fontsize="small")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, title, path)
+
+
+def load_around(costs: Costs, point: Point) -> list[Prediction]:
+    """A curve over the load that ends in the point: with fewer packets outstanding, or, of an open
+    loop, with lower rates.
+    """
+    rates = [part * point.rate_mops for part in LOAD_FRACTIONS] if point.rate_mops else []
+    return sweep(costs, point, "load", rates)
+
+
+def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Path) -> None:
+    """Some points as a picture: each at the end of its curve over the load, and how busy what is.
+
+    A bar is the mean over cores, the line on it the busiest one. The format is the path's suffix.
+    """
+    figure, left, right = _two_axes()
+    points = {name: curve[-1] for name, curve in curves.items()}
+    resources = sorted(
+        {
+            name
+            for each in points.values()
+            for name, part in each.utilisation.items()
+            if part >= 0.005
+        }
+    )
+    width = 0.8 / len(points)
+    for index, (name, point) in enumerate(points.items()):
+        throughput = [each.throughput_mops for each in curves[name]]
+        mean = [each.latency_us["mean"] for each in curves[name]]
+        (line,) = left.plot(throughput, mean, "o-", label=name, markersize=3)
+        left.plot(throughput[-1:], mean[-1:], "*", color=line.get_color(), markersize=14)
+        places = np.arange(len(resources)) + (index - (len(points) - 1) / 2) * width
+        means = [100 * point.utilisation.get(resource, 0.0) for resource in resources]
+        peaks = [100 * point.peak_utilisation.get(resource, 0.0) for resource in resources]
+        right.bar(places, means, width, color=line.get_color(), label=name)
+        right.plot(places, peaks, "_", color="black", markersize=300 * width / len(resources))
+    left.set(
+        xlabel="million requests a second",
+        ylabel="round trip, mean, µs",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
+    right.set(ylabel="busy, % (line: its busiest core)", ylim=(0, 105))
+    right.set_xticks(range(len(resources)), resources)
+    for axes in (left, right):
+        axes.grid(True, axis="y", alpha=0.3)
+    left.legend(fontsize="small", title="over the load; star: this point")
+    _save(figure, title, path)
+
+
+def _two_axes() -> tuple[Any, Any, Any]:
+    """A figure, and two places for a plot in it."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    return figure, left, right
+
+
+def _save(figure: Any, title: str, path: Path) -> None:
+    """Raises UsageError if it cannot be written."""
+    from matplotlib import pyplot as plt
+
+    figure.suptitle("\n".join(textwrap.wrap(title, TITLE_COLUMNS)), fontsize="medium")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        plt.close(figure)
 
 
 def _cores(points: Sequence[Prediction], over: str) -> list[float]:
@@ -336,8 +405,8 @@ def _latency(seen: Observation) -> dict[str, float]:
     return {"mean": float(latencies.mean()), "p50": float(p50), "p99": float(p99)}
 
 
-def _bottleneck(utilisation: dict[str, float]) -> str:
-    name, busy = max(utilisation.items(), key=lambda item: item[1])
+def _bottleneck(peak_utilisation: dict[str, float]) -> str:
+    name, busy = max(peak_utilisation.items(), key=lambda item: item[1])
     return name if busy >= SHARED_LIMIT else "none"
 
 

@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dpukv_xdp.designs import DESIGNS, Design, find_design
+from dpukv_xdp.config import ServerConfig
+from dpukv_xdp.designs import DESIGNS, Design, Place, find_design
 from dpukv_xdp.errors import MissingError, UsageError
 from dpukv_xdp.paper import paper_range, paper_results
 from dpukv_xdp.profiles import find_profile
@@ -34,27 +36,19 @@ AS_IT_IS = "as it is"
 SET_SHARES = {"A": 0.5, "B": 0.05, "C": 0.0}
 """Of YCSB's workloads (section 3.1)."""
 
-# Assumptions of the paper's machine: what it does not print.
+# Assumptions of the paper's machine: what it does not print. `ASSUMPTIONS` says why.
 PREPARE_SHARE = 0.5
-"""Of Table 1's response that is preparing; the rest is sending. "Others" (allocation and what perf
-puts into libraries) counts as preparing too: it can overlap processing (section 4.3).
-"""
-SMT_GAIN = 1.2
-"""Throughput of a core with two threads over one with one; the paper's host has 6 of them."""
 CLIENT_LUMP_PACKETS = 32
-"""MICA2's client sends so many at once, or what it has after 10 us."""
 WIRE_LATENCY_US = 6.0
-"""One way: some microsecond of wire and NIC, and half of the client's 10 us of collecting."""
+VARIATION = 0.1
+POST_NS = 200.0
+BF2_SERVE_NS = 0.0
+PARKED_TRANSFERS = {"bf2": 0, "bf3": 1}
+
 HOST_THREADS = 8
 """Of CPU-only (section 6.1): what its throughput and Table 1 are of."""
-VARIATION = 0.1
-"""Of the time of a piece of work: standard deviation over mean."""
-BF2_SERVE_NS = 0.0
-"""Of a host core, for handing one request's records over, on BlueField-2. Nothing in the paper says
-what it is: below 9 ns the DPU's cores are the bottleneck, and sav scales with them as it should.
-"""
-POST_NS = 200.0
-"""Of a DPU core, for handing one transfer to the DMA engine."""
+SPARE_HOST_CORES = 2
+"""Of a design with a host's door and one core for the DPU's (section 4.5)."""
 
 # Of the veth lab.
 LAB_BURST_PACKETS = 16
@@ -63,6 +57,13 @@ LAB_PARKED = 24
 """Batches that `--respond adaptive` parks at most (config's depth)."""
 LAB_HAND_OVER_US = 0.2
 """One way: half of a blocking hand-over by mapped ring, `dpukv qp-bench`."""
+LAB_PAUSE_US = 10.0
+"""Of an engine's core by a timer tick, set by hand: more than 5 us (decision 4). Each frame that
+comes meanwhile parks one response more, up to LAB_PARKED, and in a busy stream nothing takes them
+away again. More ticks park more, and a flush takes all: the model has one since the last flush.
+"""
+LAB_PREPARE_NS = 2.0
+"""Of a request, in XDP, before the host's answer is needed (docs/EXPERIMENTS.md, Ablation)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +162,15 @@ class Costs:
     """More that processing takes where several doors lead to one store."""
     forward: Cost = Cost()
     """Of a communication core, for a frame that goes on to a host's door; 0 if hardware does it."""
+    two_doors: Cost = Cost()
+    """More that such a frame takes there if that core has a door of its own."""
+    two_doors_burst_ns: float = 0.0
+    """The same for each burst that such frames are in."""
     client: ClientCosts = ClientCosts()
     bus: BusCosts = BusCosts()
     wire_latency_us: float = 0.0
     wire_gbits_per_s: float = 0.0
     """0 = unlimited."""
-    wire_packet_ns: float = 0.0
-    """Least time between two packets in one direction."""
     packet_header_bytes: int = 48
     packet_request_bytes: int = 32
     """Of one request in a packet."""
@@ -185,47 +188,56 @@ class Costs:
     transfer_packets: int = 0
     """Packets of one transfer through a queue pair; 0 = a burst."""
     parked_transfers: int = 0
-    """Transfers that a communication core leaves behind while more arrive; 0 = it waits for each
-    (Figure 10a).
+    """Transfers that a communication core leaves behind while more arrive; 0 = it waits for
+    each.
     """
+    carried_by_frames: bool = False
+    """XDP's responses: each leaves in place of a later frame, or by the sender."""
+    flush_after_us: float = 0.0
+    """Until the sender takes a response that no frame has come for."""
+    pause_us: float = 0.0
+    """Of a processing core, once before counting begins: what is parked then stays parked."""
     sends_late: bool = False
     """A fused core sends when the next burst has been parsed, as MICA does."""
     variation: float = VARIATION
     dpu_cores: int = 8
     host_cores: int = 8
-    host_physical_cores: int = 0
-    """Cores with two hardware threads; 0 = every host core is one of its own."""
     host_threads: int = 0
-    """Busy while the host's costs were measured."""
+    """Busy while the host's costs were measured; 0 = it makes no difference how many are."""
+    host_threads_max: int = 0
+    """That the host has; 0 = any."""
+    host_contention: float = 0.0
+    """Of a thread's time, more for each other one that is busy: they share caches, memory, NIC, the
+    clock that heat allows, and from half of them on cores.
+    """
 
-    def wire_times_ns(self, packets: int, requests: int) -> tuple[float, float]:
-        """How long some packets' bytes take, and the least time until the next ones."""
-        by_size_ns = (
-            self.packet_bytes(packets, requests) * 8 / self.wire_gbits_per_s
-            if self.wire_gbits_per_s
-            else 0.0
-        )
-        return by_size_ns, packets * self.wire_packet_ns
+    def wire_ns(self, packets: int, requests: int) -> float:
+        """How long some packets' bytes take."""
+        if not self.wire_gbits_per_s:
+            return 0.0
+        return self.packet_bytes(packets, requests) * 8 / self.wire_gbits_per_s
 
     def packet_bytes(self, packets: int, requests: int) -> int:
         """Bytes of some packets."""
         return packets * self.packet_header_bytes + requests * self.packet_request_bytes
 
-    def host_slowdown(self, busy_cores: int) -> float:
+    def host_slowdown(self, busy: int) -> float:
         """Time of a host core with so many busy, relative to `host_threads` busy ones."""
-        if not self.host_physical_cores or not busy_cores:
+        if not self.host_threads or not busy:
             return 1.0
-        physical = self.host_physical_cores
-        return thread_speed(self.host_threads, physical) / thread_speed(busy_cores, physical)
+        speeds = (
+            thread_speed(each, self.host_contention, self.host_threads_max)
+            for each in (self.host_threads, busy)
+        )
+        return next(speeds) / next(speeds)
 
 
-def thread_speed(busy: int, physical_cores: int) -> float:
-    """Of a hardware thread with so many busy, on average, relative to one that has its core
-    alone.
+def thread_speed(busy: int, contention: float, threads_max: int = 0) -> float:
+    """Of a hardware thread among so many busy ones, relative to one alone. Threads beyond those
+    that there are take turns.
     """
-    pairs = min(max(busy - physical_cores, 0), physical_cores)
-    alone = max(busy - 2 * pairs, 0)
-    return (alone + pairs * SMT_GAIN) / (alone + 2 * pairs)
+    running = min(busy, threads_max or busy)
+    return running / busy / (1 + contention * (running - 1))
 
 
 # ---- From the paper
@@ -239,7 +251,17 @@ class FittedParameter:
     value: float
     unit: str
     fitted_on: str
-    """The value, and where the paper has it."""
+    """The value, and where the paper has it; or how else it was chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """One number of the model that the paper does not print and that no value of it sets."""
+
+    name: str
+    value: float
+    unit: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +278,56 @@ class PaperFit:
         return next(each.value for each in self.parameters if each.name == name)
 
 
+ASSUMPTIONS = (
+    Assumption(
+        "prepare_share",
+        PREPARE_SHARE,
+        "",
+        "of Table 1's response that is preparing, the rest is sending; `others` (allocation, and "
+        "what perf puts into libraries) counts as preparing too: it can overlap (section 4.3)",
+    ),
+    Assumption(
+        "client_lump",
+        CLIENT_LUMP_PACKETS,
+        "packets",
+        "MICA2's client sends so many at once, or what it has after 10 us; the model moves them as "
+        "one",
+    ),
+    Assumption(
+        "wire_latency",
+        WIRE_LATENCY_US,
+        "us one way",
+        "some microsecond of wire and NIC, and half of the client's 10 us of collecting",
+    ),
+    Assumption(
+        "variation", VARIATION, "", "of the time of a piece of work: standard deviation over mean"
+    ),
+    Assumption("post", POST_NS, "ns", "of a DPU core, for handing one transfer to the DMA engine"),
+    Assumption(
+        "parked_transfers_bf2",
+        PARKED_TRANSFERS["bf2"],
+        "transfers",
+        "BlueField-2's doca_workq is polled (section 5): a core waits for its transfer, which is "
+        "why its throughput falls as the bus gets slower (Figure 10d)",
+    ),
+    Assumption(
+        "parked_transfers_bf3",
+        PARKED_TRANSFERS["bf3"],
+        "transfers",
+        "BlueField-3's doca_pe calls back (section 5): a core works on its next burst while one is "
+        "at the host; with 0, lat would be no better than dpu-only with YCSB A",
+    ),
+    Assumption(
+        "serve_request_ns_bf2",
+        BF2_SERVE_NS,
+        "ns",
+        "tuned by hand: of a host core, for handing a request's records over; from 9 ns on, sav's "
+        "one host core would be its limit, and the paper has it scale with the DPU's cores",
+    ),
+)
+"""What the paper's costs assume, with reasons."""
+
+
 def fit_paper(dpu: str) -> PaperFit:
     """Each parameter in closed form. Raises UsageError for a DPU that the paper has not."""
     if dpu == "bf2":
@@ -269,7 +341,7 @@ def costs_from_paper(dpu: str, workload: str = "C") -> Costs:
     """Costs of the paper's machine with that DPU, for uniform keys.
 
     A packet holds one request (section 4.2.1: bytes per packet are those of one); a transfer is
-    a burst (section 6.1). A core waits for each transfer, and prepares meanwhile (Figure 10a).
+    a burst (section 6.1). A core prepares while it is out (Figure 10a).
     """
     if workload not in SET_SHARES:
         raise UsageError(f"the paper has no workload {workload!r}: choose one of A, B, C")
@@ -294,21 +366,22 @@ def costs_from_paper(dpu: str, workload: str = "C") -> Costs:
         ),
         wire_latency_us=WIRE_LATENCY_US,
         wire_gbits_per_s=gbits,
-        wire_packet_ns=fit["wire_packet_ns"],
         packet_header_bytes=60,  # 88 to 96 bytes with one request (Figure 8d)
         packet_request_bytes=32,
         window=round(fit["window"]),
         host_window=round(fit["host_window"]),
         batch_packets=CLIENT_LUMP_PACKETS,
         burst_packets=profile.burst_requests,
+        parked_transfers=PARKED_TRANSFERS[dpu],
         rx_descriptors=max(
             int(paper_range("server_rx_descriptors_default").middle), profile.burst_requests
         ),
         sends_late=True,
         dpu_cores=profile.dpu_cores,
         host_cores=HOST_THREADS,
-        host_physical_cores=int(paper_range("host_physical_cores").middle),
         host_threads=HOST_THREADS,
+        host_threads_max=int(paper_range("host_logical_cores").middle),
+        host_contention=fit["host_contention"],
     )
 
 
@@ -342,6 +415,31 @@ def _between(request_c_ns: float, request_a_ns: float, workload: str) -> float:
     return request_c_ns + part * (request_a_ns - request_c_ns)
 
 
+def _host_contention() -> FittedParameter:
+    """From what two spare host cores add to sav, over what two of CPU-only's eight do. Both DPUs
+    are in the same host.
+    """
+    ratios = {
+        base: paper_range(
+            f"throughput_ratio_vs_{base}",
+            dpu="BF-2",
+            design="DPU-KV-dual",
+            figure_table="Fig.12a-c",
+        ).middle
+        for base in ("DPU-KV-sav", "CPU-only")
+    }
+    spare = 1 - 1 / ratios["DPU-KV-sav"]
+    eight = SPARE_HOST_CORES / HOST_THREADS / ratios["CPU-only"]
+    # The main host core and the spare ones are busy: (1 + 7c) / (1 + 2c) = spare / eight.
+    faster = spare / eight
+    return FittedParameter(
+        "host_contention",
+        (faster - 1) / (HOST_THREADS - 1 - SPARE_HOST_CORES * faster),
+        "of a thread's time, for each other busy one",
+        "BF-2's dual over sav (1.47 to 1.6) and over CPU-only (1.01 to 1.07), Fig.12a-c: middles",
+    )
+
+
 def _fit_bf2() -> PaperFit:
     def throughput(design: str, workload: str) -> float:
         rows = {"dpu": "BF-2", "design": design, "workload": workload}
@@ -351,7 +449,6 @@ def _fit_bf2() -> PaperFit:
     dual_c = throughput("DPU-KV-dual", "C")
     latency = paper_range("latency_at_peak", dpu="BF-2", design="DPU-only").low
     cpu_only_latency = paper_range("latency_ratio_vs_DPU-only", dpu="BF-2").middle
-    shrd = paper_range("throughput_ratio_vs_CPU-only", dpu="BF-2", design="DPU-KV-shrd").low
     dpu_only_c = throughput("DPU-only", "C")
     derived = "middle of the derived range, Fig.12a-c"
     return PaperFit(
@@ -392,17 +489,16 @@ def _fit_bf2() -> PaperFit:
                 "CPU-only's latency: middle of 0.95 to 2.68 times DPU-only's (Fig.5a-b), which the "
                 "paper puts down to congestion in the receive queue",
             ),
+            _host_contention(),
             FittedParameter(
-                "bus_request_ns", 1e3 / dual_c, "ns", "dual's peak, C, Fig.12c: PCIe congestion"
-            ),
-            FittedParameter(
-                "wire_packet_ns",
-                1e3 / (shrd * cpu_only_c),
+                "bus_request_ns",
+                1e3 / dual_c,
                 "ns",
-                "shrd's least ratio to CPU-only, 1.21 (Fig.11), taken for C",
+                "a cap: dual's peak with C, Fig.12c, beyond which more host cores bring nothing "
+                "(Fig.10d)",
             ),
             FittedParameter(
-                "serve_request_ns", BF2_SERVE_NS, "ns", "not fitted: never the bottleneck"
+                "serve_request_ns", BF2_SERVE_NS, "ns", "tuned by hand, see the assumptions"
             ),
         ),
     )
@@ -419,9 +515,9 @@ def _fit_bf3() -> PaperFit:
     )
     latency = paper_range("latency_at_peak", dpu="BF-3", design="DPU-only", workload="C").middle
     saturation = paper_range("saturation_throughput", dpu="BF-3").middle
-    # One host core, and nothing else on the host: it has its core alone.
+    # One host core, and nothing else on the host.
     host_b_ns = host_over_dpu * _between(dpu_c_ns, dpu_a_ns, "B")
-    faster = 1 / thread_speed(HOST_THREADS, int(paper_range("host_physical_cores").middle))
+    faster = 1 / thread_speed(HOST_THREADS, _host_contention().value)
     process_ns = host_b_ns * table1_shares("BF-3", "B")["get_set"] / faster
     both = "Fig.5c, skewed keys"
     return PaperFit(
@@ -448,11 +544,11 @@ def _fit_bf3() -> PaperFit:
             FittedParameter(
                 "host_window", 0.0, "packets an endpoint", "not fitted: as many as the DPU's"
             ),
+            _host_contention(),
             FittedParameter("bus_request_ns", 0.0, "ns", "not fitted: lat shows no such limit"),
-            FittedParameter("wire_packet_ns", 0.0, "ns", "not fitted: lat shows no such limit"),
             FittedParameter(
                 "serve_request_ns",
-                (1e3 / saturation - process_ns) * faster,
+                1e3 / saturation - process_ns,
                 "ns",
                 "sav's saturation, B, Fig.12i",
             ),
@@ -468,9 +564,9 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
 
     Uses closed loops of one workload without emulation, by the columns of the designs: XDP's own
     store (dpu-only) gives the client and XDP's stages, one to one (lat) the queue pair and the
-    processing engine, the host alone (cpu-only) its door, two doors with nothing across the bus
-    (shrd) what a frame for the host costs on XDP's core, and one store behind two doors (dual)
-    what sharing it costs. Several packet sizes give what a packet costs and what a request costs.
+    processing engine, the host alone (cpu-only) its door, two doors (dual, shrd) what frames for
+    one take more of the core that has the other, and one store behind two doors (dual) what
+    sharing it costs. Several packet sizes give what a packet costs and what a request costs.
     Raises UsageError if one of the first three is missing.
     """
     usable = merged(calibration(results), lambda r: (r["design"], packet_requests(r)))
@@ -497,10 +593,7 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
     process = _line([(n, _host_ns(r, "process")) for n, r in offloaded])
     one_store = _rows(usable, lambda row: row.has_one_store)
     shared_process = _line([(n, _host_ns(r, "process")) for n, r in one_store])
-    two_stores = _rows(usable, lambda row: len(row.communication) > 1 and not row.has_one_store)
-    forward = [
-        (n, (_role_ns(r, "client") - client.of(1, n) / n) / r["host_share"]) for n, r in two_stores
-    ]
+    two_doors = _rows(usable, lambda row: len(row.communication) > 1)
     size = _line(
         [
             (n, mean(r["wire_bytes_per_op"].values()))
@@ -508,6 +601,9 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
         ]
     )
     first, machine = usable[0], usable[0]["machine"]
+    forward = _line([(n, _role_ns(r, "dpu")) for n, r in fused_host])
+    of_dpu_door: dict[Place, Rows] = {"dpu": fused_dpu, "host": offloaded}
+    more, more_burst_ns = _two_doors(two_doors, client, forward, of_dpu_door)
     return Costs(
         name="measured",
         source=(
@@ -517,7 +613,9 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
         host=_host_engine(fused_host, process),
         dpu=_dpu_engine(fused_dpu, offloaded),
         shared_store=_difference(shared_process, process),
-        forward=_line(forward),
+        forward=forward,
+        two_doors=more,
+        two_doors_burst_ns=more_burst_ns,
         client=ClientCosts(cost=client, lump=LAB_BURST_PACKETS, is_in_lab=True),
         bus=BusCosts(latency_us=LAB_HAND_OVER_US),
         packet_header_bytes=round(size.unit_ns),
@@ -527,6 +625,9 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
         burst_packets=LAB_BURST_PACKETS,
         transfer_packets=1,
         parked_transfers=LAB_PARKED,
+        carried_by_frames=True,
+        flush_after_us=ServerConfig().flush_after_us,
+        pause_us=LAB_PAUSE_US,
         dpu_cores=1,
         host_cores=1,
     )
@@ -541,8 +642,9 @@ def _dpu_engine(fused: Rows, offloaded: Rows) -> EngineCosts:
         receive=_line([(n, _work_ns(r)["receive"]) for n, r in offloaded]),
         parse=_line([(n, _work_ns(r)["parse"]) for n, r in offloaded]),
         process=_line([(n, _work_ns(r)["process"]) for n, r in fused]),
-        # Building the answer needs the host's: what overlaps is 2 ns a request (EXPERIMENTS.md).
-        send=_line([(n, _work_ns(r)["prepare"]) for n, r in offloaded]),
+        prepare=Cost(request_ns=LAB_PREPARE_NS),
+        # Building the answer needs the host's.
+        send=_line([(n, _work_ns(r)["prepare"] - LAB_PREPARE_NS) for n, r in offloaded]),
     )
 
 
@@ -563,6 +665,34 @@ def _host_engine(fused: Rows, process: Cost) -> EngineCosts:
     )
 
 
+def _two_doors(
+    results: Rows, client: Cost, forward: Cost, of_dpu_door: dict[Place, Rows]
+) -> tuple[Cost, float]:
+    """What a frame for the host, and a burst with such frames, takes more of XDP's core if that has
+    a door of its own: by what is left of that core's time.
+
+    `of_dpu_door`: results of the DPU's door alone, by where it has its requests processed.
+    """
+    xdp = {place: _line([(n, _xdp_ns(r)) for n, r in rows]) for place, rows in of_dpu_door.items()}
+    rows, values = [], []
+    for n, result in results:
+        share = float(result["host_share"])
+        own = xdp[find_design(result["design"]).processing_of("dpu")]
+        known_ns = client.of(1, n) + share * forward.of(1, n) + (1 - share) * own.of(1, n)
+        more_ns = n * (_role_ns(result, "client") + _xdp_ns(result)) - known_ns
+        rows.append((1 / LAB_BURST_PACKETS, share, n * share))
+        values.append(max(more_ns, 0.0))
+    if not rows:
+        return Cost(), 0.0
+    burst_ns, frame_ns, request_ns = _least_squares(rows, values)
+    return Cost(frame_ns, request_ns), burst_ns
+
+
+def _xdp_ns(result: dict[str, Any]) -> float:
+    """XDP's time for one request of all, waiting left out."""
+    return sum(ns for stage, ns in _work_ns(result).items() if stage != "wait")
+
+
 def _host_ns(result: dict[str, Any], stage: str) -> float:
     return float(result["stages_ns_per_op"]["host"][stage])
 
@@ -575,7 +705,9 @@ def apart(costs: Costs) -> Costs:
 
 
 def on_dpu(costs: Costs, dpu: str) -> Costs:
-    """Measured costs with the cores, the speed and the bus of a profile."""
+    """Measured costs with the cores, the speed and the bus of a profile. What is for a host's door
+    is steered there by hardware, past the DPU's cores.
+    """
     profile = find_profile(dpu)
     if not profile.is_emulated:
         return costs
@@ -584,6 +716,9 @@ def on_dpu(costs: Costs, dpu: str) -> Costs:
         name=f"{costs.name} on {dpu}",
         source=f"{costs.source}; {profile.label()}",
         dpu=costs.dpu.times(1 / profile.dpu_speed),
+        forward=Cost(),
+        two_doors=Cost(),
+        two_doors_burst_ns=0.0,
         bus=BusCosts(latency_us=profile.bus_latency_us, gbytes_per_s=profile.bus_gbytes_per_s),
         dpu_cores=profile.dpu_cores,
         host_cores=profile.dpu_cores,
@@ -653,18 +788,28 @@ def _line(points: Sequence[tuple[int, float]]) -> Cost:
     """
     if not points:
         return Cost()
-    sizes = np.array([float(n) for n, _ in points])
-    packet_ns = sizes * np.array([max(ns, 0.0) for _, ns in points])
-    weights = 1 / np.maximum(packet_ns, 1e-9)
-    if len(set(sizes)) == 1:
-        return Cost(request_ns=float(np.mean(packet_ns / sizes)))
-    columns = np.stack([np.ones_like(sizes), sizes], axis=1) * weights[:, None]
-    (unit_ns, request_ns), *_ = np.linalg.lstsq(columns, packet_ns * weights, rcond=None)
-    if unit_ns < 0:
-        return Cost(request_ns=float(np.mean(packet_ns / sizes)))
-    if request_ns < 0:
-        return Cost(unit_ns=float(np.mean(packet_ns)))
-    return Cost(float(unit_ns), float(request_ns))
+    packets_ns = [n * max(ns, 0.0) for n, ns in points]
+    if len({n for n, _ in points}) == 1:
+        return Cost(request_ns=mean(packets_ns) / points[0][0])
+    return Cost(*_least_squares([(1.0, float(n)) for n, _ in points], packets_ns))
+
+
+def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """Factors of the columns, none below 0, with the least relative squares: of those subsets of
+    columns that allow it the best; of equally good ones the first, by fewest and by order.
+    """
+    columns, wanted = np.array(rows), np.array(values)
+    weights = 1 / np.maximum(wanted, 1e-9)
+    best, least = np.zeros(columns.shape[1]), np.inf
+    numbers = range(columns.shape[1])
+    for chosen in (c for size in numbers for c in combinations(numbers, size + 1)):
+        weighted = columns[:, chosen] * weights[:, None]
+        factors, *_ = np.linalg.lstsq(weighted, wanted * weights, rcond=None)
+        squares = float(np.sum((weighted @ factors - wanted * weights) ** 2))
+        if factors.min() >= 0 and squares < least - 1e-9:
+            best, least = np.zeros(columns.shape[1]), squares
+            best[list(chosen)] = factors
+    return [float(factor) for factor in best]
 
 
 def _difference(whole: Cost, part: Cost) -> Cost:

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 import simpy
@@ -20,13 +21,19 @@ from dpukv_xdp.model_costs import Cost, Costs, EngineCosts
 
 WARM_UP_BATCHES = 400
 """Answered before counting begins."""
+PAUSED_TRANSFER = 100
+"""Of an engine, before which it pauses: within the warm-up."""
 BLOCK_BATCHES = 250
 """Answered in one of the blocks whose spread gives the confidence interval."""
 BLOCKS_MIN = 8
 BLOCKS_MAX = 20
 PRECISION = 0.01
 """Half width of the 95 % confidence interval of the throughput at which a run ends."""
+OPEN_PRECISION = 0.03
+"""The same of the mean latency of an open loop, whose throughput is given."""
 NORMAL_95 = 1.96
+WAIT_MARGIN = 1.25
+"""Of the time between packets over what waiting takes, from which on the lab's XDP waits."""
 LANES = ("bus", "wire")
 STALL_NS = 1e9
 """Simulated time without an answer after which a run is a mistake of the model."""
@@ -69,6 +76,8 @@ class Observation:
     """From handing a transfer over to its arrival at the other side, mean; 0 if there is none."""
     utilisation: dict[str, float]
     """By resource: the mean over its cores; the busier direction of the bus and of the wire."""
+    peak_utilisation: dict[str, float]
+    """By resource: of its busiest core or direction."""
     sent_batches: int
     answered_batches: int
     outstanding_batches: int
@@ -97,6 +106,7 @@ class _Transfer:
     batches: list[_Batch]
     door: "_OffloadedDoor"
     posted_ns: float = 0.0
+    done_ns: float = 0.0
     is_done: bool = False
     waiter: simpy.Event | None = None
 
@@ -218,9 +228,12 @@ class _Client(_Duty):
         world.sent += count
         yield from self.core.spend(count * cost_ns)
         for batch in batches:
-            (endpoint,) = world.random.choices(self.endpoints, self.weights)
+            endpoint = self.endpoints[0]
+            if len(self.endpoints) > 1:
+                (endpoint,) = world.random.choices(self.endpoints, self.weights)
             world.wire_in.send(
-                *costs.wire_times_ns(batch.packets, batch.requests),
+                costs.wire_ns(batch.packets, batch.requests),
+                0.0,
                 lambda batch=batch, endpoint=endpoint: endpoint(batch),  # type: ignore[misc]
             )
 
@@ -314,7 +327,11 @@ class _FusedDoor(_Door):
 
 
 class _OffloadedDoor(_Door):
-    """Communicates; a processing engine beyond the bus does the rest."""
+    """Communicates; a processing engine beyond the bus does the rest.
+
+    What is finished leaves before the next burst is parsed (section 4.3). In the veth lab it leaves
+    with the frames of that burst instead, one with each, and by the sender if none comes.
+    """
 
     def __init__(
         self, world: "_World", core: _Core, engine: EngineCosts, side: Place, processor: "_Engine"
@@ -325,39 +342,58 @@ class _OffloadedDoor(_Door):
         self.parked: deque[_Transfer] = deque()
 
     def is_ready(self) -> bool:
-        return bool(self.arrived) or (bool(self.parked) and self.parked[0].is_done)
+        return bool(self.arrived) or self._may_leave()
 
     def work(self) -> Events:
+        costs = self.world.costs
         answered: list[_Batch] = []
-        burst = self.take_burst()
-        costs, engine = self.world.costs, self.engine
-        for batches in _transfers_of(burst, costs.transfer_packets or costs.burst_packets):
-            transfer = _Transfer(batches, self)
-            yield from self.core.spend(
-                _sum(batches, engine.receive, engine.parse)
-                + costs.post.of(1, transfer.requests())  # one transfer, whatever is in it
-            )
-            self._post(transfer)
-            yield from self.core.spend(_sum(batches, engine.prepare))
-            self.parked.append(transfer)
-            if len(self.parked) <= costs.parked_transfers:
-                continue
-            if not self.parked[0].is_done:
+        while self._may_leave():
+            answered += yield from self._carry()
+        self.world.respond(answered, self.side)
+        answered = []
+        for batches in _transfers_of(
+            self.take_burst(), costs.transfer_packets or costs.burst_packets
+        ):
+            yield from self._hand_over(batches)
+            if len(self.parked) > self.world.parked_transfers and not self.parked[0].is_done:
                 waiter = self.parked[0].waiter = self.world.env.event()
                 yield waiter
-            answered += yield from self._carry()
-        if not burst:
-            while self.parked and self.parked[0].is_done:
+            if self.parked[0].is_done:
                 answered += yield from self._carry()
         self.world.respond(answered, self.side)
 
     def finished(self, transfer: _Transfer) -> None:
         """The response queue has it."""
         transfer.is_done = True
+        transfer.done_ns = self.world.env.now
         if transfer.waiter is not None:
             transfer.waiter.succeed()
-        else:
-            self.core.wake()
+            return
+        self.core.wake()
+        if self.world.flush_after_ns:
+            self.world.after(self.world.flush_after_ns, self.core.wake)
+
+    def _may_leave(self) -> bool:
+        """Whether the oldest is finished, and need not look for a frame that carries it."""
+        if not self.parked or not self.parked[0].is_done:
+            return False
+        if not self.world.costs.carried_by_frames:
+            return True
+        if self.arrived:
+            return False
+        return self.world.env.now >= self.parked[0].done_ns + self.world.flush_after_ns
+
+    def _hand_over(self, batches: list[_Batch]) -> Events:
+        """Receive and parse, over the bus, and prepare meanwhile."""
+        engine = self.engine
+        transfer = _Transfer(batches, self)
+        yield from self.core.spend(
+            _sum(batches, engine.receive, engine.parse)
+            + self.world.costs.post.of(1, transfer.requests())  # one transfer, whatever is in it
+        )
+        self._post(transfer)
+        yield from self.core.spend(_sum(batches, engine.prepare))
+        self.parked.append(transfer)
 
     def _post(self, transfer: _Transfer) -> None:
         transfer.posted_ns = self.world.env.now
@@ -382,6 +418,7 @@ class _Engine(_Duty):
         self.side = side
         self.process = _plus(engine.process, world.store_extra)
         self.queue: deque[_Transfer] = deque()
+        self.served = 0
         core.duties.append(self)
 
     def arrive(self, transfer: _Transfer) -> None:
@@ -394,11 +431,13 @@ class _Engine(_Duty):
 
     def work(self) -> Events:
         transfer = self.queue.popleft()
+        self.served += 1
+        if self.served == PAUSED_TRANSFER:
+            yield from self.core.spend(self.world.costs.pause_us * 1e3)
         requests = transfer.requests()
         costs = self.world.costs
-        yield from self.core.spend(
-            _sum(transfer.batches, self.process) + costs.serve.of(1, requests)
-        )
+        serve_ns = costs.serve.of(1, requests) / self.core.slowdown  # it waits for the bus
+        yield from self.core.spend(_sum(transfer.batches, self.process) + serve_ns)
         size = requests * abi.SIZE("kv_response") + 1
         self.world.to_processing(self.side).send(
             *costs.bus.times_ns(size, requests), lambda: transfer.door.finished(transfer)
@@ -413,6 +452,10 @@ class _Forward(_Duty):
         self.core = core
         self.door = door
         self.arrived: deque[_Batch] = deque()
+        self.cost, self.burst_ns = world.costs.forward, 0.0
+        if len(world.machine.design.communication) > 1:
+            self.cost = _plus(self.cost, world.costs.two_doors)
+            self.burst_ns = world.costs.two_doors_burst_ns
         core.duties.append(self)
 
     def arrive(self, batch: _Batch) -> None:
@@ -425,7 +468,7 @@ class _Forward(_Duty):
     def work(self) -> Events:
         count = min(len(self.arrived), self.world.costs.burst_packets)
         burst = [self.arrived.popleft() for _ in range(count)]
-        yield from self.core.spend(_sum(burst, self.world.costs.forward))
+        yield from self.core.spend(_sum(burst, self.cost) + self.burst_ns)
         for batch in burst:
             self.door.arrive_at_nic(batch)
 
@@ -463,6 +506,9 @@ class _World:
         self.bus_to_host = _Lane(self, "bus", costs.bus.latency_us * 1e3)
         self.bus_to_dpu = _Lane(self, "bus", costs.bus.latency_us * 1e3)
         # A run's unit: a packet of many requests, or many packets of few.
+        self.parked_transfers = 0 if self._has_time() else costs.parked_transfers
+        # A closed loop's depth falls to what frames carry; then nothing has to be flushed.
+        self.flush_after_ns = costs.flush_after_us * 1e3 if self.is_open else 0.0
         self.store_extra = costs.shared_store if machine.design.has_one_store else Cost()
         self.window_batches = max(math.ceil(machine.window / costs.batch_packets), 1)
         self.batch_packets = max(round(machine.window / self.window_batches), 1)
@@ -480,7 +526,7 @@ class _World:
             block_start_ns = self.env.now
             requests = self._answer(BLOCK_BATCHES)
             self.counts.block_mops.append(requests / (self.env.now - block_start_ns) * 1e3)
-            if len(self.counts.block_mops) >= BLOCKS_MIN and self._interval() <= PRECISION:
+            if len(self.counts.block_mops) >= BLOCKS_MIN and self._is_known():
                 break
         elapsed_ns = self.env.now - start_ns
         shares: dict[str, list[float]] = {}
@@ -490,7 +536,7 @@ class _World:
             shares.setdefault(part.role, []).append(busy)
         return Observation(
             throughput_mops=self.counts.requests / elapsed_ns * 1e3,
-            interval=self._interval(),
+            interval=_interval(self.counts.block_mops),
             latencies_us=tuple(self.counts.latencies_us),
             door_mops={
                 side: requests / elapsed_ns * 1e3
@@ -501,6 +547,7 @@ class _World:
                 role: max(values) if role in LANES else sum(values) / len(values)
                 for role, values in shares.items()
             },
+            peak_utilisation={role: max(values) for role, values in shares.items()},
             sent_batches=self.sent,
             answered_batches=self.answered,
             outstanding_batches=self.sent - self.answered,
@@ -516,8 +563,7 @@ class _World:
 
     def after(self, delay_ns: float, call: Callable[[], None]) -> None:
         """Call later."""
-        timeout = self.env.timeout(delay_ns)
-        timeout.callbacks.append(lambda event: call())
+        self.env.timeout(delay_ns).callbacks.append(lambda event: call())
 
     def count(self, batch: _Batch) -> None:
         """One is answered."""
@@ -556,7 +602,8 @@ class _World:
 
     def _onto_wire(self, batch: _Batch) -> None:
         self.wire_out.send(
-            *self.costs.wire_times_ns(batch.packets, batch.requests),
+            self.costs.wire_ns(batch.packets, batch.requests),
+            0.0,
             lambda: batch.client.answered(batch),
         )
 
@@ -569,13 +616,27 @@ class _World:
         assert self.goal.triggered, "nothing is answered any more"
         return self.block_requests
 
-    def _interval(self) -> float:
-        blocks = self.counts.block_mops
-        if len(blocks) < 2:
-            return math.inf
-        mean = sum(blocks) / len(blocks)
-        variance = sum((block - mean) ** 2 for block in blocks) / (len(blocks) - 1)
-        return NORMAL_95 * math.sqrt(variance / len(blocks)) / mean
+    def _is_known(self) -> bool:
+        """Well enough to end."""
+        if not self.is_open:
+            return _interval(self.counts.block_mops) <= PRECISION
+        latencies = self.counts.latencies_us
+        starts = range(0, len(latencies), BLOCK_BATCHES)
+        means = [fmean(latencies[start : start + BLOCK_BATCHES]) for start in starts]
+        return _interval(means) <= OPEN_PRECISION
+
+    def _has_time(self) -> bool:
+        """Whether waiting for each response would fit between an open loop's packets: the lab's
+        XDP then parks nothing (bpf/side.h).
+        """
+        machine, costs = self.machine, self.costs
+        if not self.is_open or not costs.carried_by_frames:
+            return False
+        requests = machine.requests_per_packet
+        door = (costs.dpu.receive, costs.dpu.parse, costs.dpu.prepare, costs.dpu.send)
+        needed_ns = sum(stage.of(1, requests) for stage in (*door, costs.host.process))
+        needed_ns += 2 * costs.bus.latency_us * 1e3
+        return requests / machine.rate_mops * 1e3 > WAIT_MARGIN * needed_ns
 
     # ---- From a design's columns to cores
 
@@ -665,11 +726,21 @@ class _World:
             client.core.wake()
 
 
+def _interval(blocks: list[float]) -> float:
+    """Half of the 95 % confidence interval of the blocks' mean, relative."""
+    return NORMAL_95 * stdev(blocks) / math.sqrt(len(blocks)) / fmean(blocks)
+
+
 def _sum(batches: list[_Batch], *stages: Cost) -> float:
     """Nanoseconds of stages for some batches."""
-    packets = sum(batch.packets for batch in batches)
-    requests = sum(batch.requests for batch in batches)
-    return sum(stage.of(packets, requests) for stage in stages)
+    packets = requests = 0
+    for batch in batches:
+        packets += batch.packets
+        requests += batch.requests
+    total_ns = 0.0
+    for stage in stages:
+        total_ns += stage.unit_ns * packets + stage.request_ns * requests
+    return total_ns
 
 
 def _plus(one: Cost, other: Cost) -> Cost:

@@ -5,7 +5,8 @@ Every design that the paper evaluates gets the cores that the paper gives it (se
 as the machine has them. The paper's guidance is in sections 6.2 and 6.3.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dpukv_xdp.designs import DESIGNS, Design, find_design
@@ -18,6 +19,8 @@ SHARE = 0.9
 """Of the throughput without offloading that "comparable" means."""
 ALIKE = 0.01
 """Relative difference below which two designs are taken for equal, and host cores decide."""
+ONE_LOAD = 0.5
+"""Of the throughput of the slowest design: what all of them are offered to compare latencies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,12 @@ class Recommendation:
     """The design without offloading: what the share is of."""
     share: float
     candidates: tuple[Prediction, ...]
+    """Each at its peak."""
+    at_one_load: tuple[Prediction, ...]
+    """The same with the same requests a second, which all of them can answer."""
     most_throughput: Choice
     lowest_latency: Choice
+    lowest_latency_at_one_load: Choice
     fewest_host_cores: Choice
     refused: dict[str, str]
     """What the DPU cannot run, and why."""
@@ -51,7 +58,12 @@ class Recommendation:
 
     def choices(self) -> tuple[Choice, ...]:
         """The answers in order."""
-        return self.most_throughput, self.lowest_latency, self.fewest_host_cores
+        return (
+            self.most_throughput,
+            self.lowest_latency,
+            self.lowest_latency_at_one_load,
+            self.fewest_host_cores,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -86,8 +98,11 @@ def recommend(
             continue
         candidates.append(simulate(costs, _point(design, costs, host_cores, dpu_cores, seed)))
     baseline = next(p for p in candidates if not _uses_dpu(p))
-    fast = _best(candidates, lambda p: -p.throughput_mops)
-    quick = _best(candidates, lambda p: p.latency_us["mean"])
+    fast = _best(candidates, _throughput_first)
+    rate_mops = ONE_LOAD * min(p.throughput_mops for p in candidates)
+    at_one_load = [
+        simulate(costs, replace(_point_of(p, seed), rate_mops=rate_mops)) for p in candidates
+    ]
     enough = [p for p in candidates if p.throughput_mops >= share * baseline.throughput_mops]
     lean = min(enough or [fast], key=lambda p: (p.host_cores, -p.throughput_mops))
     return Recommendation(
@@ -96,8 +111,10 @@ def recommend(
         baseline.design,
         share,
         tuple(candidates),
+        tuple(at_one_load),
         _choice_fast(fast, candidates),
-        _choice_quick(quick, candidates),
+        _choice_quick("lowest latency at the peak", candidates),
+        _choice_quick(f"lowest latency with {rate_mops:.1f} Mops for each", at_one_load),
         _choice_lean(lean, baseline, share),
         refused,
         tuple(_notes(costs, candidates, lean, baseline, share, host_cores, dpu_cores, seed)),
@@ -116,7 +133,17 @@ def _point(
     )
 
 
-def _best(candidates: list[Prediction], cost: Any) -> Prediction:
+def _point_of(prediction: Prediction, seed: int) -> Point:
+    """The same again."""
+    return Point(
+        design=prediction.design,
+        dpu_cores=prediction.dpu_cores or None,
+        host_cores=prediction.host_cores or None,
+        seed=seed,
+    )
+
+
+def _best(candidates: list[Prediction], cost: Callable[[Prediction], float]) -> Prediction:
     """The least cost; of those that differ by nothing that counts, the one with fewest host
     cores.
     """
@@ -125,25 +152,38 @@ def _best(candidates: list[Prediction], cost: Any) -> Prediction:
     return min(alike, key=lambda p: (p.host_cores, cost(p)))
 
 
+def _throughput_first(prediction: Prediction) -> float:
+    return -prediction.throughput_mops
+
+
+def _latency(prediction: Prediction) -> float:
+    return prediction.latency_us["mean"]
+
+
 def _choice_fast(best: Prediction, candidates: list[Prediction]) -> Choice:
-    others = sorted((p for p in candidates if p is not best), key=lambda p: -p.throughput_mops)
+    others = sorted((p for p in candidates if p is not best), key=_throughput_first)
     return Choice(
         "most throughput",
         best.design,
         best.host_cores,
-        f"{best.throughput_mops:.1f} Mops, {_against(others, best, 'throughput')}; "
+        f"{best.throughput_mops:.1f} Mops, "
+        f"{_against(others, best, lambda p: p.throughput_mops, '.1f')}; "
         f"{_limit(best)}; {others[0].design} is limited by its {_limit_name(others[0])}",
     )
 
 
-def _choice_quick(best: Prediction, candidates: list[Prediction]) -> Choice:
-    others = sorted((p for p in candidates if p is not best), key=lambda p: p.latency_us["mean"])
+def _choice_quick(question: str, candidates: list[Prediction]) -> Choice:
+    """At the peak each design has as much outstanding as the client lets it: there latency ranks
+    these windows as much as the designs.
+    """
+    best = _best(candidates, _latency)
+    others = sorted((p for p in candidates if p is not best), key=_latency)
     return Choice(
-        "lowest latency at the peak",
+        question,
         best.design,
         best.host_cores,
-        f"{best.latency_us['mean']:.0f} us at {best.throughput_mops:.1f} Mops, "
-        f"{_against(others, best, 'latency')}; {_limit(best)}",
+        f"{_latency(best):.0f} us at {best.throughput_mops:.1f} Mops, "
+        f"{_against(others, best, _latency, '.0f')}; {_limit(best)}",
     )
 
 
@@ -162,36 +202,37 @@ def _choice_lean(best: Prediction, baseline: Prediction, share: float) -> Choice
     )
 
 
-def _against(others: list[Prediction], best: Prediction, kind: str) -> str:
+def _against(
+    others: list[Prediction], best: Prediction, value: Callable[[Prediction], float], form: str
+) -> str:
+    """Beside the next two."""
     parts = []
     for other in others[:2]:
-        if kind == "throughput":
-            ratio, value = (
-                best.throughput_mops / other.throughput_mops,
-                f"{other.throughput_mops:.1f}",
-            )
+        ratio = value(best) / value(other)
+        if abs(ratio - 1) <= ALIKE:
+            fewer = other.host_cores - best.host_cores
+            why = f", with {fewer} fewer host cores" if fewer > 0 else ""
+            parts.append(f"equal to {other.design} within {ALIKE:.0%}{why}")
         else:
-            ratio, value = (
-                best.latency_us["mean"] / other.latency_us["mean"],
-                f"{other.latency_us['mean']:.0f}",
-            )
-        parts.append(f"{ratio:.2f} of {other.design} ({value})")
+            parts.append(f"{ratio:.2f} times {other.design}'s {value(other):{form}}")
     return " and ".join(parts)
 
 
 def _limit(prediction: Prediction) -> str:
+    """The busiest core or direction first, then the means."""
     name = _limit_name(prediction)
-    busy = ", ".join(
-        f"{resource} {part:.0%}"
-        for resource, part in prediction.utilisation.items()
-        if resource != name and part > 0
-    )
-    rest = f" ({busy})" if busy else ""
-    return f"its {name} is {prediction.utilisation[name]:.0%} busy{rest}"
+    peak, average = prediction.peak_utilisation[name], prediction.utilisation[name]
+    means = {name: average} if round(peak, 2) != round(average, 2) else {}
+    means |= {other: part for other, part in prediction.utilisation.items() if other != name}
+    busy = ", ".join(f"{resource} {part:.0%}" for resource, part in means.items() if part >= 0.005)
+    rest = f" (on average {busy})" if busy else ""
+    what = "busiest core of the " if name in ("host", "dpu") else ""
+    return f"its {what}{name} is {peak:.0%} busy{rest}"
 
 
 def _limit_name(prediction: Prediction) -> str:
-    return max(prediction.utilisation, key=lambda name: prediction.utilisation[name])
+    peak = prediction.peak_utilisation
+    return max(peak, key=lambda name: peak[name])
 
 
 def _uses_dpu(prediction: Prediction) -> bool:

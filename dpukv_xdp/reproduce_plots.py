@@ -736,8 +736,8 @@ def _validation(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     items: list[Item] = []
     for axes, (name, title) in zip(all_axes, shown.items(), strict=True):
         checks = found[name]["checks"]
-        for is_fitted, marker, label in ((True, "o", "fitted"), (False, "x", "held out")):
-            own = [check for check in checks if check["is_fitted"] == is_fitted]
+        for label, marker in (("fitted", "o"), ("derived", "+"), ("held out", "x")):
+            own = [check for check in checks if check["standing"] == label]
             axes.plot(
                 [(check["low"] + check["high"]) / 2 for check in own],
                 [check["model"] for check in own],
@@ -764,7 +764,7 @@ def _validation_tables(title: str, found: Mapping[str, Any]) -> list[Item]:
     )
     checks = tuple(
         (
-            "fitted" if check["is_fitted"] else "held out",
+            check["standing"],
             check["name"],
             text_of(check["model"]),
             text_of_range((check["low"], check["high"])),

@@ -734,7 +734,7 @@ def validation_sentences(found: Mapping[str, Any]) -> tuple[list[str], list[str]
     for source, part in found.items():
         checks = part["checks"]
         good = [check for check in checks if abs(check["error"]) <= ERROR_MAX]
-        errors = [abs(check["error"]) for check in checks if not check["is_fitted"]]
+        errors = [abs(check["error"]) for check in checks if check["standing"] == "held out"]
         held_out = (
             f"; the {len(errors)} held-out ones have a mean error of {mean(errors):.1%}"
             if errors

@@ -2,7 +2,6 @@
 """The model: against formulas, its own laws, the paper and this machine."""
 
 import json
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from dpukv_xdp.model import Point, figure12, plot_sweep, simulate, sweep
 from dpukv_xdp.model_costs import (
     MEASURED_PATH,
     BusCosts,
+    ClientCosts,
     Cost,
     Costs,
     EngineCosts,
@@ -31,8 +31,16 @@ from dpukv_xdp.model_costs import (
     table1_shares,
     thread_speed,
 )
-from dpukv_xdp.model_events import Machine, run_events
+from dpukv_xdp.model_events import (
+    BLOCK_BATCHES,
+    BLOCKS_MAX,
+    BLOCKS_MIN,
+    WARM_UP_BATCHES,
+    Machine,
+    run_events,
+)
 from dpukv_xdp.model_validation import (
+    MEASURED_ERROR_MAX,
     VALIDATION_PATH,
     Check,
     summary,
@@ -115,7 +123,6 @@ def test_preparing_longer_than_the_host_takes_is_what_counts() -> None:
     ("changes", "resource", "most_mops"),
     [
         ({"bus": BusCosts(request_ns=200)}, "bus", 5.0),
-        ({"wire_packet_ns": 250}, "wire", 4.0),
         ({"wire_gbits_per_s": 2.56}, "wire", 4.0),
     ],
 )
@@ -159,10 +166,98 @@ def test_one_store_behind_two_doors_costs_more_and_only_there() -> None:
             assert after.throughput_mops == before.throughput_mops
 
 
-def test_a_core_with_two_threads_is_slower_for_each() -> None:
-    assert thread_speed(1, 6) == thread_speed(6, 6) == 1.0
-    assert thread_speed(8, 6) == pytest.approx(0.8)
-    assert thread_speed(12, 6) == pytest.approx(0.6)
+def test_busy_host_threads_slow_each_other_and_those_beyond_the_last_take_turns() -> None:
+    assert thread_speed(1, 0.25) == 1.0
+    assert thread_speed(5, 0.25) == pytest.approx(0.5)
+    carried = [count * thread_speed(count, 0.1, threads_max=12) for count in (8, 12, 16, 24)]
+    assert carried[0] < carried[1]
+    assert carried[1] == pytest.approx(carried[2]) == pytest.approx(carried[3])
+    costs = replace(PLAIN, host_threads=8, host_threads_max=12, host_contention=0.1)
+    few, many = (
+        simulate(replace(costs, dpu_cores=24), Point(design="lat", host_cores=count))
+        for count in (12, 24)
+    )
+    assert many.throughput_mops < 1.02 * few.throughput_mops
+
+
+def test_handing_over_takes_as_long_on_a_busy_host() -> None:
+    """It waits for the bus, not for caches that others use."""
+    costs = replace(
+        PLAIN,
+        serve=Cost(request_ns=160),
+        parked_transfers=1,
+        host_threads=8,
+        host_contention=0.5,
+    )
+    assert costs.host_slowdown(1) == pytest.approx(1 / 4.5)
+    found = simulate(costs, Point(design="sav"))
+    assert found.throughput_mops == pytest.approx(1e3 / (40 / 4.5 + 160), rel=0.02)
+
+
+def test_responses_leave_before_the_next_burst_or_with_its_frames() -> None:
+    """On a DPU what is finished is sent at once; the lab's XDP needs a later frame for it."""
+    lab = replace(
+        PLAIN, batch_packets=1, parked_transfers=8, transfer_packets=1, carried_by_frames=True
+    )
+    soon, carried = (
+        simulate(
+            replace(lab, carried_by_frames=is_lab, flush_after_us=30.0),
+            Point(design="lat", rate_mops=8.0),
+        )
+        for is_lab in (False, True)
+    )
+    assert carried.latency_us["p50"] > soon.latency_us["p50"] + 0.05
+
+
+def test_with_time_for_it_the_lab_s_xdp_waits_and_a_late_frame_is_flushed_for() -> None:
+    lab = replace(
+        PLAIN,
+        batch_packets=1,
+        parked_transfers=8,
+        transfer_packets=1,
+        carried_by_frames=True,
+        flush_after_us=30.0,
+    )
+    waits = simulate(lab, Point(design="lat", rate_mops=1.0))
+    assert waits.latency_us["p50"] == pytest.approx(0.085, abs=0.02)
+    # A bus that makes a wait longer than the time between frames: some then need the flush.
+    far = replace(lab, bus=BusCosts(latency_us=20.0))
+    parks = simulate(far, Point(design="lat", rate_mops=0.1))
+    assert 40.0 < parks.latency_us["p50"] < 40.2 + 30.0
+    assert 70.0 < parks.latency_us["p99"] < 75.0
+
+
+def test_what_a_pause_has_parked_stays_parked() -> None:
+    lab = replace(
+        PLAIN,
+        batch_packets=1,
+        window=64,
+        parked_transfers=24,
+        transfer_packets=1,
+        carried_by_frames=True,
+        dpu=replace(ENGINE, receive=Cost(request_ns=50)),
+    )
+    calm, paused = (
+        simulate(replace(lab, pause_us=pause_us), Point(design="lat", window=64))
+        for pause_us in (0.0, 1.0)
+    )
+    assert paused.throughput_mops == pytest.approx(calm.throughput_mops, rel=0.01)
+    assert paused.latency_us["mean"] != calm.latency_us["mean"]
+
+
+def test_frames_for_the_host_cost_the_core_that_has_a_door_too_more() -> None:
+    lab = replace(
+        PLAIN,
+        batch_packets=1,
+        client=ClientCosts(lump=16, is_in_lab=True),
+        forward=Cost(unit_ns=10),
+    )
+    dear = replace(lab, two_doors=Cost(unit_ns=20), two_doors_burst_ns=1600)
+    for design in ("cpu-only", "shrd"):
+        point = Point(design=design, host_share=0.0 if design == "cpu-only" else 0.5)
+        before, after = (simulate(costs, point).throughput_mops for costs in (lab, dear))
+        assert (after < 0.7 * before) is (design == "shrd")
+        assert (after == before) is (design == "cpu-only")
 
 
 # ---- The model's own laws
@@ -201,23 +296,26 @@ def test_more_cores_never_hurt(design: str, over: str) -> None:
 def test_the_same_seed_gives_the_same(design: str) -> None:
     costs = costs_from_paper("bf2")
     point = Point(design=design)
-    assert simulate(costs, point) == simulate(costs, point)
-    assert simulate(costs, point) != simulate(costs, replace(point, seed=2))
+    once = simulate(costs, point)
+    assert once == simulate(costs, point)
+    if design == "dual":
+        assert once != simulate(costs, replace(point, seed=2))
 
 
-def test_a_point_takes_well_under_a_second() -> None:
-    started = time.process_time()
-    simulate(costs_from_paper("bf3"), Point(design="lat", dpu_cores=8, host_cores=8))
-    assert time.process_time() - started < 1.0
+def test_a_point_ends_as_soon_as_it_is_known_well_enough() -> None:
+    known = simulate(PLAIN, Point(design="dpu-only"))
+    assert known.batches < WARM_UP_BATCHES + (BLOCKS_MIN + 1) * BLOCK_BATCHES
+    found = simulate(costs_from_paper("bf3"), Point(design="lat", dpu_cores=8, host_cores=8))
+    assert found.batches < WARM_UP_BATCHES + (BLOCKS_MAX + 1) * BLOCK_BATCHES
 
 
 def test_latency_grows_with_the_load_and_an_overload_is_said() -> None:
     costs = costs_from_paper("bf2")
-    for rates in ((2.0, 10.0, 18.0), ()):
+    for rates in ((9.0, 18.0), ()):
         curve = sweep(costs, Point(design="lat"), "load", rates)
         latencies = [point.latency_us["mean"] for point in curve]
         assert all(more >= 0.99 * less for less, more in pairwise(latencies))
-        assert latencies[-1] > 1.5 * latencies[0]
+        assert latencies[-1] > 1.3 * latencies[0]
         assert not any(point.is_saturated for point in curve)
     assert simulate(costs, Point(design="lat", rate_mops=40.0)).is_saturated
 
@@ -331,7 +429,32 @@ def test_costs_of_this_machine_are_its_clocks_by_packet_and_request() -> None:
     assert costs.packet_header_bytes == 48
     assert costs.client.is_in_lab
     assert not apart(costs).client.is_in_lab
-    assert not costs.forward
+    assert not costs.two_doors
+
+
+def test_what_two_doors_cost_is_what_is_left_of_xdp_s_core() -> None:
+    """160 ns more for each packet of all, whatever part of them is for the host: of a burst."""
+    results = bench_results()
+    for design, own, share in (("shrd", "dpu-only", 0.5), ("dual", "lat", 0.25)):
+        for requests, mops in ((1, 2.0), (45, 20.0)):
+            result = bench_result(design, requests, mops, host_share=share)
+            dpu_ns = bench_result(own, requests, mops)["roles"]["dpu"]["cpu_ns_per_op"]
+            client_ns = result["roles"]["client"]["cpu_ns_per_op"] + 160 / requests
+            result["roles"] = {
+                "client": {"cores": mops * client_ns / 1e3, "cpu_ns_per_op": client_ns},
+                "dpu": {
+                    "cores": 0.5,
+                    "cpu_ns_per_op": (1 - share) * dpu_ns + share * 7.0 / requests,
+                },
+            }
+            results.append(result)
+    for result in results:
+        if result["design"] == "cpu-only":
+            result["roles"]["dpu"]["cpu_ns_per_op"] = 7.0 / result["requests_per_packet"]
+    costs = costs_from_bench(results)
+    assert costs.forward == Cost(unit_ns=pytest.approx(7.0))
+    assert costs.two_doors_burst_ns == pytest.approx(16 * 160, rel=0.02)
+    assert costs.two_doors == Cost()
 
 
 def test_accounting_does_not_count_as_work() -> None:
@@ -362,7 +485,23 @@ def test_a_profile_slows_the_dpu_and_adds_its_bus() -> None:
     there = on_dpu(costs, "bf2")
     assert there.dpu.parse.request_ns == pytest.approx(costs.dpu.parse.request_ns / 0.85)
     assert there.bus.latency_us == 2.0
+    assert not there.forward
     assert on_dpu(costs, "local") == costs
+
+
+def test_hardware_steers_to_an_emulated_dpu_s_host_door() -> None:
+    """The lab's XDP does it itself, which must not make dual slower than sav."""
+    lab = replace(
+        costs_from_bench(bench_results()),
+        forward=Cost(unit_ns=5000),
+        two_doors=Cost(unit_ns=500),
+        two_doors_burst_ns=50_000,
+    )
+    there = on_dpu(apart(lab), "bf2")
+    sav, dual = (
+        simulate(there, Point(design=design)).throughput_mops for design in ("sav", "dual")
+    )
+    assert dual >= sav
 
 
 def test_results_are_read_as_one_as_a_list_and_as_a_comparison(tmp_path: Path) -> None:
@@ -415,23 +554,75 @@ def paper_checks() -> list[Check]:
     return validate_paper()
 
 
+@pytest.fixture(scope="module")
+def measured_checks() -> list[Check]:
+    return validate_measured(read_results(MEASURED_PATH))
+
+
 def test_errors_against_the_paper_are_what_they_were(paper_checks: list[Check]) -> None:
     errors = summary(paper_checks)
-    assert errors["throughput, fitted"]["max"] < 0.12
+    assert errors["throughput, fitted"]["max"] < 0.03
     assert errors["throughput, held out"]["mean"] < 0.05
-    assert errors["throughput, held out"]["max"] < 0.25
+    assert errors["throughput, held out"]["max"] < 0.12
+    assert errors["throughput, a range, held out"]["max"] < 0.10
     assert errors["latency, fitted"]["max"] < 0.02
-    assert errors["latency, held out"]["mean"] < 0.07
-    assert errors["latency, held out"]["max"] < 0.40
+    assert errors["latency, held out"]["mean"] < 0.14
+    assert errors["latency, held out"]["max"] < 0.35
+    assert errors["other, held out"]["mean"] < 0.08
+    assert errors["other, held out"]["max"] < 0.5
 
 
 def test_a_large_error_has_a_reason(paper_checks: list[Check]) -> None:
     assert [check.name for check in paper_checks if abs(check.error) > 0.07 and not check.why] == []
 
 
-def test_the_committed_errors_are_recomputed(paper_checks: list[Check]) -> None:
+def test_what_a_parameter_was_set_by_counts_as_fitted_and_what_follows_as_derived(
+    paper_checks: list[Check],
+) -> None:
+    standing = {check.name: check.standing for check in paper_checks}
+    assert standing["bf2 cpu-only A throughput"] == "fitted"
+    assert standing["bf2 cpu-only B throughput"] == "derived"
+    assert standing["bf2 dual over cpu-only C, throughput"] == "derived"
+    assert standing["bf3 cpu-only over dpu-only, throughput, least of A, B, C"] == "derived"
+    assert standing["bf3 cpu-only A throughput"] == "fitted"
+    assert standing["bf2 lat over dpu-only C, latency"] == "held out"
+    assert standing["bf2 shrd over cpu-only C, throughput"] == "held out"
+    assert standing["bf3 sav B: saturation"] == "fitted"
+
+
+def test_a_value_a_range_and_a_wide_range_are_summed_up_apart() -> None:
+    def check(low: float, high: float) -> Check:
+        return Check("a", "latency", "held out", 1.0, low, high, "x", 0.0, "here", "")
+
+    assert [check(1, 1).span, check(1, 1.2).span, check(1, 2).span] == [
+        "value",
+        "range",
+        "wide range",
+    ]
+    assert set(summary([check(1, 1), check(1, 1.2), check(1, 2)])) == {
+        "latency, held out",
+        "latency, a range, held out",
+        "latency, a wide range, held out",
+    }
+
+
+def test_this_machine_s_points_are_met_within_what_is_promised(
+    measured_checks: list[Check],
+) -> None:
+    """What may be further off is in model_validation.MEASURED_EXCEPTIONS, which gives `why`."""
+    off = [
+        f"{check.name}, {check.where}: {check.error:+.1%}"
+        for check in measured_checks
+        if abs(check.error) > MEASURED_ERROR_MAX and not check.why
+    ]
+    assert off == []
+    assert all(not check.why for check in measured_checks if check.kind.startswith("throughput"))
+
+
+def test_the_committed_errors_are_recomputed(
+    paper_checks: list[Check], measured_checks: list[Check]
+) -> None:
     committed = json.loads(VALIDATION_PATH.read_text())
-    measured_checks = validate_measured(read_results(MEASURED_PATH))
     for part, checks in (("paper", paper_checks), ("measured", measured_checks)):
         before = {(c["name"], c["where"]): c for c in committed[part]["checks"]}
         after = {(c["name"], c["where"]): c for c in validation_json(checks)["checks"]}
@@ -439,10 +630,10 @@ def test_the_committed_errors_are_recomputed(paper_checks: list[Check]) -> None:
         for key, check in after.items():
             tolerance = ERROR_TOLERANCE * max(1.0, abs(check["error"]))
             assert check["error"] == pytest.approx(before[key]["error"], abs=tolerance), key
-            assert check["is_fitted"] == before[key]["is_fitted"]
+            assert check["standing"] == before[key]["standing"]
 
 
-def test_fitted_and_held_out_points_of_this_machine_are_told_apart() -> None:
+def test_fitted_derived_and_held_out_points_of_this_machine_are_told_apart() -> None:
     results = [
         *bench_results(),
         bench_result("lat", 45, 20.0, window=4),
@@ -451,13 +642,16 @@ def test_fitted_and_held_out_points_of_this_machine_are_told_apart() -> None:
         bench_result("lat", 45, 20.0, emulation="emulated bf2"),
     ]
     checks = validate_measured(results)
-    held_out = {check.where.split(";")[0] for check in checks if not check.is_fitted}
-    assert held_out == {
+    where = {
+        standing: {check.where.split(";")[0] for check in checks if check.standing == standing}
+        for standing in ("derived", "held out")
+    }
+    assert where["held out"] == {
         "B uniform, 45 a packet, window 4",
         "B uniform, 8 a packet, window 64",
-        "B uniform, 45 a packet, window 64",
     }
-    assert len([check for check in checks if check.is_fitted]) == 2 * 6
+    assert where["derived"] == {"B uniform, 45 a packet, window 64"}
+    assert len([check for check in checks if check.standing == "fitted"]) == 2 * 6
     assert validate_measured(results[:1]) == []
 
 

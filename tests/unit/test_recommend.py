@@ -4,14 +4,17 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from dpukv_xdp import cli_model
 from dpukv_xdp.errors import UsageError
-from dpukv_xdp.model_costs import costs_from_paper
-from dpukv_xdp.recommend import Recommendation, recommend
+from dpukv_xdp.model import Point, Prediction, simulate
+from dpukv_xdp.model_costs import MEASURED_PATH, costs_from_paper, read_results
+from dpukv_xdp.recommend import Recommendation, _choice_quick, _limit, recommend
 
 
 @cache
@@ -33,13 +36,55 @@ def test_on_bluefield_2_it_is_shrd_for_throughput_and_dual_for_few_host_cores(
     assert not found.refused
 
 
-@pytest.mark.parametrize("workload", ["B", "C"])
+@pytest.mark.parametrize("workload", ["A", "B", "C"])
 def test_on_bluefield_3_it_is_lat_for_throughput_and_latency(workload: str) -> None:
-    """With A the model has lat and dpu-only within 1 % of each other."""
     found = of_paper("bf3", workload)
     assert found.most_throughput.design == "lat"
     assert found.lowest_latency.design == "lat"
     assert set(found.refused) == {"dual", "shrd"}
+
+
+def prediction(design: str, mops: float, mean_us: float, **changes: Any) -> Prediction:
+    """As simulate returns it."""
+    found = simulate(costs_from_paper("bf2"), Point(design=design))
+    latency = {"mean": mean_us, "p50": mean_us, "p99": mean_us}
+    return replace(found, throughput_mops=mops, latency_us=latency, **changes)
+
+
+def test_a_design_that_is_as_good_with_fewer_host_cores_is_called_so() -> None:
+    candidates = [
+        prediction("sav", 20.0, 60.4),
+        prediction("lat", 20.0, 60.0),
+        prediction("dpu-only", 17.0, 80.0),
+    ]
+    choice = _choice_quick("lowest latency", candidates)
+    assert choice.design == "sav"
+    assert "equal to lat within 1%, with 7 fewer host cores" in choice.reason
+    assert "0.76 times dpu-only's 80" in choice.reason
+
+
+def test_the_busiest_core_is_named_and_not_the_mean() -> None:
+    """dual's spare host cores are full, its main one is not."""
+    dual = of_paper("bf2").candidates[-2]
+    assert dual.design == "dual"
+    assert dual.utilisation["host"] < 0.9 < dual.peak_utilisation["host"]
+    assert dual.bottleneck == "host"
+    assert "busiest core of the host is 100% busy (on average host 8" in _limit(dual)
+
+
+def test_latencies_are_compared_at_one_load_too() -> None:
+    """At the peak each design has its own load."""
+    found = of_paper("bf2")
+    rates = {prediction.rate_mops for prediction in found.at_one_load}
+    assert len(rates) == 1
+    assert rates.pop() == pytest.approx(0.5 * min(p.throughput_mops for p in found.candidates))
+    assert not any(prediction.is_saturated for prediction in found.at_one_load)
+    best = min(found.at_one_load, key=lambda p: p.latency_us["mean"])
+    chosen = next(
+        p for p in found.at_one_load if p.design == found.lowest_latency_at_one_load.design
+    )
+    assert chosen.latency_us["mean"] <= 1.01 * best.latency_us["mean"]
+    assert found.choices()[2] is found.lowest_latency_at_one_load
 
 
 def test_a_store_on_the_dpu_is_said_to_need_its_memory() -> None:
@@ -60,7 +105,7 @@ def test_fewer_cores_at_hand_are_respected() -> None:
 
 
 def test_a_share_that_nobody_reaches_is_said() -> None:
-    found = recommend(costs_from_paper("bf2"), "bf2", share=2.0)
+    found = recommend(costs_from_paper("bf2"), "bf2", share=2.0, host_cores=2, dpu_cores=1)
     assert "no design reaches 200%" in found.fewest_host_cores.reason
 
 
@@ -83,26 +128,80 @@ def test_nonsense_is_refused(options: dict[str, float]) -> None:
         (["--dpu", "bf2"], ("most throughput: shrd", "fewest host cores", "dual")),
     ],
 )
-def test_the_command_says_it(arguments: list[str], words: tuple[str, ...]) -> None:
+def test_the_command_says_it(
+    arguments: list[str], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dpukv_xdp.recommend.recommend", lambda costs, dpu, **options: of_paper(dpu)
+    )
     result = CliRunner().invoke(cli_model.recommend, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert all(word in result.output for word in words)
 
 
-def test_the_model_s_command_prints_a_point_a_curve_and_json(tmp_path: object) -> None:
-    runner = CliRunner()
+def test_the_model_s_command_prints_and_plots_a_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The issue's own words."""
+    monkeypatch.chdir(tmp_path)
     asked = ["--design", "lat", "--dpu-cores", "8", "--host-cores", "8", "--dpu", "bf3"]
-    result = runner.invoke(cli_model.model, asked, catch_exceptions=False)
-    assert "lat" in result.output
-    result = runner.invoke(cli_model.model, [*asked, "--json", "-"], catch_exceptions=False)
+    result = CliRunner().invoke(cli_model.model, asked, catch_exceptions=False)
+    assert "lat       8    8" in result.output.replace("lat     8", "lat       8")
+    assert "As a picture: dpukv-model.png" in result.output
+    assert (tmp_path / "dpukv-model.png").stat().st_size > 10_000
+
+
+def test_the_model_s_json_is_quiet_and_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["--design", "lat", "--dpu", "bf3", "--rate", "2e7", "--json", "-"]
+    result = CliRunner().invoke(cli_model.model, asked, catch_exceptions=False)
     (point,) = json.loads(result.output)["points"]
     assert point["host_cores"] == point["dpu_cores"] == 8
-    picture = f"{tmp_path}/curve.png"
-    curve = ["--design", "all", "--sweep", "host-cores", "--host-cores", "2", "--output", picture]
+    assert point["rate_mops"] == 20.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_s_command_draws_a_curve_and_lists_what_it_assumes(tmp_path: Path) -> None:
+    runner = CliRunner()
+    picture = str(tmp_path / "curve.png")
+    curve = ["--design", "sav", "--sweep", "dpu-cores", "--dpu-cores", "2", "--output", picture]
     result = runner.invoke(cli_model.model, curve, catch_exceptions=False)
     assert picture in result.output.replace("\n", "")
     result = runner.invoke(cli_model.model, ["--fits"], catch_exceptions=False)
     assert "host_request_ns_C" in result.output
+    assert "tuned by hand" in result.output
+    missing = ["--design", "lat", "--output", str(tmp_path / "none" / "picture.png")]
+    assert isinstance(runner.invoke(cli_model.model, missing).exception, UsageError)
+
+
+def test_costs_of_here_are_measured_and_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From what bench would have measured, with a client apart."""
+    committed = read_results(MEASURED_PATH)
+    asked: list[str] = []
+
+    def measure(workload: str, progress: object) -> list[dict[str, Any]]:
+        asked.append(workload)
+        return committed
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dpukv_xdp.reproduce.measure_costs", measure)
+    monkeypatch.setattr("dpukv_xdp.cli._require_root", lambda command: None)
+    monkeypatch.setattr("dpukv_xdp.cli.signals.catch", lambda: None)
+    here = ["--costs", "here", "--workload", "B"]
+    runner = CliRunner()
+    result = runner.invoke(cli_model.recommend, [*here, "--json", "-"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert found["costs"].startswith("measured: 12 bench results, YCSB B, uniform keys")
+    assert {each["design"] for each in found["candidates"]} >= {"cpu-only", "lat", "dual"}
+    result = runner.invoke(
+        cli_model.model, [*here, "--design", "lat", "--json", "-"], catch_exceptions=False
+    )
+    assert json.loads(result.stdout)["points"][0]["throughput_mops"] > 1.0
+    assert asked == ["B", "B"]
 
 
 def test_the_model_s_command_refuses_what_a_dpu_cannot_run() -> None:
@@ -111,7 +210,7 @@ def test_the_model_s_command_refuses_what_a_dpu_cannot_run() -> None:
         ["--design", "shrd", "--dpu", "bf3"],
         ["--dpu", "local"],
         ["--figure12", "--dpu", "local"],
-        ["--output", "curve.png"],
+        ["--output", "point.txt"],
         ["--sweep", "load", "--output", "curve.txt"],
     ):
         result = runner.invoke(cli_model.model, arguments)

@@ -629,7 +629,7 @@ def model_result(settings: dict[str, Any]) -> Any:
         check = {
             "name": "a value",
             "kind": "latency",
-            "is_fitted": False,
+            "standing": "held out",
             "model": 12.0,
             "low": 9.0,
             "high": 10.0,
