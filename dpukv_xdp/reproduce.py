@@ -47,6 +47,7 @@ MODEL_TRANSFERS = (8, 16, 32, 64, 128)
 MODEL_PLAN = "model"
 COSTS_SIZE = "default"
 COSTS_WINDOW = 64
+COSTS_REQUESTS = (0, 1)
 
 Line = dict[str, Any]
 Measure = Callable[[Progress], Any]
@@ -119,7 +120,7 @@ def measure_costs(workload: str, progress: Progress) -> list[dict[str, Any]]:
     runs = [
         run
         for run in expand(find_plans([MODEL_PLAN]), COSTS_SIZE)
-        if run.kind == "bench" and run.settings["workload"] == workload and _is_plain(run.settings)
+        if run.kind == "bench" and run.repeat == 0 and gives_costs(run.settings, workload)
     ]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / RUNS_NAME
@@ -130,9 +131,16 @@ def measure_costs(workload: str, progress: Progress) -> list[dict[str, Any]]:
     return points.benches()
 
 
-def _is_plain(settings: Settings) -> bool:
-    """A closed loop as full as it gets, with nothing switched."""
-    return not {"rate", "respond"} & set(settings) and settings["window"] == COSTS_WINDOW
+def gives_costs(settings: Settings, workload: str) -> bool:
+    """Whether it is a closed loop as full as it gets, with nothing switched, and with the largest
+    or the smallest packets.
+    """
+    return (
+        settings["workload"] == workload
+        and not {"rate", "respond"} & set(settings)
+        and settings["window"] == COSTS_WINDOW
+        and settings["requests_per_packet"] in COSTS_REQUESTS
+    )
 
 
 def sessions(runs: Iterable[Run]) -> list[list[Run]]:

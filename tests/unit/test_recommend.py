@@ -15,6 +15,7 @@ from dpukv_xdp.errors import UsageError
 from dpukv_xdp.model import Point, Prediction, simulate
 from dpukv_xdp.model_costs import MEASURED_PATH, costs_from_paper, read_results
 from dpukv_xdp.recommend import Recommendation, _choice_quick, _limit, recommend
+from dpukv_xdp.reproduce import expand, find_plans, gives_costs
 
 
 @cache
@@ -174,6 +175,18 @@ def test_the_model_s_command_draws_a_curve_and_lists_what_it_assumes(tmp_path: P
     assert "tuned by hand" in result.output
     missing = ["--design", "lat", "--output", str(tmp_path / "none" / "picture.png")]
     assert isinstance(runner.invoke(cli_model.model, missing).exception, UsageError)
+
+
+def test_costs_of_here_take_each_design_s_two_ends_once() -> None:
+    """A run takes some seconds: three rounds of all packet sizes took ten minutes."""
+    runs = [
+        run.settings
+        for run in expand(find_plans(["model"]), "default")
+        if run.kind == "bench" and run.repeat == 0 and gives_costs(run.settings, "B")
+    ]
+    ends = sorted((run["design"], run["requests_per_packet"]) for run in runs)
+    designs = ("cpu-only", "dpu-only", "dual", "lat", "sav", "shrd")
+    assert ends == [(design, requests) for design in designs for requests in (0, 1)]
 
 
 def test_costs_of_here_are_measured_and_used(
