@@ -126,7 +126,7 @@ def test_no_thread_sees_a_wrong_value(build: Build, load: Load, sanitize: bool) 
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert finished.stderr == ""
     gets, misses, sets, laps, moved = map(int, finished.stdout.split())
-    assert min(gets - misses, sets) > 1000
+    assert min(gets - misses, sets) > 100  # how many it is depends on who else runs
     assert load.resets or (laps > 10 if load.lossy else laps == 0)
     assert (moved > 0) == (load.move < 65536)
 
