@@ -31,7 +31,8 @@ enum kv_limit {
 	KV_VALUE_MAX = 3432, /* bytes in a value: an item's budget less the smallest key */
 	KV_BATCH_MAX = 64,   /* requests in one batch, that is, in one packet */
 	KV_SLOTS = 64,	     /* batches in flight in one queue pair; a power of two */
-	KV_INLINE_MAX = 8,   /* bytes of key or value that travel inside a record */
+	KV_ROUND_REQUESTS = 256, /* that an engine takes of one queue pair in one round, and the rest of a batch */
+	KV_INLINE_MAX = 8,	 /* bytes of key or value that travel inside a record */
 	KV_PAYLOAD_BYTES = 8192, /* room beside the records of a slot for longer items: twice KV_FRAME_MAX, rounded up,
 				     so that any masked offset plus any masked length stays inside */
 	KV_PIPELINE_MAX = 32,	 /* deepest pipeline of parked batches */
@@ -49,8 +50,10 @@ enum kv_limit {
 	KV_WAIT_NS = 60000,	    /* longest wait for a response */
 	KV_STALLED_WAITS = 4,	    /* waits that ran out in a row before nobody waits for that engine any more */
 	KV_MEAN_SHIFT = 2,	    /* a running mean moves by 1/4 of the way to each new value */
-	KV_PERIOD_NS_MAX = 20000,   /* a longer time from frame to frame counts as this one */
-	KV_STAGE_FRAMES = 64,	    /* one frame of so many has its stages timed; a power of two */
+	KV_STAGE_FRAMES = 61,	    /* one frame of so many has its stages timed; a prime: of any burst each in turn */
+	KV_GAP_NS = 250,	    /* from the end of a frame to one that has been waiting: the driver's own work */
+	KV_FITS_ALL = 4096,	    /* in kv_dpu_queue.fits: a wait would fit behind every frame */
+	KV_FITS_SHIFT = 4,	    /* which moves by 1/16 of the way to each new value */
 	KV_TEMPLATE_FRAME = 4096,   /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096,	    /* packets the load generator keeps outstanding; a power of two */
 	KV_HISTOGRAM_SUB_BITS = 5,  /* 2^5 buckets to each power of two: 3 % resolution */
@@ -326,22 +329,21 @@ struct kv_dpu_queue {
 	__u32 zero;		     /* 36, always 0; a zero that the verifier does not know, see KV_UNKNOWN_ZERO */
 	__u32 since_flush;	     /* 40, frames since the last flush */
 	__u32 sampled;		     /* 44, frames since one had its stages timed */
-	__u64 counters[KV_COUNTERS]; /* 48 */
+	__u32 finished;		     /* 48, the engine's counter when it was last looked at */
+	__u32 padding;		     /* 52 */
+	__u64 counters[KV_COUNTERS]; /* 56 */
 	__u64 stage_frames;	     /* frames whose stages were timed */
 	__u64 stage_requests;	     /* requests in them */
 	__u64 stage_last_ns;	     /* when the stage at hand began; 0: this frame is not timed */
 	__u64 start_ns;		     /* of the work at hand, where a slower core is emulated */
-	/* Of the core, in its queue with the first engine: would a wait for each response fit? kv_compare_period() */
-	__u64 timed_at_ns;    /* when the frame that was timed last began */
-	__u64 frame_ns;	      /* that the core has worked on it */
-	__u64 busy_ns;	      /* that the core works on a frame; this and the next two are running means */
-	__u64 wait_ns;	      /* that a response takes */
-	__u64 period_ns;      /* from frame to frame */
-	__u32 has_time;	      /* whether it would */
-	__u32 draining;	      /* as in struct kv_request_control */
-	__u64 scratch;	      /* see KV_UNKNOWN */
+	/* Of the core, in its queue with the first engine: would a wait for each response fit? kv_judge_gap() */
+	__u64 ended_ns; /* when the last work on a timed frame ended; 0: the frame before this one was not timed */
+	__u64 wait_ns;	/* that a response takes, a running mean */
+	__u32 fits;	/* a running mean of KV_FITS_ALL, behind frames where it would, and 0 */
+	__u32 has_time; /* whether it would, by and large */
+	__u32 draining; /* as in struct kv_request_control */
 	__u32 waiting_engine; /* for kv_wait */
-	__u32 padding;
+	__u64 scratch;	      /* see KV_UNKNOWN */
 	__u64 stage_ns[KV_STAGES];
 	struct kv_parked_batch parked[KV_SLOTS];
 	__u8 slack[8]; /* the verifier rounds the length of a parked batch up */

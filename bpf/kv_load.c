@@ -10,8 +10,7 @@
 
 #define KV_OFFSET_MASK 0xfffu
 #define KV_WINDOW_MASK (KV_WINDOW_MAX - 1)
-#define KV_TEMPLATES_AHEAD 8 /* how far ahead of sending a template's first lines are asked for */
-#define KV_CACHE_LINE_BYTES 64
+#define KV_TEMPLATES_AHEAD 2	  /* how far ahead of sending a template's lines are asked for */
 #define KV_IDLE_TURNS_TO_CLOCK 64 /* turns with nothing to send before time-outs are looked for */
 
 /* struct kv_template, its frame cut to KV_TEMPLATE_ROOM bytes: the less memory they take, the less it is waited for. */
@@ -100,17 +99,22 @@ int kv_generate(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-/* The templates are many megabytes, and their first lines would be waited for. */
+/*
+ * The templates are many megabytes, and would be waited for line by line: all lines at once are waited for once. Most
+ * templates take all the room there is.
+ */
 static __always_inline void kv_touch_ahead(const struct kv_load_control *control, const struct kv_load_cursor *cursor)
 {
 	__u32 ahead = cursor->template_next + KV_TEMPLATES_AHEAD;
 	__u32 template_index = control->template_first + (ahead < control->template_count ? ahead : 0);
-	struct kv_template *template = (struct kv_template *)kv_templates.lookup(&template_index);
+	struct kv_template_bytes *template = kv_templates.lookup(&template_index);
+	__u32 offset;
 
 	if (!template)
 		return;
-	KV_TOUCH(template->frame_bytes);
-	KV_TOUCH(template->frame[KV_CACHE_LINE_BYTES]);
+#pragma clang loop unroll(full)
+	for (offset = 0; offset < KV_TEMPLATE_BYTES - 8; offset += KV_CACHE_LINE_BYTES)
+		KV_TOUCH(*(__u64 *)&template->bytes[offset]);
 }
 
 /* Give up a packet that has been out too long. Returns 1 if its slot is free now. */
@@ -162,8 +166,7 @@ static __always_inline struct kv_load_slot *kv_next_slot(const struct kv_load_co
 
 /* What the walk over an answer found. */
 struct kv_answer {
-	__u64 hash_sum;
-	__u64 opaque_sum;
+	__u64 echo_sum; /* of hashes and opaques */
 	__u32 responses;
 	__u32 hits;
 	__u32 misses;
@@ -216,8 +219,7 @@ int kv_collect(struct xdp_md *ctx)
 	kv_check_answer(ctx, control, &answer);
 	/* Each answer must echo its hash and opaque: the first opaque is the packet's own, the others count. */
 	opaque_sum = first_opaque + answer.responses * (answer.responses - 1) / 2;
-	if (answer.responses != template->request_count || answer.hash_sum != template->hash_sum ||
-	    answer.opaque_sum != opaque_sum)
+	if (answer.responses != template->request_count || answer.echo_sum != template->hash_sum + opaque_sum)
 		answer.corrupt += template->request_count;
 	results->packets++;
 	results->bytes += data_end - data;
@@ -266,35 +268,33 @@ static __always_inline int kv_check_words(struct xdp_md *ctx, struct kv_answer *
 {
 	void *body = (void *)(long)ctx->data + KV_PACKET_HEADER_BYTES;
 	void *data_end = (void *)(long)ctx->data_end;
-	__u64 hash_sum = 0, opaque_sum = 0, wrong_bits = 0;
+	__u64 echo_sum = 0, wrong_bits = 0, place = offset, i;
 	__u32 others = 0;
-	int i;
 
 	KV_KEEP_LOOP
 	for (i = 0; i < KV_BATCH_MAX; i++) {
 		struct kv_item_header *item;
-		__u64 *value;
+		__u64 key_hash, *value;
 
-		KV_OPAQUE(offset);
-		offset &= KV_OFFSET_MASK;
-		item = body + offset;
+		KV_OPAQUE(place);
+		place &= KV_OFFSET_MASK;
+		item = body + place;
 		value = (__u64 *)(item + 1);
 		if ((void *)value > data_end)
 			break;
-		hash_sum += item->key_hash;
-		opaque_sum += item->opaque;
-		offset += KV_ITEM_HEADER_BYTES;
+		key_hash = item->key_hash;
+		echo_sum += key_hash + item->opaque;
+		place += KV_ITEM_HEADER_BYTES;
 		if (*(__u64 *)item == KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, 8) && (void *)(value + 1) <= data_end) {
-			wrong_bits |= *value ^ KV_LOAD_VALUE_WORD(item->key_hash, 0);
-			offset += 8;
+			wrong_bits |= *value ^ KV_LOAD_VALUE_WORD(key_hash, 0);
+			place += 8;
 		} else if (kv_sort_answer(*(__u64 *)item, answer)) {
 			return 0;
 		} else {
 			others++;
 		}
 	}
-	answer->hash_sum = hash_sum;
-	answer->opaque_sum = opaque_sum;
+	answer->echo_sum = echo_sum;
 	answer->responses = i;
 	answer->hits = i - others;
 	return !wrong_bits;
@@ -335,8 +335,7 @@ static __always_inline void kv_check_long(struct xdp_md *ctx, const struct kv_lo
 			break;
 		answer->responses++;
 		key_hash = words[1];
-		answer->hash_sum += key_hash;
-		answer->opaque_sum += (__u32)words[2];
+		answer->echo_sum += key_hash + (__u32)words[2];
 		expected = 0;
 		offset += KV_ITEM_HEADER_BYTES;
 		value_end = offset;

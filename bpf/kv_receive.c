@@ -78,7 +78,7 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 	if (verdict != KV_PARSE_OURS)
 		return kv_drop(queue, verdict);
 	kv_stage_end(own, KV_STAGE_RECEIVE);
-	if (!KV_PROCESS_HERE && KV_TRANSPORT != KV_TRANSPORT_AF_XDP && !KV_READ_ONCE(pair->response_control.alive)) {
+	if (!KV_PROCESS_HERE && KV_TRANSPORT != KV_TRANSPORT_AF_XDP && kv_engine_is_gone(pair, queue)) {
 		queue->counters[KV_COUNTER_DROP_NO_ENGINE]++;
 		return XDP_DROP;
 	}
@@ -338,4 +338,6 @@ static __always_inline void kv_be_slower(struct kv_dpu_queue *own)
 	for (turn = 0; turn < KV_SLOWER_TURNS && now_ns < until_ns; turn++)
 		now_ns = bpf_ktime_get_ns();
 	own->start_ns = now_ns;
+	if (own->ended_ns)
+		own->ended_ns = now_ns;
 }

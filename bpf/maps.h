@@ -53,7 +53,8 @@ BPF_F_TABLE("array", __u32, struct kv_partition_table, kv_partitions, 1, BPF_F_M
 BPF_XSKMAP(kv_sockets, KV_QUEUES_MAX);
 #endif
 #if KV_TRANSPORT == 1 /* KV_TRANSPORT_RINGBUF */
-/* One ring buffer for each engine, made by Python: every core writes, the engine reads. */
+/* One ring buffer for each engine, made by Python: every core writes, the engine reads. The model (so named for the
+ * loader) only says what they are. */
 BPF_RINGBUF_OUTPUT(kv_request_ring_model, 1);
 BPF_ARRAY_OF_MAPS(kv_request_rings, "kv_request_ring_model", KV_ENGINES);
 #endif

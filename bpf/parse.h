@@ -137,6 +137,10 @@ static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 hea
 	}
 }
 
+static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
+					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
+					  struct kv_parked_batch *parked);
+
 /*
  * All requests of the packet into the records of `slot`. Returns how many, or a negated drop counter.
  * Requests advance by a scalar offset: with packet pointers the same loop exceeds the verifier's million instructions.
@@ -152,6 +156,10 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	void *body;
 	int count;
 
+	*has_payload = 0;
+	count = KV_PROCESS_HERE ? 0 : kv_parse_words(ctx, packet, queue, slot, parked);
+	if (count)
+		return count;
 	KV_OPAQUE(start);
 	start &= KV_VLAN_BYTES;
 	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
@@ -200,6 +208,57 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	*has_payload = KV_READ_ONCE(queue->scratch);
 	/* The loop's exits know their count, and the verifier would follow all that comes behind for each of them. */
 	return KV_UNKNOWN(queue, count);
+}
+
+/*
+ * The usual batch, whose keys are all 8 bytes, with values of 8 bytes or none: how many requests, or 0 if it is another
+ * one, which kv_parse_requests() looks at from its start. See kv_write_words() in reply.h.
+ */
+static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
+					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
+					  struct kv_parked_batch *parked)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_request *record = slot->records;
+	__u32 start = packet->header_offset;
+	__u64 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
+	void *body;
+	__u64 i;
+
+	KV_OPAQUE(start);
+	start &= KV_VLAN_BYTES;
+	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		struct kv_item_header *item = body + offset;
+		__u64 *words = (__u64 *)(item + 1);
+		__u64 header, lengths;
+
+		if ((void *)words > data_end)
+			break;
+		header = KV_READ_ONCE(*(__u64 *)item);
+		if ((void *)(words + 1) > data_end)
+			return 0;
+		record[i].header = header;
+		record[i].key_hash = item->key_hash;
+		parked->opaque[i] = item->opaque;
+		record[i].key = words[0];
+		record[i].value = 0;
+		lengths = header >> 32;
+		KV_OPAQUE(lengths);
+		offset += KV_ITEM_HEADER_BYTES + 8;
+		if (lengths != KV_HEADER(0, 0, 8, 0) >> 32) {
+			if (lengths != KV_HEADER(0, 0, 8, 8) >> 32 || (void *)(words + 2) > data_end)
+				return 0;
+			record[i].value = words[1];
+			offset += 8;
+		}
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+	}
+	if (i == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= packet->body_bytes)
+		return 0;
+	return KV_UNKNOWN(queue, i);
 }
 
 #endif

@@ -18,14 +18,6 @@ static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
 	return queue->published - queue->answered;
 }
 
-/* Why the engine cannot be given another batch, as a drop counter; 0 if it can. */
-static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
-{
-	if (!KV_READ_ONCE(pair->response_control.alive))
-		return KV_COUNTER_DROP_NO_ENGINE;
-	return kv_slots_in_use(queue) >= KV_SLOTS ? KV_COUNTER_DROP_QUEUE_FULL : 0;
-}
-
 /* For comparison only: a transfer for each request, which the host waits for one by one. */
 static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, struct kv_dpu_queue *queue,
 					      __u32 request_count)
@@ -60,12 +52,44 @@ static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pai
 		kv_hand_over_each(&pair->requests[slot], queue, request_count);
 }
 
-/* Whether the oldest batch in flight is finished. A counter out of range counts as "no". */
-static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+/* Batches that were finished when the engine's counter was last looked at, and have not been answered. */
+static __always_inline __u32 kv_known_finished(const struct kv_dpu_queue *queue)
 {
-	__u32 finished = KV_READ_ONCE(pair->response_control.published) - queue->answered;
+	__u32 finished = queue->finished - queue->answered;
 
-	return finished != 0 && finished <= kv_slots_in_use(queue);
+	return finished <= kv_slots_in_use(queue) ? finished : 0;
+}
+
+/*
+ * Whether the oldest batch in flight is finished. A counter out of range counts as "no". The engine writes it for each
+ * batch, so that each look at it waits for its cache line: with several finished there is one look for all.
+ */
+static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	__u32 seen, finished;
+
+	if (kv_known_finished(queue))
+		return 1;
+	seen = KV_READ_ONCE(pair->response_control.published);
+	finished = seen - queue->answered;
+	if (finished == 0 || finished > kv_slots_in_use(queue))
+		return 0;
+	queue->finished = seen;
+	return 1;
+}
+
+/* Whether nobody serves the queue pair. Who has just finished something is there. */
+static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
+}
+
+/* Why the engine cannot be given another batch, as a drop counter; 0 if it can. */
+static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	if (kv_engine_is_gone(pair, queue))
+		return KV_COUNTER_DROP_NO_ENGINE;
+	return kv_slots_in_use(queue) >= KV_SLOTS ? KV_COUNTER_DROP_QUEUE_FULL : 0;
 }
 
 /*

@@ -17,6 +17,8 @@
 /* Enough on x86, where stores stay in order; arm64 would need a release store here. */
 #define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
 
+#define KV_CACHE_LINE_BYTES 64
+
 /* Load a word that nobody uses yet: the nearest that BPF has to a prefetch. */
 #define KV_TOUCH(word)                              \
 	do {                                        \
@@ -67,6 +69,7 @@ static const __u32 kv_no_depth = 0; /* the host parks what its engines have not 
 #define KV_TRANSPORT KV_TRANSPORT_RING
 #define KV_TRANSFER_PER_REQUEST 0
 #define KV_PREPARE_OVERLAPS 1
+#define KV_PROCESS_HERE 0 /* the engines are not in the communication engine's program */
 
 /* A frame in memory. */
 struct xdp_md {
@@ -117,7 +120,7 @@ static inline int bpf_xdp_store_bytes(struct xdp_md *ctx, __u32 offset, const vo
  * known there ("no clock: 0") the verifier would follow separately through every loop.
  */
 
-static __always_inline void kv_compare_period(struct kv_dpu_queue *own, __u64 now_ns);
+static __always_inline void kv_judge_gap(struct kv_dpu_queue *own, __u64 gap_ns);
 
 /* A running mean that starts at its first value. */
 static __always_inline __u64 kv_mean(__u64 mean, __u64 value)
@@ -125,15 +128,18 @@ static __always_inline __u64 kv_mean(__u64 mean, __u64 value)
 	return mean ? mean - (mean >> KV_MEAN_SHIFT) + (value >> KV_MEAN_SHIFT) : value;
 }
 
-/* Whether this core's next frame is timed. */
+/* A core's next frame: is it timed, and what was there between it and one that was? */
 static __always_inline void kv_stage_start(struct kv_dpu_queue *own)
 {
 	own->stage_last_ns = 0;
+	if (own->ended_ns) {
+		kv_judge_gap(own, bpf_ktime_get_ns() - own->ended_ns);
+		own->ended_ns = 0;
+	}
 	if (++own->sampled < KV_STAGE_FRAMES)
 		return;
 	own->sampled = 0;
 	own->stage_last_ns = bpf_ktime_get_ns();
-	kv_compare_period(own, own->stage_last_ns);
 }
 
 /* The frame at hand has so many requests: its stages, if they are timed, are theirs. */
@@ -156,34 +162,30 @@ static __always_inline void kv_stage_end(struct kv_dpu_queue *own, enum kv_stage
 	passed_ns = now_ns - own->stage_last_ns;
 	own->stage_ns[stage] += passed_ns;
 	own->stage_last_ns = now_ns;
+	own->ended_ns = now_ns;
 	if (stage == KV_STAGE_WAIT)
 		own->wait_ns = kv_mean(own->wait_ns, passed_ns);
-	else
-		own->frame_ns += passed_ns;
 }
 
 /*
- * Would a wait for each response fit between the frames? Then none need stay parked for a later one. The two bounds lie
- * above what the core needs when it waits all the time (the clock's readings are in it), so that it finds back to the
- * pipeline when the load grows.
+ * Would a wait for each response fit between the frames? Then none need stay parked for a later one. While it waits, a
+ * core has time if it has any left when the next frame comes. How many gaps are long enough says more than how long
+ * they are: behind a burst there is always one, be it that of a client that waits for us.
  */
-static __always_inline void kv_compare_period(struct kv_dpu_queue *own, __u64 now_ns)
+static __always_inline void kv_judge_gap(struct kv_dpu_queue *own, __u64 gap_ns)
 {
-	__u64 period_ns = (now_ns - own->timed_at_ns) / KV_STAGE_FRAMES;
-	__u64 needed_ns;
+	__u64 needed_ns = KV_GAP_NS;
 
-	if (own->timed_at_ns) {
-		own->period_ns = kv_mean(own->period_ns, period_ns < KV_PERIOD_NS_MAX ? period_ns : KV_PERIOD_NS_MAX);
-		own->busy_ns = kv_mean(own->busy_ns, own->frame_ns);
-	}
-	own->timed_at_ns = now_ns;
-	own->frame_ns = 0;
-	needed_ns = own->busy_ns + own->wait_ns;
 	if (own->wait_ns == 0)
 		return;
-	if (own->period_ns > needed_ns + (needed_ns >> 2))
+	if (!own->has_time)
+		needed_ns += own->wait_ns + (own->wait_ns >> 2);
+	own->fits -= own->fits >> KV_FITS_SHIFT;
+	if (gap_ns > needed_ns)
+		own->fits += KV_FITS_ALL >> KV_FITS_SHIFT;
+	if (own->fits > KV_FITS_ALL / 2 + KV_FITS_ALL / 8)
 		own->has_time = 1;
-	else if (own->period_ns < needed_ns + (needed_ns >> 3))
+	else if (own->fits < KV_FITS_ALL / 2 - KV_FITS_ALL / 8)
 		own->has_time = 0;
 }
 

@@ -148,7 +148,6 @@ class ProcessingEngine:
         takes_all: bool,
         response_bytes_max: int,
         flush_after_us: float = 30.0,
-        burst_requests: int = abi.KV_BATCH_MAX,
         transfer_per_request: bool = False,
         bus_latency_us: float = 0.0,
         bus_gbytes_per_s: float = 0.0,
@@ -169,7 +168,6 @@ class ProcessingEngine:
         engine.id, engine.cpu = engine_id, cpu
         engine.response_bytes_max = response_bytes_max
         engine.flush_after_ticks = int(flush_after_us * ticks_per_us)
-        engine.burst_requests = burst_requests
         engine.transfer_per_request = transfer_per_request
         engine.bus.latency_ticks = int(bus_latency_us * ticks_per_us)
         if bus_gbytes_per_s:

@@ -331,7 +331,6 @@ class Server:
                 takes_all=takes_all,
                 response_bytes_max=response_bytes_max(self.interface, config),
                 flush_after_us=config.flush_after_us,
-                burst_requests=self._profile.burst_requests,
                 transfer_per_request=config.transfer == "request"
                 and self._wiring.serves_pairs(place),
                 bus_latency_us=crosses_bus * self._profile.bus_latency_us,

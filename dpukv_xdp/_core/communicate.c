@@ -218,7 +218,7 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	pair = &communicator->pairs[packet.engine];
 	queue = &communicator->queues[packet.engine];
 	verdict = kv_check_headers(&ctx, &packet);
-	if (verdict == KV_PARSE_OURS && !KV_READ_ONCE(pair->response_control.alive))
+	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(pair, queue))
 		verdict = KV_COUNTER_DROP_NO_ENGINE;
 	if (verdict != KV_PARSE_OURS) {
 		kv_drop(communicator, frame, packet.engine, verdict);

@@ -2,9 +2,10 @@
 /*
  * engine.c - step 3, process: the processing engine on the host, behind its queue pairs.
  *
- * A round takes some batches that one queue pair has ready, asks for the index lines of all their requests, then for
- * the items, and only then executes: with 45 requests a batch the memory's latency is paid about once. Each batch is
- * handed back as soon as it is done. A turn gives every queue pair one round, so none starves another.
+ * A round takes some batches that the queue pairs have ready, of each up to its share. While one request is executed,
+ * the item of one some way behind it is asked for, the bucket of one still farther behind, and the record of one behind
+ * that: the memory's latency is hidden by work, and paid about once a round. Each batch is handed back as soon as it is
+ * done.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -34,20 +35,48 @@ struct kv_round {
 	struct kv_taken_batch taken[KV_SLOTS];
 };
 
+/* How far ahead of its execution a request's item, bucket and record are asked for. */
+enum kv_ahead_requests { KV_ITEMS_AHEAD = 16, KV_BUCKETS_AHEAD = 32, KV_RECORDS_AHEAD = KV_BUCKETS_AHEAD + 16 };
+_Static_assert((KV_ITEMS_AHEAD & (KV_ITEMS_AHEAD - 1)) == 0, "places are picked by a mask");
+
+/* Where one of these steps is in the round. */
+struct kv_cursor {
+	const struct kv_request *next;
+	const struct kv_request *end; /* of the batch at hand */
+	uint32_t batches;	      /* begun */
+};
+
+/* Where in the index a key's item is likely to be found. */
+struct kv_place {
+	uint64_t key_hash;
+	__u64 *word;
+};
+
+struct kv_ahead {
+	const struct kv_round *round;
+	struct kv_cursor buckets;
+	struct kv_cursor items;
+	uint32_t executed;			/* requests */
+	struct kv_place places[KV_ITEMS_AHEAD]; /* of the requests whose items have been asked for */
+};
+
+static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
-static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *round);
+KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain);
+KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
+KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
 static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash);
-static inline struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash);
-static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_taken_batch *batch,
-				 struct kv_response_slot *responses);
+KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash, int plain);
+KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
+				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain);
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive);
 
 int kv_engine_begin(struct kv_engine *engine)
 {
-	if (engine->pair_count > KV_HOST_PAIRS_MAX || !engine->partitions || engine->burst_requests == 0 ||
-	    engine->partition_count == 0 || engine->partition_count > KV_PARTITIONS_MAX)
+	if (engine->pair_count > KV_HOST_PAIRS_MAX || !engine->partitions || engine->partition_count == 0 ||
+	    engine->partition_count > KV_PARTITIONS_MAX)
 		return -EINVAL;
 	engine->partition_step = UINT32_MAX / engine->partition_count + 1;
 	for (uint32_t i = 0; i < engine->partition_count; i++) {
@@ -69,31 +98,20 @@ void kv_engine_end(struct kv_engine *engine)
 	kv_engine_set_alive(engine, 0);
 }
 
-/* One round for every queue pair that has something ready. Returns how many batches. */
+/* One round. Returns how many batches. */
 uint32_t kv_engine_turn(struct kv_engine *engine)
 {
 	struct kv_round round;
-	uint32_t batches = 0;
 
-	if (engine->ring) {
+	round.batches = 0;
+	if (engine->ring)
 		kv_round_from_ring(engine, &round);
-		kv_round_process(engine, &round);
+	else
+		kv_round_from_pairs(engine, &round);
+	kv_round_process(engine, &round);
+	if (engine->ring)
 		kv_ringbuf_release(engine->ring);
-		return round.batches;
-	}
-	for (uint32_t i = 0; i < engine->pair_count; i++) {
-		struct kv_engine_pair *state = &engine->pairs[i];
-
-		if (__builtin_expect(kv_batches_ready(state->pair, state->processed) == 0, 1)) {
-			if (state->published != state->processed)
-				kv_bus_deliver(state, kv_ticks());
-			continue;
-		}
-		kv_round_from_pair(engine, state, &round);
-		kv_round_process(engine, &round);
-		batches += round.batches;
-	}
-	return batches;
+	return round.batches;
 }
 
 /* Look for responses that no frame has come to carry for too long. */
@@ -128,16 +146,32 @@ void kv_ringbuf_destroy(struct kv_ringbuf *ring)
 	free(ring);
 }
 
+/* What the queue pairs have ready; the next round begins with the pair behind the last one that had its turn. */
+static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round)
+{
+	uint32_t next = engine->next_pair;
+
+	for (uint32_t i = 0; i < engine->pair_count && round->batches < KV_SLOTS; i++) {
+		struct kv_engine_pair *from = &engine->pairs[next];
+
+		next = next + 1 < engine->pair_count ? next + 1 : 0;
+		if (__builtin_expect(kv_batches_ready(from->pair, from->processed) != 0, 0))
+			kv_round_from_pair(engine, from, round);
+		else if (from->published != from->processed)
+			kv_bus_deliver(from, kv_ticks());
+	}
+	engine->next_pair = next;
+}
+
 /*
- * What the queue pair has ready, or as much as hides the memory's latency: the first response waits for all. A counter
- * out of range counts as nothing, until it is in range again.
+ * What the queue pair has ready, up to its share of the round. A counter out of range counts as nothing, until it is in
+ * range again.
  */
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
 {
 	uint32_t ready = kv_batches_ready(from->pair, from->processed);
 	uint32_t requests = 0;
 
-	round->batches = 0;
 	if (ready > KV_SLOTS) {
 		engine->stats.bad_batches += from->refused != from->processed + ready;
 		from->refused = from->processed + ready;
@@ -149,8 +183,8 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 		kv_bus_deliver(from, now_ticks);
 		ready = kv_bus_batches_ready(engine, from, ready, now_ticks);
 	}
-	while (round->batches < ready && requests < engine->burst_requests) {
-		const struct kv_request_slot *slot = &from->pair->requests[KV_SLOT(from->processed + round->batches)];
+	for (uint32_t i = 0; i < ready && round->batches < KV_SLOTS && requests < KV_ROUND_REQUESTS; i++) {
+		const struct kv_request_slot *slot = &from->pair->requests[KV_SLOT(from->processed + i)];
 		struct kv_taken_batch *batch = &round->taken[round->batches++];
 
 		*batch = (struct kv_taken_batch){ slot, from, kv_batch_requests(slot), kv_batch_has_payload(slot) };
@@ -163,8 +197,7 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t requests = 0, sample_bytes;
 
-	round->batches = 0;
-	while (round->batches < KV_SLOTS && requests < engine->burst_requests) {
+	while (round->batches < KV_SLOTS && requests < KV_ROUND_REQUESTS) {
 		const struct kv_request_slot *slot = kv_ringbuf_next(engine->ring, &sample_bytes);
 		uint32_t count, has_payload, pair;
 		size_t needed_bytes;
@@ -191,7 +224,10 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 	}
 }
 
-/* Process the round's batches, each handed back as soon as it is done. */
+/*
+ * `plain`, here and below, is a constant: 1 says that the engine has one store, which no other thread uses, takes all
+ * requests, and gets whole batches. The usual case then asks nothing of that for each request.
+ */
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round)
 {
 	uint64_t start_ticks, now_ticks;
@@ -199,19 +235,11 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	if (round->batches == 0)
 		return;
 	start_ticks = kv_ticks();
-	kv_round_prefetch(engine, round);
-	for (uint32_t i = 0; i < round->batches; i++) {
-		const struct kv_taken_batch *batch = &round->taken[i];
-		struct kv_engine_pair *state = batch->from;
-		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
-
-		responses->wire_bytes = kv_batch_process(engine, batch, responses);
-		state->processed++;
-		if (kv_bus_is_emulated(&engine->bus))
-			kv_bus_send(engine, state, batch->count, kv_ticks());
-		else
-			send_response_queue_to_dpu(state->pair, state->published = state->processed);
-	}
+	if (engine->partition_count == 1 && engine->takes_all && !engine->transfer_per_request &&
+	    !kv_store_is_shared(engine->stores[0]))
+		kv_round_run(engine, round, 1);
+	else
+		kv_round_run(engine, round, 0);
 	now_ticks = kv_ticks();
 	for (uint32_t i = 0; i < round->batches; i++)
 		kv_overdue_restart(&round->taken[i].from->overdue, now_ticks);
@@ -219,29 +247,106 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
 
-/* Two passes over the requests at hand: buckets, then items. */
-static void kv_round_prefetch(struct kv_engine *engine, const struct kv_round *round)
+/* Process the round's batches, each handed back as soon as it is done. */
+KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain)
 {
+	struct kv_ahead ahead = { .round = round };
+
+	kv_ahead_start(engine, &ahead, plain);
 	for (uint32_t i = 0; i < round->batches; i++) {
 		const struct kv_taken_batch *batch = &round->taken[i];
+		struct kv_engine_pair *state = batch->from;
+		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
 
-		for (uint32_t r = 0; r < batch->count; r++) {
-			uint64_t key_hash = batch->slot->records[r].key_hash;
-
-			kv_store_prefetch_bucket(kv_store_of(engine, key_hash), key_hash);
-			if (engine->partition_count > 1)
-				engine->partition_requests[kv_partition_of(engine, key_hash)]++;
-		}
+		responses->wire_bytes = kv_batch_process(engine, &ahead, batch, responses, plain);
+		state->processed++;
+		if (kv_bus_is_emulated(&engine->bus))
+			kv_bus_send(engine, state, batch->count, kv_ticks());
+		else
+			send_response_queue_to_dpu(state->pair, state->published = state->processed);
 	}
-	for (uint32_t i = 0; i < round->batches; i++) {
-		const struct kv_taken_batch *batch = &round->taken[i];
+}
 
-		for (uint32_t r = 0; r < batch->count; r++) {
-			uint64_t key_hash = batch->slot->records[r].key_hash;
+KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor);
+static void kv_prefetch_records(const struct kv_round *round, uint32_t batch);
+KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
+KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
+				 int plain);
 
-			kv_store_prefetch_item(kv_store_of(engine, key_hash), key_hash);
-		}
+/* Before the first request of all: each step gets as far ahead as it is to stay. */
+KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
+{
+	kv_prefetch_records(ahead->round, 0);
+	for (uint32_t i = 0; i < KV_BUCKETS_AHEAD; i++)
+		kv_prefetch_bucket(engine, ahead, plain);
+	for (uint32_t i = 0; i < KV_ITEMS_AHEAD; i++)
+		kv_prefetch_item(engine, ahead, &ahead->places[i], plain);
+}
+
+/* One request on. Returns where the item of the one that is to be executed was found. */
+KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
+{
+	struct kv_place *next = &ahead->places[ahead->executed++ % KV_ITEMS_AHEAD];
+	struct kv_place place = *next;
+
+	kv_prefetch_bucket(engine, ahead, plain);
+	kv_prefetch_item(engine, ahead, next, plain);
+	return place;
+}
+
+/* The bucket, and a record that is farther behind. Nothing past the round's end. */
+KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
+{
+	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->buckets);
+	const struct kv_store *store;
+	uint64_t key_hash;
+
+	if (__builtin_expect(!record, 0))
+		return;
+	__builtin_prefetch(record + KV_RECORDS_AHEAD - KV_BUCKETS_AHEAD);
+	key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED);
+	store = kv_store_of(engine, key_hash, plain);
+	kv_store_prefetch_bucket(store, key_hash, !plain && kv_store_is_shared(store));
+	if (!plain && engine->partition_count > 1)
+		engine->partition_requests[kv_partition_of(engine, key_hash)]++;
+}
+
+KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
+				 int plain)
+{
+	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->items);
+	const struct kv_store *store;
+
+	if (__builtin_expect(!record, 0))
+		return;
+	place->key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED);
+	store = kv_store_of(engine, place->key_hash, plain);
+	place->word = kv_store_prefetch_item(store, place->key_hash, !plain && kv_store_is_shared(store));
+}
+
+/* The request that this step comes to next, or NULL at the round's end. */
+KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor)
+{
+	while (__builtin_expect(cursor->next == cursor->end, 0)) {
+		const struct kv_taken_batch *batch;
+
+		if (cursor->batches == round->batches)
+			return NULL;
+		batch = &round->taken[cursor->batches++];
+		kv_prefetch_records(round, cursor->batches);
+		cursor->next = batch->slot->records;
+		cursor->end = cursor->next + batch->count;
 	}
+	return cursor->next++;
+}
+
+/* The first records of a batch: later ones are asked for on the way there. */
+static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
+{
+	if (batch >= round->batches)
+		return;
+	for (uint32_t i = 0; i < KV_RECORDS_AHEAD - KV_BUCKETS_AHEAD && i < round->taken[batch].count; i++)
+		__builtin_prefetch(&round->taken[batch].slot->records[i]);
 }
 
 /* KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits; a division takes longer than
@@ -253,9 +358,9 @@ static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t 
 	return (uint32_t)((uint64_t)fraction * engine->partition_count >> 32);
 }
 
-static inline struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash)
+KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash, int plain)
 {
-	if (__builtin_expect(engine->partition_count == 1, 1))
+	if (plain || engine->partition_count == 1)
 		return engine->stores[0];
 	return engine->stores[kv_partition_of(engine, key_hash)];
 }
@@ -270,45 +375,50 @@ struct kv_reply {
 
 static inline struct kv_request kv_take_request(const struct kv_request *record);
 static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation);
-static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_request *request,
-				  struct kv_response *response, struct kv_reply *reply);
+KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, struct kv_reply *reply, int plain);
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
 static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch,
-			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response);
+static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
+			   __u64 *likely, struct kv_reply *reply, struct kv_response *response);
 
 /* One batch: records in, records out, long keys and values in place. Returns its responses' bytes on the wire. */
-static uint32_t kv_batch_process(struct kv_engine *engine, const struct kv_taken_batch *batch,
-				 struct kv_response_slot *responses)
+KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
+				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain)
 {
 	struct kv_reply reply = { .slot = responses };
+	uint32_t is_broken = batch->count == 0;
+	uint32_t executed = 0;
 
-	if (batch->count == 0)
-		engine->stats.bad_batches++;
 	for (uint32_t i = 0; i < batch->count; i++) {
 		struct kv_response *response = &responses->records[i];
+		struct kv_place place = kv_ahead_step(engine, ahead, plain);
 		struct kv_request request;
+		__u64 *likely;
 
-		if (__builtin_expect(engine->transfer_per_request, 0) && !kv_record_is_ready(batch->slot, i)) {
-			engine->stats.bad_batches++;
-			engine->stats.requests += i;
-			return 0;
+		if (!plain && engine->transfer_per_request) {
+			is_broken = is_broken || !kv_record_is_ready(batch->slot, i);
+			if (is_broken)
+				continue;
 		}
 		request = kv_take_request(&batch->slot->records[i]);
-		if (!kv_execute_get8(engine, &request, response, &reply)) {
+		likely = place.key_hash == request.key_hash ? place.word : NULL;
+		if (!kv_execute_get8(engine, request, likely, response, &reply, plain)) {
 			uint64_t header;
 
 			kv_reply_make_room(&reply, engine->response_bytes_max, batch->count - 1 - i);
-			header = kv_execute(engine, batch, &request, &reply, response);
+			header = kv_execute(engine, batch, request, likely, &reply, response);
 			response->header = header;
 			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
 		}
+		executed++;
 		/* Nobody waits for this one: a transfer is what it costs to make, the other side sees the last. */
-		if (__builtin_expect(engine->transfer_per_request, 0))
+		if (!plain && engine->transfer_per_request)
 			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
 	}
-	engine->stats.requests += batch->count;
-	return reply.wire_bytes;
+	engine->stats.requests += executed;
+	engine->stats.bad_batches += is_broken;
+	return is_broken ? 0 : reply.wire_bytes;
 }
 
 /* Read once: the other end may write there again, and what is checked has to be what is used. */
@@ -323,20 +433,22 @@ static inline struct kv_request kv_take_request(const struct kv_request *record)
 }
 
 /* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
-static inline int kv_execute_get8(struct kv_engine *engine, const struct kv_request *request,
-				  struct kv_response *response, struct kv_reply *reply)
+KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, struct kv_reply *reply, int plain)
 {
+	struct kv_store *store;
 	const uint8_t *long_value;
 	uint32_t value_bytes;
 	__u64 value;
 	int result;
 
-	if (__builtin_expect(request->header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
+	if (__builtin_expect(request.header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
 		return 0;
-	if (!engine->takes_all && !kv_engine_may(engine, request->key_hash, KV_OP_GET))
+	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, KV_OP_GET))
 		return 0;
-	result = kv_store_get8(kv_store_of(engine, request->key_hash), request->key_hash, request->key, 8, &value,
-			       &value_bytes, &long_value);
+	store = kv_store_of(engine, request.key_hash, plain);
+	result = kv_store_get8(store, request.key_hash, request.key, 8, likely, &value, &value_bytes, &long_value,
+			       !plain && kv_store_is_shared(store));
 	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
 		return 0;
 	engine->stats.gets++;
@@ -368,6 +480,7 @@ static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_m
 struct kv_task {
 	const struct kv_taken_batch *batch;
 	const struct kv_request *request;
+	__u64 *likely; /* place of its item in the index, see kv_store_get8() */
 	struct kv_reply *reply;
 	struct kv_response *response;
 	struct kv_store *store;
@@ -385,18 +498,20 @@ static const uint8_t *kv_value_of(const struct kv_task *task);
 static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
 
 /* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch,
-			   const struct kv_request *request, struct kv_reply *reply, struct kv_response *response)
+static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
+			   __u64 *likely, struct kv_reply *reply, struct kv_response *response)
 {
-	uint32_t operation = KV_HEADER_OPERATION(request->header);
-	struct kv_task task = { .batch = batch, .request = request, .reply = reply, .response = response };
+	uint32_t operation = KV_HEADER_OPERATION(request.header);
+	struct kv_task task = {
+		.batch = batch, .request = &request, .likely = likely, .reply = reply, .response = response
+	};
 	int result;
 
 	response->value = 0;
 	if (operation == KV_OP_RESET)
 		return KV_HEADER(operation, kv_execute_reset(engine), 0, 0);
 	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (!engine->takes_all && !kv_engine_may(engine, request->key_hash, operation)) {
+	if (!engine->takes_all && !kv_engine_may(engine, request.key_hash, operation)) {
 		engine->stats.rejected++;
 		return KV_HEADER(operation, KV_REJECTED, 0, 0);
 	}
@@ -408,11 +523,11 @@ static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch
 		engine->stats.not_supported++;
 		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
 	}
-	task.store = kv_store_of(engine, request->key_hash);
-	task.key_bytes = KV_HEADER_KEY_BYTES(request->header);
-	task.key = (const uint8_t *)&request->key;
+	task.store = kv_store_of(engine, request.key_hash, 0);
+	task.key_bytes = KV_HEADER_KEY_BYTES(request.header);
+	task.key = (const uint8_t *)&request.key;
 	if (task.key_bytes > KV_INLINE_MAX)
-		task.key = kv_payload_of(batch, request->key, task.key_bytes);
+		task.key = kv_payload_of(batch, request.key, task.key_bytes);
 	if (task.key_bytes == 0 || !task.key) {
 		engine->stats.errors++;
 		return KV_HEADER(operation, KV_ERROR, 0, 0);
@@ -505,8 +620,8 @@ static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32
 
 	engine->stats.sets++;
 	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, request->value,
-				     value_bytes);
+		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->likely,
+				     request->value, value_bytes);
 	value = kv_value_of(task);
 	/* What a GET could never return in one frame is refused now. */
 	if (!value || KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > engine->response_bytes_max) {

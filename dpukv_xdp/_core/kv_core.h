@@ -233,8 +233,8 @@ struct kv_engine {
 	uint32_t id;
 	uint32_t cpu; /* where this engine runs */
 	uint32_t pair_count;
+	uint32_t next_pair;	       /* that a round begins with */
 	uint32_t response_bytes_max;   /* of one packet, behind the packet header */
-	uint32_t burst_requests;       /* taken in one round, and carried by one transfer */
 	uint32_t transfer_per_request; /* 1: wait for each record and hand each response back by itself */
 	uint64_t flush_after_ticks;    /* a response older than this is overdue */
 	struct kv_bus bus;

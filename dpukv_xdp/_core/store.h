@@ -23,8 +23,8 @@
  * rule: its tail stays 0, and its span is all that 48 bits can count.
  *
  * A lookup is: kv_store_prefetch_bucket(), some other work, kv_store_prefetch_item(), some other work, then
- * kv_store_get8() / kv_store_set8() for keys of 1 to 8 bytes, kv_store_get() / kv_store_set() for any. All of them
- * find each other's items.
+ * kv_store_get8() / kv_store_set8() for keys of 1 to 8 bytes, with the place that prefetching has found, or
+ * kv_store_get() / kv_store_set() for any. All of them find each other's items.
  */
 #ifndef KV_STORE_H
 #define KV_STORE_H
@@ -89,6 +89,12 @@ struct kv_store {
 	struct kv_store_stats stats;
 };
 
+/* Whether several threads use it, each with a handle of its own. */
+static inline int kv_store_is_shared(const struct kv_store *store)
+{
+	return store->versions != NULL;
+}
+
 /* ---- The hot paths: 1-8 byte keys ---- */
 
 static inline uint64_t kv_store_bucket(const struct kv_store *store, uint64_t key_hash);
@@ -96,9 +102,9 @@ static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word);
 
 /*
- * `shared` is a constant wherever these are called: one source for both modes, and no trace of the shared one's care in
- * the exclusive one's code. always_inline also because GCC 12 takes a function that only prefetches for one without
- * effect, and drops its calls.
+ * `shared` is kv_store_is_shared(), and a constant wherever it matters: one source for both modes, and no trace of the
+ * shared one's care in the exclusive one's code. always_inline also because GCC 12 takes a function that only
+ * prefetches for one without effect, and drops its calls.
  */
 #define KV_INLINED static inline __attribute__((always_inline))
 
@@ -107,6 +113,8 @@ KV_INLINED uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash, int 
 KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
 					 uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word,
 					 int shared);
+KV_INLINED struct kv_item *kv_store_find8_at(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
+					     uint64_t key_word, const __u64 *place);
 KV_INLINED uint64_t kv_store_distance(const struct kv_store *store, uint64_t word, int shared);
 int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 			 __u64 *value_word, uint32_t *value_bytes);
@@ -116,46 +124,52 @@ void kv_wait_a_turn(uint32_t *turns);
 const struct kv_item *kv_store_move_to_head(struct kv_store *store, __u64 *word);
 
 /* Ask for the bucket's first line. With the index at its intended load a lookup rarely needs the second one. */
-KV_INLINED void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash)
+KV_INLINED void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash, int shared)
 {
 	uint64_t bucket = kv_store_bucket(store, key_hash);
 
 	__builtin_prefetch(kv_store_line(store, bucket, 0));
-	if (store->versions)
+	if (shared)
 		__builtin_prefetch(&store->versions[bucket]);
 }
 
 /*
- * Ask for the item that the first matching tag of the (prefetched) bucket points to. Without a branch, even where no
- * tag matches and some other item is fetched, so that a loop of these runs ahead of its loads.
+ * Ask for the item that the first matching tag of the (prefetched) bucket points to, and return where this tag is.
+ * Without a branch, even where no tag matches and some other item is fetched, so that a loop of these runs ahead of its
+ * loads.
  */
-KV_INLINED void kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash)
+KV_INLINED __u64 *kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash, int shared)
 {
-	const __u64 *line = kv_store_line(store, kv_store_bucket(store, key_hash), 0);
+	__u64 *line = kv_store_line(store, kv_store_bucket(store, key_hash), 0);
 	uint32_t last = 1u << (KV_LINE_WORDS - 1);
-	uint32_t matches =
-		store->versions ? kv_bucket_matches(line, key_hash, 1) : kv_bucket_matches(line, key_hash, 0);
+	uint32_t matches = shared ? kv_bucket_matches(line, key_hash, 1) : kv_bucket_matches(line, key_hash, 0);
+	__u64 *place = &line[__builtin_ctz(matches | last)];
 
-	__builtin_prefetch(kv_store_item(store, kv_load(&line[__builtin_ctz(matches | last)], 1)));
+	__builtin_prefetch(kv_store_item(store, kv_load(place, 1)));
+	return place;
 }
 
 /*
  * GET of a key of 1-8 bytes held in a word, zero padded: KV_SUCCESS or KV_NOT_FOUND (with *value_bytes 0). A value of
  * at most 8 bytes comes back in *value_word, zero padded; of a longer one its length, and *long_value, a pointer into
  * the store that is good until the next operation. In shared mode *long_value is NULL: another thread's may come at any
- * time, so kv_store_get() must copy the value, and it may find another length or nothing by then.
+ * time, so kv_store_get() must copy the value, and it may find another length or nothing by then. `likely` is what
+ * kv_store_prefetch_item() has returned for this hash, however long ago, or NULL.
  */
-static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
-				__u64 *value_word, uint32_t *value_bytes, const uint8_t **long_value)
+KV_INLINED int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
+			     __u64 *likely, __u64 *value_word, uint32_t *value_bytes, const uint8_t **long_value,
+			     int shared)
 {
 	const struct kv_item *item;
-	__u64 *word;
+	__u64 *word = likely;
 
-	if (__builtin_expect(store->versions != NULL, 0)) {
+	if (shared) {
 		*long_value = NULL;
 		return kv_store_get8_shared(store, key_hash, key_word, key_bytes, value_word, value_bytes);
 	}
-	item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
+	item = kv_store_find8_at(store, key_hash, key_bytes, key_word, likely);
+	if (__builtin_expect(!item, 0))
+		item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
 	if (__builtin_expect(!item, 0)) {
 		store->stats.get_notfound++;
 		*value_bytes = 0;
@@ -174,13 +188,16 @@ static inline int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint6
 
 /* SET of a key of 1-8 bytes and a value of 0-8 bytes, each held in a word, zero padded: enum kv_result. */
 static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
-				uint64_t value_word, uint32_t value_bytes)
+				__u64 *likely, uint64_t value_word, uint32_t value_bytes)
 {
 	struct kv_item *item = NULL;
 	__u64 *word;
 
-	if (__builtin_expect(!store->versions, 1))
-		item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
+	if (__builtin_expect(!store->versions, 1)) {
+		item = kv_store_find8_at(store, key_hash, key_bytes, key_word, likely);
+		if (__builtin_expect(!item, 0))
+			item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
+	}
 	if (__builtin_expect(!item || item->value_capacity > store->capacity_max, 0))
 		return kv_store_set(store, key_hash, (const uint8_t *)&key_word, key_bytes,
 				    (const uint8_t *)&value_word, value_bytes);
@@ -368,6 +385,24 @@ KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t 
 			bucket = kv_load(line, shared);
 		half ^= 1;
 	}
+}
+
+/*
+ * Exclusive mode: the live item with this hash and key if this place in its bucket points to it, else NULL. The bucket
+ * may have changed since the place was found: what holds for any word of it is looked at again.
+ */
+KV_INLINED struct kv_item *kv_store_find8_at(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
+					     uint64_t key_word, const __u64 *place)
+{
+	struct kv_item *item;
+
+	if (!place || *place >> KV_LOG_OFFSET_BITS != KV_STORE_TAG(key_hash))
+		return NULL;
+	item = kv_store_item(store, *place);
+	if (kv_store_distance(store, *place, 0) > store->span || item->key_hash != key_hash ||
+	    item->kv_length >> KV_LENGTH_KEY_SHIFT != key_bytes || item->words[0] != key_word)
+		return NULL;
+	return item;
 }
 
 #endif

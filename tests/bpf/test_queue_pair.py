@@ -298,6 +298,42 @@ def test_response_counter_out_of_range(
         assert dpu.flush() == (Verdict.TX, reply_frame(replies))
 
 
+def test_what_was_finished_is_known_with_one_look(load: Callable[..., Dpu]) -> None:
+    """The engine's counter is looked at again when all that it said has been answered."""
+    dpu = load()
+    engine = PlayedEngine(dpu.pair())
+    pending = [expected_replies({}, batch(number)) for number in range(4)]
+    for number in range(4):
+        dpu.receive(request_frame(batch(number)))
+    for replies in pending[:3]:
+        engine.answer(replies)
+    control = dpu.pair()["response_control"]
+    assert dpu.flush() == (Verdict.TX, reply_frame(pending[0]))
+    control["published"] = HALF
+    for replies in pending[1:3]:
+        assert dpu.flush() == (Verdict.TX, reply_frame(replies))
+    assert dpu.flush()[0] == Verdict.DROP
+    control["published"] = 3
+    engine.answer(pending[3])
+    assert dpu.flush() == (Verdict.TX, reply_frame(pending[3]))
+
+
+def test_an_engine_that_has_finished_something_counts_as_alive(load: Callable[..., Dpu]) -> None:
+    """Until all of that is answered: who looks at its counter sees that it is gone."""
+    dpu = load(depth=(1, 1))
+    engine = PlayedEngine(dpu.pair())
+    pending = [expected_replies({}, batch(number)) for number in range(2)]
+    for number in range(2):
+        dpu.receive(request_frame(batch(number)))
+    for replies in pending:
+        engine.answer(replies)
+    assert dpu.flush() == (Verdict.TX, reply_frame(pending[0]))
+    dpu.pair()["response_control"]["alive"] = 0
+    assert dpu.receive(request_frame(batch(2))) == (Verdict.TX, reply_frame(pending[1]))
+    assert dpu.receive(request_frame(batch(3)))[0] == Verdict.DROP
+    assert dpu.counters()["DROP_NO_ENGINE"] == 1
+
+
 WORDS = st.one_of(
     st.integers(0, 2**64 - 1),
     st.builds(

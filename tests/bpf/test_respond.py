@@ -4,6 +4,7 @@ engine that cannot answer.
 """
 
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -412,29 +413,65 @@ def test_a_sender_s_failures_are_counted(load: Callable[..., Dpu], broken: str) 
 # ---- Time for waits
 
 
-def timed_frame(dpu: Dpu, period_ns: int, **fields: int) -> Any:
-    """The private side after a frame that is timed, with these means before it."""
-    means = {"wait_ns": 800, "busy_ns": 200, "period_ns": period_ns}
-    dpu.set_queue(sampled=abi.KV_STAGE_FRAMES - 1, **(means | fields))
+LONG_WAIT_NS = 10**15
+"""No gap of a test is as long."""
+ENTERS = abi.KV_FITS_ALL // 2 + abi.KV_FITS_ALL // 8
+LEAVES = abi.KV_FITS_ALL // 2 - abi.KV_FITS_ALL // 8
+
+
+def frame_behind_a_timed_one(dpu: Dpu, **fields: int) -> Any:
+    """The private side after a frame that comes some microseconds behind one that was timed."""
+    dpu.set_queue(**({"ended_ns": time.monotonic_ns() - 1000, "wait_ns": 1} | fields))
     dpu.receive(request_frame([Request.get(b"key")]))
     return dpu.queue()
 
 
 @pytest.mark.parametrize(
-    ("period_ns", "before", "after"),
-    [(400, 0, 0), (400, 1, 0), (1180, 0, 0), (1180, 1, 1), (5000, 0, 1), (5000, 1, 1)],
-    ids=["busy", "busy now", "between, was busy", "between, had time", "time now", "time"],
+    ("fits", "wait_ns", "before", "after"),
+    [
+        (ENTERS, 1, 0, 1),
+        (ENTERS - 256, 1, 0, 0),
+        (ENTERS, LONG_WAIT_NS, 0, 0),
+        (ENTERS - 256, 1, 1, 1),
+        (LEAVES - 256, 1, 1, 0),
+        (abi.KV_FITS_ALL, LONG_WAIT_NS, 1, 1),
+    ],
+    ids=["enters", "almost", "too short", "stays", "leaves", "has time whatever a wait takes"],
 )
 def test_a_wait_fits_between_frames_or_not(
-    load: Callable[..., Dpu], period_ns: int, before: int, after: int
+    load: Callable[..., Dpu], fits: int, wait_ns: int, before: int, after: int
 ) -> None:
     dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
-    assert timed_frame(dpu, period_ns, has_time=before)["has_time"] == after
+    queue = frame_behind_a_timed_one(dpu, fits=fits, wait_ns=wait_ns, has_time=before)
+    assert queue["has_time"] == after
+    assert queue["ended_ns"] == 0
+
+
+def test_frames_of_a_burst_leave_no_time(load: Callable[..., Dpu]) -> None:
+    """Each right behind the other, as those of a client that has many out."""
+    dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
+    frame = request_frame([Request.get(b"key")])
+    fits = abi.KV_FITS_ALL
+    for _ in range(20):  # an interrupt between two frames of all of these would be bad luck
+        dpu.reset()
+        dpu.set_queue(sampled=abi.KV_STAGE_FRAMES - 1, has_time=1, fits=fits, wait_ns=1, stalled=8)
+        assert lib.kv_bpf_run_again(dpu.receive_fd, frame, len(frame), 2) == 0
+        if dpu.queue()["fits"] < fits:
+            return
+    pytest.fail("no gap between frames was short")
 
 
 def test_without_a_wait_yet_nothing_is_known(load: Callable[..., Dpu]) -> None:
     dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
-    assert timed_frame(dpu, 5000, wait_ns=0)["has_time"] == 0
+    assert frame_behind_a_timed_one(dpu, wait_ns=0, fits=ENTERS)["has_time"] == 0
+
+
+def test_every_so_many_frames_one_is_timed(load: Callable[..., Dpu]) -> None:
+    dpu = load(depth=(abi.KV_PIPELINE_MAX, abi.KV_PIPELINE_MAX))
+    frame = request_frame([Request.get(b"key")])
+    for number in range(1, abi.KV_STAGE_FRAMES + 2):
+        dpu.receive(frame)
+        assert (dpu.queue()["ended_ns"] != 0) == (number == abi.KV_STAGE_FRAMES)
 
 
 def test_with_time_nothing_stays_parked(load: Callable[..., Dpu]) -> None:

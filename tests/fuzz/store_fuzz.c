@@ -36,6 +36,7 @@ struct model_item {
 	uint32_t value_bytes;
 	uint8_t seed;
 	uint64_t added; /* by INCREMENTs since the value was written */
+	__u64 *place;	/* in the index, where the item was when it was looked up last: much may have happened since */
 };
 
 struct model {
@@ -300,7 +301,7 @@ static void check_get8(struct kv_store *store, const struct model_item *item, in
 	uint32_t value_bytes = ~0u;
 	const uint8_t *long_value = NULL;
 	int result = kv_store_get8(store, item->key_hash, word_of(item->key, item->key_bytes), item->key_bytes,
-				   &value_word, &value_bytes, &long_value);
+				   item->place, &value_word, &value_bytes, &long_value, kv_store_is_shared(store));
 
 	CHECK(result == expected);
 	if (result != KV_SUCCESS) {
@@ -322,8 +323,6 @@ static void check_get(struct kv_store *store, struct model *model, struct model_
 	uint8_t wanted[KV_VALUE_MAX], value[KV_VALUE_MAX];
 	uint32_t value_bytes = ~0u;
 
-	kv_store_prefetch_bucket(store, item->key_hash);
-	kv_store_prefetch_item(store, item->key_hash);
 	fill(wanted, item->value_bytes, item->seed, item->added);
 	model_get(model, item);
 	if (item->key_bytes <= 8)
@@ -334,6 +333,8 @@ static void check_get(struct kv_store *store, struct model *model, struct model_
 		model_get(model, item);
 	CHECK(kv_store_test(store, item->key_hash, item->key, item->key_bytes) == expected);
 	CHECK(kv_store_tail(store, store->versions != NULL) == model->tail);
+	kv_store_prefetch_bucket(store, item->key_hash, kv_store_is_shared(store));
+	item->place = kv_store_prefetch_item(store, item->key_hash, kv_store_is_shared(store));
 	if (expected == KV_SUCCESS) {
 		CHECK(value_bytes == item->value_bytes);
 		CHECK(memcmp(value, wanted, value_bytes) == 0);
@@ -349,7 +350,7 @@ static void check_set(struct kv_store *store, struct model *model, struct model_
 	fill(value, value_bytes, seed, 0);
 	if (item->key_bytes <= 8 && value_bytes <= 8)
 		result = kv_store_set8(store, item->key_hash, word_of(item->key, item->key_bytes), item->key_bytes,
-				       word_of(value, value_bytes), value_bytes);
+				       item->place, word_of(value, value_bytes), value_bytes);
 	else
 		result = kv_store_set(store, item->key_hash, item->key, item->key_bytes, value, value_bytes);
 	check_written(store, model, item, value_bytes, seed, result);

@@ -69,7 +69,6 @@ static void begin(struct kv_queue_pair *pairs, uint32_t partitions)
 	engine.partitions = &table;
 	engine.partition_count = partitions;
 	engine.response_bytes_max = RESPONSE_BYTES_MAX;
-	engine.burst_requests = KV_BATCH_MAX;
 	engine.pair_count = 1;
 	engine.pairs[0].pair = pair = pairs;
 	CHECK(kv_engine_begin(&engine) == 0);
@@ -117,6 +116,67 @@ static void test_counter(void)
 	publish(2);
 	CHECK(engine.stats.sets == 1 && pair->response_control.published == 1);
 	CHECK(result_of(pair->responses[0].records[0].header) == KV_SUCCESS && engine.stats.bad_batches == 2);
+}
+
+/* ---- Rounds: each queue pair has its share, and all have a turn ---- */
+
+static void fill(struct kv_queue_pair *from, uint32_t requests)
+{
+	while (from->request_control.published - from->response_control.published < KV_SLOTS) {
+		struct kv_request_slot *slot = &from->requests[from->request_control.published++ % KV_SLOTS];
+
+		slot->count = (uint8_t)requests;
+		for (uint32_t i = 0; i < requests; i++)
+			slot->records[i] = (struct kv_request){ .header = KV_HEADER(KV_OP_GET, 0, 8, 0), .key = i };
+	}
+}
+
+static void drain(void)
+{
+	while (kv_engine_turn(&engine))
+		continue;
+}
+
+static void check_round(struct kv_queue_pair *pairs, uint32_t count, uint32_t first, uint32_t second)
+{
+	uint32_t before = pairs[0].response_control.published, before_second = pairs[1].response_control.published;
+
+	for (uint32_t i = 0; i < 2; i++)
+		fill(&pairs[i], count);
+	CHECK(kv_engine_turn(&engine) == first + second);
+	CHECK(pairs[0].response_control.published - before == first);
+	CHECK(pairs[1].response_control.published - before_second == second);
+}
+
+static void test_rounds(void)
+{
+	struct kv_queue_pair *pairs = new_pairs(2);
+	uint32_t full = KV_ROUND_REQUESTS / KV_BATCH_MAX, less_full = KV_ROUND_REQUESTS / (KV_BATCH_MAX - 1) + 1;
+	int first_is_next;
+
+	engine.pairs[1].pair = &pairs[1];
+	begin(pairs, 1);
+	engine.pair_count = 2;
+	CHECK(kv_engine_begin(&engine) == 0);
+	/* The share of each, to the batch that goes over it. */
+	check_round(pairs, KV_BATCH_MAX, full, full);
+	drain();
+	check_round(pairs, KV_BATCH_MAX - 1, less_full, less_full);
+	/* Small batches fill the round before the second has its turn: then the next one begins with it. */
+	drain();
+	first_is_next = engine.next_pair == 0;
+	for (uint32_t i = 0; i < 3; i++, first_is_next = !first_is_next)
+		check_round(pairs, 1, first_is_next ? KV_SLOTS : 0, first_is_next ? 0 : KV_SLOTS);
+	/* Empty batches among others, and a round of nothing else. */
+	drain();
+	fill(&pairs[0], 3);
+	for (uint32_t i = 0; i < KV_SLOTS; i += 2)
+		pairs[0].requests[i].count = 0;
+	CHECK(kv_engine_turn(&engine) == KV_SLOTS && engine.stats.bad_batches == KV_SLOTS / 2);
+	fill(&pairs[0], 0);
+	CHECK(kv_engine_turn(&engine) == KV_SLOTS && engine.stats.bad_batches == KV_SLOTS / 2 + KV_SLOTS);
+	CHECK(kv_engine_turn(&engine) == 0);
+	free(pairs);
 }
 
 /* ---- Samples of a BPF ring buffer ---- */
@@ -315,7 +375,8 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } tests[] = {
-	{ "counter", test_counter },	       { "samples", test_samples }, { "fair-rings", test_fair_rings },
+	{ "counter", test_counter },	       { "rounds", test_rounds },
+	{ "samples", test_samples },	       { "fair-rings", test_fair_rings },
 	{ "broken-rings", test_broken_rings }, { "changes", test_changes },
 };
 

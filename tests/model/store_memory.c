@@ -235,10 +235,10 @@ static void store_and_find(struct kv_store *store, uint64_t from, uint64_t keys)
 	__u64 value;
 
 	for (uint64_t key = from; key < from + keys; key++)
-		CHECK(kv_store_set8(store, kv_hash((uint8_t *)&key, 8), key, 8, ~key, 8) == KV_SUCCESS);
+		CHECK(kv_store_set8(store, kv_hash((uint8_t *)&key, 8), key, 8, NULL, ~key, 8) == KV_SUCCESS);
 	for (uint64_t key = from; key < from + keys; key++) {
-		CHECK(kv_store_get8(store, kv_hash((uint8_t *)&key, 8), key, 8, &value, &value_bytes, &long_value) ==
-		      KV_SUCCESS);
+		CHECK(kv_store_get8(store, kv_hash((uint8_t *)&key, 8), key, 8, NULL, &value, &value_bytes, &long_value,
+				    kv_store_is_shared(store)) == KV_SUCCESS);
 		CHECK(value == ~key && value_bytes == 8);
 	}
 }

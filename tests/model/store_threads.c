@@ -260,7 +260,7 @@ static int insert(struct worker *worker, uint32_t k, uint64_t seq, int add)
 		return kv_store_add(worker->store, key->hash, key->text, key->bytes, (const uint8_t *)value,
 				    value_bytes);
 	if (k % KINDS == KIND_INLINE)
-		return kv_store_set8(worker->store, key->hash, key_word(key), key->bytes,
+		return kv_store_set8(worker->store, key->hash, key_word(key), key->bytes, NULL,
 				     kv_word_of((const uint8_t *)value, value_bytes), value_bytes);
 	return kv_store_set(worker->store, key->hash, key->text, key->bytes, (const uint8_t *)value, value_bytes);
 }
@@ -272,8 +272,8 @@ static void write_next(struct worker *worker, uint32_t k)
 	uint64_t seq = key->started + 1;
 	int was_there = !is_delete(k, seq - 1), result;
 
-	kv_store_prefetch_bucket(worker->store, key->hash);
-	kv_store_prefetch_item(worker->store, key->hash);
+	kv_store_prefetch_bucket(worker->store, key->hash, kv_store_is_shared(worker->store));
+	kv_store_prefetch_item(worker->store, key->hash, kv_store_is_shared(worker->store));
 	/* An ADD of a key that is there stores nothing: what it would have stored must never come back. */
 	if (was_there && !load.lossy && next_random(worker) % ADD_EVERY == 0) {
 		result = insert(worker, k, seq + (1ULL << 40), 1);
@@ -346,8 +346,8 @@ static int get_any(struct worker *worker, uint32_t k, uint8_t *value, uint32_t *
 	int result;
 
 	if (k % KINDS != KIND_LONG_KEY) {
-		result = kv_store_get8(worker->store, key->hash, key_word(key), key->bytes, &value_word, value_bytes,
-				       &long_value);
+		result = kv_store_get8(worker->store, key->hash, key_word(key), key->bytes, NULL, &value_word,
+				       value_bytes, &long_value, kv_store_is_shared(worker->store));
 		if (*value_bytes <= 8) {
 			if (*value_bytes < 8 && value_word >> (8 * *value_bytes))
 				fail("key %u: %u bytes are not zero padded", k, *value_bytes);

@@ -37,7 +37,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("name", ["counter", "samples", "fair-rings", "broken-rings", "changes"])
+@pytest.mark.parametrize(
+    "name", ["counter", "rounds", "samples", "fair-rings", "broken-rings", "changes"]
+)
 def test_the_other_end_errs(program: Path, name: str) -> None:
     finished = subprocess.run(
         [str(program), name], capture_output=True, text=True, timeout=60, check=False
