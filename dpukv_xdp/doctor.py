@@ -95,7 +95,7 @@ def _bpf() -> Check:
 
 
 def _bcc() -> Check:
-    """In a process of its own: bcc is loader.py's alone, and takes LLVM into memory."""
+    """In a process of its own: bcc is compiler.py's alone, and takes LLVM into memory."""
     command = [sys.executable, "-c", "import bcc; print(bcc.__version__)"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode == 0:

@@ -74,7 +74,7 @@ def _merged_tree(tree: Path, common: Path) -> Path:
     for cache in CACHE_DIRS:
         if _is_complete(cache / key):
             return cache / key
-    target = _writable_cache() / key
+    target = writable_cache() / key
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merging-") as scratch:
         fresh = Path(scratch) / key
         _merge(fresh, (tree, common))
@@ -112,7 +112,8 @@ def _entries(sources: tuple[Path, ...]) -> Iterator[tuple[str, tuple[Path, ...]]
             yield name, paths
 
 
-def _writable_cache() -> Path:
+def writable_cache() -> Path:
+    """The first of CACHE_DIRS that can be written, made if need be; DpukvError if none can."""
     for cache in CACHE_DIRS:
         try:
             cache.mkdir(parents=True, exist_ok=True)

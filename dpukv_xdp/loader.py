@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Compile and load BPF programs with bcc. The only module that knows bcc; file descriptors cross
-its boundary.
+"""Load BPF programs into the kernel, and reach their maps. compiler.py makes them; file descriptors
+are all that leaves this module.
 """
 
-import ctypes
 import os
-import re
-import tempfile
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp import abi
+from dpukv_xdp import abi, compiler
 from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.compiler import CompiledObject, MapPlan
 from dpukv_xdp.errors import DpukvError, LoadError, MissingError
-from dpukv_xdp.kernel_headers import kernel_source
 
-# Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
-# own headers, not ours.
-_CFLAGS = (f"-I{abi.BPF_DIR}", "-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
+VERIFIER_LOG_BYTES = 16 << 20
+"""Room for what the verifier says of a program that it refuses."""
+_MODEL_SUFFIX = "_model"
+"""A map so named is never used: it says what a map of maps holds, see bpf/maps.h."""
 
 
 class LoadedObject:
@@ -30,38 +29,60 @@ class LoadedObject:
     object.
     """
 
-    def __init__(self, bpf: Any, programs: Mapping[str, int]) -> None:
-        self._bpf = bpf
+    def __init__(
+        self, maps: Mapping[str, tuple[int, MapPlan]], programs: Mapping[str, int], kept: ExitStack
+    ) -> None:
+        """`kept` closes the file descriptors."""
+        self._maps = dict(maps)
+        self._kept = kept
         self.programs = dict(programs)
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map."""
-        return int(self._bpf[name.encode()].map_fd)
+        return self._maps[name][0]
 
     def read_array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A copy of an array map, all entries: shape [entries], or [entries, cores] for a per-core
-        map.
+        map. Values are multiples of eight bytes, which the kernel rounds them up to.
         """
-        table = self._bpf[name.encode()]
-        entries = len(table)
-        # Array maps round a value up to eight bytes; all of ours are multiples already.
-        values = b"".join(bytes(table[index]) for index in range(entries))
+        plan = self._maps[name][1]
+        values = b"".join(self.read_entry(name, index) for index in range(plan.entries))
         array = np.frombuffer(values, dtype=dtype)
-        return array if len(array) == entries else array.reshape(entries, -1)
-
-    def set_fd(self, name: str, index: int, fd: int) -> None:
-        """Put a socket or a map into a map of such."""
-        self._bpf[name.encode()][ctypes.c_int(index)] = ctypes.c_int(fd)
+        return array.reshape(plan.entries, -1) if _is_per_core(plan) else array
 
     def write_array(self, name: str, values: npt.NDArray[Any]) -> None:
         """Set an array map's first entries."""
-        table = self._bpf[name.encode()]
         for index, value in enumerate(values):
-            table[ctypes.c_uint32(index)] = table.Leaf.from_buffer_copy(value.tobytes())
+            self.write_entry(name, index, value.tobytes())
+
+    def read_entry(self, name: str, index: int) -> bytes:
+        """The value of one entry; of a per-core map, the values of all cores."""
+        fd, plan = self._maps[name]
+        cores = lib.libbpf_num_possible_cpus() if _is_per_core(plan) else 1
+        value = ffi.new("uint8_t[]", cores * plan.value_bytes)
+        status = lib.bpf_map_lookup_elem(fd, ffi.new("__u32 *", index), value)
+        _check(status, f"cannot read entry {index} of {name}")
+        return bytes(ffi.buffer(value))
+
+    def write_entry(self, name: str, index: int, value: bytes) -> None:
+        """Set one entry, of a map that is not per core."""
+        fd, plan = self._maps[name]
+        if len(value) != plan.value_bytes:
+            raise DpukvError(f"{name} has values of {plan.value_bytes} bytes, not {len(value)}")
+        status = lib.bpf_map_update_elem(fd, ffi.new("__u32 *", index), value, 0)
+        _check(status, f"cannot set entry {index} of {name}")
+
+    def set_fd(self, name: str, index: int, fd: int) -> None:
+        """Put a socket or a map into a map of such."""
+        self.write_entry(name, index, fd.to_bytes(4, sys.byteorder))
 
     def close(self) -> None:
         """Unload the programs and maps that nothing else holds."""
-        self._bpf.cleanup()
+        self._kept.close()
+
+
+def _is_per_core(plan: MapPlan) -> bool:
+    return bool(plan.type == lib.BPF_MAP_TYPE_PERCPU_ARRAY)
 
 
 def load(
@@ -75,23 +96,76 @@ def load(
     `tail_calls` names those that other programs call through kv_programs, by their index there.
     Raises MissingError without bcc, LoadError when clang or the verifier refuses.
     """
-    bcc = _import_bcc()
     source = abi.BPF_DIR / source_name
-    defines = [f"-D{name}={value}" for name, value in settings.items()]
-    with _captured_stderr() as read_log:
-        try:
-            bpf = bcc.BPF(src_file=str(source).encode(), cflags=[*_CFLAGS, *defines])
-            functions = {
-                name: bpf.load_func(name.encode(), bcc.BPF.XDP).fd
-                for name in (*programs, *tail_calls)
-            }
-        except Exception as error:  # bcc raises bare Exception; its reason is on stderr
-            log = read_log()
-            raise LoadError(_telling_line(source, log, error), log) from error
-    loaded = LoadedObject(bpf, functions)
+    compiled = compiler.compile_source(source, [*programs, *tail_calls], settings)
+    with ExitStack() as kept:
+        maps = _make_maps(source, compiled, kept)
+        fds = [fd for fd, _ in maps.values()]
+        functions = {
+            name: _load_program(source, name, compiler.patched(instructions, fds.__getitem__), kept)
+            for name, instructions in compiled.programs.items()
+        }
+        loaded = LoadedObject(maps, functions, kept.pop_all())
     for index, name in enumerate(tail_calls):
         loaded.set_fd("kv_programs", index, functions[name])
     return loaded
+
+
+def _make_maps(
+    source: Path, compiled: CompiledObject, kept: ExitStack
+) -> dict[str, tuple[int, MapPlan]]:
+    """Each map's file descriptor and plan, by name, in the order of their numbers."""
+    maps: dict[str, tuple[int, MapPlan]] = {}
+    with ExitStack() as temporary:
+        btf_fd = 0
+        if any(plan.value_type for plan in compiled.maps):
+            btf_fd = lib.bpf_btf_load(compiled.btf, len(compiled.btf), ffi.NULL)
+            _check(btf_fd, f"{source.name}: the kernel refused its types")
+            temporary.callback(os.close, btf_fd)
+        maps_of_maps = lib.BPF_MAP_TYPE_ARRAY_OF_MAPS
+        for plan in sorted(compiled.maps, key=lambda plan: plan.type == maps_of_maps):
+            options = ffi.new("struct bpf_map_create_opts *")
+            options.sz = ffi.sizeof("struct bpf_map_create_opts")
+            options.map_flags = plan.flags
+            if plan.value_type:
+                options.btf_fd = btf_fd
+                options.btf_key_type_id, options.btf_value_type_id = plan.key_type, plan.value_type
+            if plan.type == maps_of_maps:
+                models = [fd for name, (fd, _) in maps.items() if name.endswith(_MODEL_SUFFIX)]
+                options.inner_map_fd = models[-1]
+            fd = lib.bpf_map_create(
+                plan.type,
+                plan.name[: lib.BPF_OBJ_NAME_LEN - 1].encode(),
+                plan.key_bytes,
+                plan.value_bytes,
+                plan.entries,
+                options,
+            )
+            _check(fd, f"{source.name}: the kernel refused its map {plan.name}")
+            kept.callback(os.close, fd)
+            maps[plan.name] = (fd, plan)
+    return {plan.name: maps[plan.name] for plan in compiled.maps}
+
+
+def _load_program(source: Path, name: str, instructions: bytes, kept: ExitStack) -> int:
+    options = ffi.new("struct bpf_prog_load_opts *")
+    options.sz = ffi.sizeof("struct bpf_prog_load_opts")
+    arguments = (lib.BPF_PROG_TYPE_XDP, name.encode(), b"GPL", instructions, len(instructions) // 8)
+    fd = int(lib.bpf_prog_load(*arguments, options))
+    if fd < 0:
+        room = ffi.new("char[]", VERIFIER_LOG_BYTES)
+        options.log_level, options.log_size, options.log_buf = 1, VERIFIER_LOG_BYTES, room
+        fd = int(lib.bpf_prog_load(*arguments, options))
+        if fd < 0:
+            log = ffi.string(room).decode(errors="replace")
+            raise LoadError(compiler.telling_line(source, log, os.strerror(-fd)), log)
+    kept.callback(os.close, fd)
+    return fd
+
+
+def _check(status: int, what: str) -> None:
+    if status < 0:
+        raise LoadError(f"{what}: {os.strerror(-status)}")
 
 
 def map_memory(map_fd: int, element: str, count: int) -> Any:
@@ -134,47 +208,3 @@ def enabled_stats() -> Iterator[None]:
         yield
     finally:
         os.close(stats_fd)
-
-
-def _import_bcc() -> Any:
-    source = kernel_source()
-    if source is not None:
-        os.environ.setdefault("BCC_KERNEL_SOURCE", str(source))
-    try:
-        import bcc
-    except ImportError as error:
-        raise MissingError("bcc", "Debian's package python3-bpfcc: run tools/setup") from error
-    return bcc
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[Any]:
-    """File descriptor 2 into a file: clang and the verifier write there from C++."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as capture:
-        os.dup2(capture.fileno(), 2)
-
-        def read() -> str:
-            capture.seek(0)
-            return capture.read().decode(errors="replace")
-
-        try:
-            yield read
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _telling_line(source: Path, log: str, error: Exception) -> str:
-    """The line that says what is wrong: clang's first error, or the verifier's last words before
-    its summary.
-    """
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if re.search(r"\berror:", line):
-            return line
-    verdicts = [
-        line for line in lines if not re.match(r"(processed \d+ insns|verification time)", line)
-    ]
-    detail = verdicts[-1] if verdicts else str(error)
-    return f"{source.name} was refused by the kernel's verifier: {detail}"

@@ -23,11 +23,35 @@ SOURCES = sorted(
     if not path.name.startswith("_") and path.name not in OUTSIDE
 )
 
+INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"kv_abi.h"', '"kv_core.h"')
+
 # As <linux/types.h> has them: __u64 is "unsigned long long" and not uint64_t.
 CDEF_TYPES = (
     "typedef unsigned char __u8; typedef unsigned short __u16;"
     "typedef unsigned int __u32; typedef unsigned long long __u64;\n"
 )
+
+# Of libbpf and the kernel, for loader.py and compiler.py; the C compiler fills in what "..." says.
+CDEF_LIBBPF = """
+enum { BPF_MAP_TYPE_PERCPU_ARRAY = ..., BPF_MAP_TYPE_ARRAY_OF_MAPS = ... };
+enum { BPF_PROG_TYPE_XDP = ..., BPF_OBJ_NAME_LEN = ... };
+struct bpf_map_info { __u32 type, key_size, value_size, max_entries, map_flags, btf_id,
+	btf_key_type_id, btf_value_type_id; ...; };
+struct bpf_btf_info { __u64 btf; __u32 btf_size; ...; };
+struct bpf_map_create_opts { size_t sz; __u32 btf_fd, btf_key_type_id, btf_value_type_id,
+	inner_map_fd, map_flags; ...; };
+struct bpf_prog_load_opts { size_t sz; __u32 log_level, log_size; char *log_buf; ...; };
+int bpf_map_create(int type, const char *name, __u32 key_size, __u32 value_size,
+	__u32 max_entries, const struct bpf_map_create_opts *options);
+int bpf_prog_load(int type, const char *name, const char *license, const void *instructions,
+	size_t count, const struct bpf_prog_load_opts *options);
+int bpf_btf_load(const void *data, size_t size, const void *options);
+int bpf_btf_get_fd_by_id(__u32 id);
+int bpf_obj_get_info_by_fd(int fd, void *info, __u32 *info_size);
+int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
+int libbpf_num_possible_cpus(void);
+"""
 
 
 def declarations(header: Path) -> str:
@@ -52,15 +76,18 @@ def make_ffi() -> FFI:
     """The builder that setuptools calls (`cffi_modules` in pyproject's setup hook)."""
     builder = FFI()
     builder.cdef(
-        CDEF_TYPES + declarations(HERE / "kv_core.h") + numeric_macros(BPF_DIR / "kv_abi.h")
+        CDEF_TYPES
+        + declarations(HERE / "kv_core.h")
+        + numeric_macros(BPF_DIR / "kv_abi.h")
+        + CDEF_LIBBPF
     )
     flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
     builder.set_source(
         "dpukv_xdp._core._native",
-        '#include "kv_abi.h"\n#include "kv_core.h"\n',
+        "".join(f"#include {name}\n" for name in INCLUDES),
         sources=[os.path.relpath(HERE / name, HERE.parent.parent) for name in SOURCES],
         include_dirs=[str(HERE), str(BPF_DIR)],
-        libraries=["xdp", "bpf"],  # socket.c
+        libraries=["xdp", "bpf"],
         depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.glob("*.h")]],
         # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does
         extra_compile_args=["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *WARNINGS, *flags],

@@ -6,7 +6,6 @@ private state can be read and set. `PlayedEngine` is a processing engine that an
 tells it to, when the test tells it to; `serving` starts the real one.
 """
 
-import ctypes
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +125,6 @@ class Dpu:
         self.partitions = loader.map_memory(
             self._loaded.map_fd("kv_partitions"), "struct kv_partition_table", 1
         )
-        self._queues = self._loaded._bpf[b"kv_dpu_queues"]
 
     def close(self) -> None:
         """Unload it."""
@@ -138,6 +136,7 @@ class Dpu:
         """
         self.pairs.view(np.uint8)[:] = 0
         blank = np.zeros(1, abi.dtype("kv_dpu_queue"))[0]
+        blank["finished"] = start % 2**32
         for field in ("published", "answered"):
             blank[field] = start % 2**32
             self.pairs["request_control"][field] = start % 2**32
@@ -173,7 +172,7 @@ class Dpu:
 
     def queue(self, engine: int = 0) -> Any:
         """A copy of the queue pair's private side."""
-        raw = bytes(self._queues[ctypes.c_uint32(self.index(engine))])
+        raw = self._loaded.read_entry("kv_dpu_queues", self.index(engine))
         return np.frombuffer(raw, abi.dtype("kv_dpu_queue"))[0]
 
     def set_queue(self, engine: int = 0, **fields: Any) -> None:
@@ -190,8 +189,8 @@ class Dpu:
 
     def counters(self) -> dict[str, int]:
         """The counters that are not 0, over all queue pairs, by the names of abi.Counter."""
-        raw = b"".join(bytes(self._queues[ctypes.c_uint32(i)]) for i in range(len(self.pairs)))
-        totals = np.frombuffer(raw, abi.dtype("kv_dpu_queue"))["counters"].sum(axis=0)
+        queues = self._loaded.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
+        totals = queues["counters"].sum(axis=0)
         return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
 
     def exchange(self, frame: bytes, engine: int = 0) -> tuple[Verdict, bytes]:
@@ -204,8 +203,7 @@ class Dpu:
         return verdict, out
 
     def _write(self, index: int, queue: Any) -> None:
-        leaf = self._queues.Leaf.from_buffer_copy(queue.tobytes())
-        self._queues[ctypes.c_uint32(index)] = leaf
+        self._loaded.write_entry("kv_dpu_queues", index, queue.tobytes())
 
 
 def queue_pairs_view(memory: Any, count: int) -> npt.NDArray[Any]:

@@ -5,7 +5,6 @@ It must answer as the native engine does: the same batches go through both, and 
 compared byte for byte. What a small log or a full bucket loses is checked against a dict.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -90,8 +89,6 @@ class XdpStore:
             self._loaded.map_fd("kv_queue_pairs"), "struct kv_queue_pair", engines * CPUS
         )
         self.pairs = queue_pairs_view(self.memory, engines * CPUS)
-        self._store_table = self._loaded._bpf[b"kv_dpu_stores"]
-        self._queues = self._loaded._bpf[b"kv_dpu_queues"]
 
     def close(self) -> None:
         """Unload it."""
@@ -104,8 +101,7 @@ class XdpStore:
         for engine in range(self.stores):
             self.write_store(np.zeros(1, abi.dtype("kv_dpu_store"))[0], engine)
         for index in range(self.engines * CPUS):
-            blank = self._queues.Leaf.from_buffer_copy(bytes(abi.SIZE("kv_dpu_queue")))
-            self._queues[ctypes.c_uint32(index)] = blank
+            self._loaded.write_entry("kv_dpu_queues", index, bytes(abi.SIZE("kv_dpu_queue")))
 
     def set_access(
         self, *, read: bool = True, write: bool = True, reset_allowed: bool = True
@@ -161,19 +157,17 @@ class XdpStore:
 
     def store(self, engine: int = 0) -> Any:
         """A copy of an engine's struct kv_dpu_store."""
-        raw = bytes(self._store_table[ctypes.c_uint32(engine)])
+        raw = self._loaded.read_entry("kv_dpu_stores", engine)
         return np.frombuffer(raw, abi.dtype("kv_dpu_store"))[0].copy()
 
     def write_store(self, store: Any, engine: int = 0) -> None:
         """Overwrite it."""
-        leaf = self._store_table.Leaf.from_buffer_copy(store.tobytes())
-        self._store_table[ctypes.c_uint32(engine)] = leaf
+        self._loaded.write_entry("kv_dpu_stores", engine, store.tobytes())
 
     def counters(self) -> dict[str, int]:
         """The counters that are not 0."""
-        count = self.engines * CPUS
-        raw = b"".join(bytes(self._queues[ctypes.c_uint32(i)]) for i in range(count))
-        totals = np.frombuffer(raw, abi.dtype("kv_dpu_queue"))["counters"].sum(axis=0)
+        queues = self._loaded.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
+        totals = queues["counters"].sum(axis=0)
         return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
 
     def pair(self, engine: int = 0) -> Any:

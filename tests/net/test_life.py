@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ from dpukv_xdp.workload import WORKLOADS, build_templates
 
 START_SECONDS = 60.0
 EXIT_SECONDS = 20.0
+FIRST_PORT, PORTS = 10000, 50000
+"""Where a server that has to compile gets its port."""
 PACKETS = 1000
 EXTRA_SECONDS = 0.005
 """What so many packets may take longer than packets that are dropped at first sight."""
@@ -264,11 +267,14 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
     of it.
     """
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface"]
+    if moment == "compiling":  # for a port that nothing has been compiled for
+        argv[4:4] = ["--port", str(FIRST_PORT + time.monotonic_ns() % PORTS)]
     with (
         Lab.up() as lab,
         lab.spawn(
             lab.server, [*argv, lab.server.interface], stderr=subprocess.PIPE, text=True
         ) as child,
+        killed_on_failure(child),
     ):
         deadline = time.monotonic() + START_SECONDS
         while not MOMENTS[moment](lab, child.pid):
@@ -280,6 +286,16 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
         left: list[object] = [*programs_on(lab.server), *registered_on(lab.server)]
         left += [record_of(child.pid)] * record_of(child.pid).exists()
         return child.returncode, said, left
+
+
+@contextmanager
+def killed_on_failure(child: "subprocess.Popen[str]") -> Iterator[None]:
+    """Or else leaving the block would wait for it."""
+    try:
+        yield
+    except BaseException:
+        child.kill()
+        raise
 
 
 def is_compiling(lab: Lab, pid: int) -> bool:

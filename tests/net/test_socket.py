@@ -3,7 +3,6 @@
 counted, and no chunk of a socket's memory is ever lost.
 """
 
-import ctypes
 import errno
 import os
 import select
@@ -158,7 +157,7 @@ def opened(
     """A socket in the program's map; in the end no chunk of it may be missing."""
     own = XdpSocket(lab.server, queue, descriptors)
     try:
-        program._bpf[b"sockets"][ctypes.c_int(queue)] = ctypes.c_int(own.stats.fd)
+        program.set_fd("sockets", queue, own.stats.fd)
         yield own
     finally:
         own.close()

@@ -60,13 +60,13 @@ def test_architecture_names_files_that_exist() -> None:
     assert missing == []
 
 
-def test_only_the_loader_imports_bcc() -> None:
+def test_only_the_compiler_imports_bcc() -> None:
     importers = [
         path.relative_to(ROOT).as_posix()
         for path in sources()
         if path.suffix == ".py" and "bcc" in imported_packages(path)
     ]
-    assert importers == ["dpukv_xdp/loader.py"]
+    assert importers == ["dpukv_xdp/compiler.py"]
 
 
 def imported_packages(path: Path) -> set[str]:

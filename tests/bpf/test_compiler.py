@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What was compiled is kept, and compiled again when anything that it depends on has changed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bpf.harness import run_once
+
+from dpukv_xdp import compiler, kernel_headers, loader
+from dpukv_xdp.errors import LoadError
+
+SOURCE = """
+#include "{header}"
+BPF_ARRAY(kv_numbers, __u64, 2);
+int kv_tell(struct xdp_md *ctx)
+{
+	__u32 index = 1;
+	__u64 *number = kv_numbers.lookup(&index);
+
+	if (number)
+		*number = KV_NUMBER + KV_MORE;
+	return XDP_DROP;
+}
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source file that no cache has seen, and an empty cache in front of the machine's."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(kernel_headers, "CACHE_DIRS", (cache, *kernel_headers.CACHE_DIRS))
+    path = tmp_path / "source.c"
+    path.write_text(SOURCE.replace("{header}", str(tmp_path / "number.h")))
+    (tmp_path / "number.h").write_text("#define KV_NUMBER 40")
+    return path
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Grows with every compilation."""
+    seen: list[Path] = []
+    really = compiler._compile
+
+    def count(source: Path, *rest: Any) -> compiler.CompiledObject:
+        seen.append(source)
+        return really(source, *rest)
+
+    monkeypatch.setattr(compiler, "_compile", count)
+    return seen
+
+
+def told(source: Path, more: int = 2) -> int:
+    """What the program says when it runs."""
+    loaded = loader.load(str(source), ["kv_tell"], {"KV_MORE": more})
+    try:
+        run_once(loaded.programs["kv_tell"], bytes(64))
+        return int(loaded.read_array("kv_numbers", np.dtype(np.uint64))[1])
+    finally:
+        loaded.close()
+
+
+def kept(source: Path) -> list[Path]:
+    return sorted((source.parent / "cache" / "programs").iterdir())
+
+
+def test_the_second_time_nothing_is_compiled(source: Path, compilations: list[Path]) -> None:
+    assert [told(source) for _ in range(3)] == [42, 42, 42]
+    assert len(compilations) == len(kept(source)) == 1
+
+
+def change_header(source: Path) -> None:
+    (source.parent / "number.h").write_text("#define KV_NUMBER 41")
+
+
+def change_source(source: Path) -> None:
+    source.write_text(source.read_text().replace("KV_NUMBER +", "1 + KV_NUMBER +"))
+
+
+@pytest.mark.parametrize("change", [change_header, change_source])
+def test_a_changed_text_is_compiled(
+    source: Path, compilations: list[Path], change: Callable[[Path], None]
+) -> None:
+    assert told(source) == 42
+    change(source)
+    assert told(source) == 43
+    assert len(compilations) == 2
+
+
+def test_each_setting_is_compiled(source: Path, compilations: list[Path]) -> None:
+    assert [told(source, more) for more in (2, 3, 2, 3)] == [42, 43, 42, 43]
+    assert len(compilations) == 2
+
+
+def test_another_bcc_compiles_anew(
+    source: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(source)
+    monkeypatch.setattr(compiler, "_bcc_version", lambda: "another")
+    told(source)
+    assert len(compilations) == 2
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def open_to_all(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def give_away(path: Path) -> None:
+    os.chown(path, 12345, 12345)
+
+
+@pytest.mark.parametrize("harm", [damage, open_to_all, give_away])
+def test_what_is_damaged_or_not_ours_alone_is_compiled_again(
+    source: Path, compilations: list[Path], harm: Callable[[Path], None]
+) -> None:
+    told(source)
+    harm(kept(source)[0])
+    assert [told(source), told(source)] == [42, 42]
+    assert len(compilations) == 2
+
+
+def test_the_oldest_go(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "KEPT_OBJECTS_MAX", 2)
+    for more in range(4):
+        told(source, more)
+        for age, path in enumerate(kept(source)):
+            os.utime(path, (more * 10 + age, more * 10 + age))
+        assert len(kept(source)) == min(more + 1, 2)
+
+
+def test_without_a_place_for_it_all_works(
+    source: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_headers, "writable_cache", lambda: source / "no directory")
+    assert [told(source), told(source)] == [42, 42]
+    assert len(compilations) == 2
+
+
+def test_what_clang_refuses_is_not_kept(source: Path) -> None:
+    source.write_text("int kv_tell(struct xdp_md *ctx) { return nothing; }")
+    for _ in range(2):
+        with pytest.raises(LoadError, match="nothing"):
+            told(source)
+    assert not (source.parent / "cache" / "programs").exists()
+
+
+def test_what_the_verifier_refuses_says_why_each_time(source: Path) -> None:
+    source.write_text("int kv_tell(struct xdp_md *ctx) { return *(int *)(long)ctx->data; }")
+    for _ in range(2):
+        with pytest.raises(LoadError, match="outside of the packet") as refused:
+            told(source)
+        assert "invalid access to packet" in refused.value.log
+
+
+def test_a_value_has_the_map_s_length(source: Path) -> None:
+    loaded = loader.load(str(source), ["kv_tell"], {"KV_MORE": 0})
+    try:
+        with pytest.raises(Exception, match="values of 8 bytes, not 4"):
+            loaded.write_entry("kv_numbers", 0, bytes(4))
+        with pytest.raises(LoadError, match="entry 2 of kv_numbers"):
+            loaded.write_entry("kv_numbers", 2, bytes(8))
+    finally:
+        loaded.close()
+        loaded.close()
