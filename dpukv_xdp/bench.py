@@ -10,11 +10,11 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -161,6 +161,26 @@ class BenchOptions:
             mtu=self.packet_mtu(),
             gap_mean_ns=1e9 * requests / self.rate if self.rate else 0.0,
         )
+
+
+class Session(Protocol):
+    """A server and a load generator that are up: Bench and PeerSession."""
+
+    def load_keys(self, options: BenchOptions) -> dict[str, float]:
+        """Store every key through the network."""
+
+    def measure(self, options: BenchOptions, progress: Progress) -> dict[str, Any]:
+        """One run."""
+
+
+@contextlib.contextmanager
+def same_cpus() -> Iterator[set[int]]:
+    """The cores of this process, as they are again behind the block: what the next one inherits."""
+    cpus = os.sched_getaffinity(0)
+    try:
+        yield cpus
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 class Bench:

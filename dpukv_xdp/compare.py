@@ -12,11 +12,11 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from dpukv_xdp.bench import Bench, BenchOptions, Progress, replace_config
+from dpukv_xdp.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
 from dpukv_xdp.config import FRAMES, ServerConfig
 from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
@@ -37,16 +37,6 @@ LATENCIES = ("p50", "p99", "p999", "mean")
 ROLES = ("client", "dpu", "host")
 
 
-class Session(Protocol):
-    """A server and a load generator that are up: Bench and PeerSession."""
-
-    def load_keys(self, options: BenchOptions) -> dict[str, float]:
-        """Store every key through the network."""
-
-    def measure(self, options: BenchOptions, progress: Progress) -> Result:
-        """One run."""
-
-
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One row of the comparison."""
@@ -65,7 +55,7 @@ def our_design(label: str, summary: str, **changes: Any) -> Contender:
     def start(config: ServerConfig, options: BenchOptions) -> Iterator[Session]:
         candidate = msgspec.structs.replace(config, **changes)
         candidate.check()
-        with _same_cpus(), Bench(candidate, options) as bench:
+        with same_cpus(), Bench(candidate, options) as bench:
             candidate.leave_engine_cpus()
             yield bench
 
@@ -78,7 +68,7 @@ def other_store(name: str) -> Contender:
 
     @contextlib.contextmanager
     def start(config: ServerConfig, options: BenchOptions) -> Iterator[Session]:
-        with _same_cpus() as cpus, PeerSession(peer, options, config.engines) as session:
+        with same_cpus() as cpus, PeerSession(peer, options, config.engines) as session:
             os.sched_setaffinity(0, cpus.difference(session.server_cpus) or cpus)
             yield session
 
@@ -294,13 +284,3 @@ def _reason(contender: Contender, error: DpukvError, round_number: int) -> str:
     if isinstance(error, MissingError) or round_number == 0:
         return str(error)
     return f"{error} (in round {round_number + 1}; the rounds before it count)"
-
-
-@contextlib.contextmanager
-def _same_cpus() -> Iterator[set[int]]:
-    """The cores of this process, as they are again behind the block: what the next one inherits."""
-    cpus = os.sched_getaffinity(0)
-    try:
-        yield cpus
-    finally:
-        os.sched_setaffinity(0, cpus)

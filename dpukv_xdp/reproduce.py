@@ -19,12 +19,12 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import msgspec
 
 from dpukv_xdp import abi
-from dpukv_xdp.bench import Bench, BenchOptions, Progress, replace_config
+from dpukv_xdp.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import find_design
 from dpukv_xdp.errors import DpukvError, UsageError
@@ -51,16 +51,6 @@ COSTS_REQUESTS = (0, 1)
 
 Line = dict[str, Any]
 Measure = Callable[[Progress], Any]
-
-
-class Session(Protocol):
-    """What measures several loads: Bench and PeerSession."""
-
-    def load_keys(self, options: BenchOptions) -> dict[str, float]:
-        """Store every key through the network."""
-
-    def measure(self, options: BenchOptions, progress: Progress) -> dict[str, Any]:
-        """One run."""
 
 
 def reproduce(
@@ -221,7 +211,7 @@ def _run_session(runs: list[Run], writer: _Writer, progress: Progress) -> None:
         step("starting", 0.0)
         started = time.monotonic()
         try:
-            with _same_cpus(), OPENERS[waiting[0].kind](waiting) as measure_of:
+            with same_cpus(), OPENERS[waiting[0].kind](waiting) as measure_of:
                 while waiting:
                     run = waiting[0]
                     started = time.monotonic()
@@ -439,13 +429,3 @@ def _drop_half_a_line(path: Path) -> None:
     if whole != len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-
-
-@contextlib.contextmanager
-def _same_cpus() -> Iterator[None]:
-    """The cores of this process are as they were behind the block: what the next one inherits."""
-    cpus = os.sched_getaffinity(0)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cpus)
