@@ -15,7 +15,7 @@ import re
 import stat
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
         return CompiledObject(
             maps=tuple(_map_plan(name, fd) for name, fd in fds.items()),
             programs={
-                name: _with_numbers(module.dump_func(name.encode()), numbers) for name in programs
+                name: patched(module.dump_func(name.encode()), numbers.__getitem__)
+                for name in programs
             },
             btf=_btf(list(fds.values())),
         )
@@ -177,12 +178,7 @@ def _read_info(fd: int, info: Any, info_bytes: int) -> None:
         raise DpukvError(f"cannot ask for a BPF object's properties: {os.strerror(-status)}")
 
 
-def _with_numbers(instructions: bytes, numbers: Mapping[int, int]) -> bytes:
-    """The instructions with maps by number in place of file descriptors."""
-    return patched(instructions, lambda fd: numbers[fd])
-
-
-def patched(instructions: bytes, number_of: Any) -> bytes:
+def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
     """The instructions with other numbers where maps are named."""
     found = bytearray(instructions)
     for at in range(0, len(found), _INSTRUCTION.size):

@@ -61,7 +61,8 @@ class LoadedObject:
         cores = lib.libbpf_num_possible_cpus() if _is_per_core(plan) else 1
         value = ffi.new("uint8_t[]", cores * plan.value_bytes)
         status = lib.bpf_map_lookup_elem(fd, ffi.new("__u32 *", index), value)
-        _check(status, f"cannot read entry {index} of {name}")
+        if status < 0:
+            raise DpukvError(f"cannot read entry {index} of {name}: {os.strerror(-status)}")
         return bytes(ffi.buffer(value))
 
     def write_entry(self, name: str, index: int, value: bytes) -> None:
@@ -70,7 +71,8 @@ class LoadedObject:
         if len(value) != plan.value_bytes:
             raise DpukvError(f"{name} has values of {plan.value_bytes} bytes, not {len(value)}")
         status = lib.bpf_map_update_elem(fd, ffi.new("__u32 *", index), value, 0)
-        _check(status, f"cannot set entry {index} of {name}")
+        if status < 0:
+            raise DpukvError(f"cannot set entry {index} of {name}: {os.strerror(-status)}")
 
     def set_fd(self, name: str, index: int, fd: int) -> None:
         """Put a socket or a map into a map of such."""

@@ -11,7 +11,7 @@ import pytest
 from bpf.harness import run_once
 
 from dpukv_xdp import compiler, kernel_headers, loader
-from dpukv_xdp.errors import LoadError
+from dpukv_xdp.errors import DpukvError, LoadError
 
 SOURCE = """
 #include "{header}"
@@ -163,9 +163,9 @@ def test_what_the_verifier_refuses_says_why_each_time(source: Path) -> None:
 def test_a_value_has_the_map_s_length(source: Path) -> None:
     loaded = loader.load(str(source), ["kv_tell"], {"KV_MORE": 0})
     try:
-        with pytest.raises(Exception, match="values of 8 bytes, not 4"):
+        with pytest.raises(DpukvError, match="values of 8 bytes, not 4"):
             loaded.write_entry("kv_numbers", 0, bytes(4))
-        with pytest.raises(LoadError, match="entry 2 of kv_numbers"):
+        with pytest.raises(DpukvError, match="entry 2 of kv_numbers"):
             loaded.write_entry("kv_numbers", 2, bytes(8))
     finally:
         loaded.close()
