@@ -109,13 +109,14 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
     try:
         fds = _map_fds(bcc, module)
         numbers = {fd: number for number, fd in enumerate(fds.values())}
+        infos = {name: _info("struct bpf_map_info", fd) for name, fd in fds.items()}
         return CompiledObject(
-            maps=tuple(_map_plan(name, fd) for name, fd in fds.items()),
+            maps=tuple(_map_plan(name, info) for name, info in infos.items()),
             programs={
                 name: patched(module.dump_func(name.encode()), numbers.__getitem__)
                 for name in programs
             },
-            btf=_btf(list(fds.values())),
+            btf=_btf({info.btf_id for info in infos.values()} - {0}),
         )
     finally:
         module.cleanup()
@@ -130,9 +131,7 @@ def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
     return {name.decode(): bcc.lib.bpf_table_fd(module.module, name) for name in names}
 
 
-def _map_plan(name: str, fd: int) -> MapPlan:
-    info = ffi.new("struct bpf_map_info *")
-    _read_info(fd, info, ffi.sizeof("struct bpf_map_info"))
+def _map_plan(name: str, info: Any) -> MapPlan:
     return MapPlan(
         name=name,
         type=info.type,
@@ -145,37 +144,29 @@ def _map_plan(name: str, fd: int) -> MapPlan:
     )
 
 
-def _btf(map_fds: Sequence[int]) -> bytes:
-    """The types that the maps' plans name; empty if none does."""
-    for fd in map_fds:
-        info = ffi.new("struct bpf_map_info *")
-        _read_info(fd, info, ffi.sizeof("struct bpf_map_info"))
-        if info.btf_id:
-            return _btf_data(info.btf_id)
+def _btf(btf_ids: set[int]) -> bytes:
+    """The types that the maps' plans name, which are all in one place; empty if none does."""
+    for btf_id in btf_ids:
+        fd = lib.bpf_btf_get_fd_by_id(btf_id)
+        if fd < 0:
+            raise DpukvError(f"cannot read the types of a BPF map: {os.strerror(-fd)}")
+        try:
+            size = _info("struct bpf_btf_info", fd).btf_size
+            data = ffi.new("uint8_t[]", size)
+            _info("struct bpf_btf_info", fd, btf=int(ffi.cast("uintptr_t", data)), btf_size=size)
+            return bytes(ffi.buffer(data))
+        finally:
+            os.close(fd)
     return b""
 
 
-def _btf_data(btf_id: int) -> bytes:
-    fd = lib.bpf_btf_get_fd_by_id(btf_id)
-    if fd < 0:
-        raise DpukvError(f"cannot read the types of a BPF map: {os.strerror(-fd)}")
-    try:
-        info = ffi.new("struct bpf_btf_info *")
-        _read_info(fd, info, ffi.sizeof("struct bpf_btf_info"))
-        data = ffi.new("uint8_t[]", info.btf_size)
-        again = ffi.new("struct bpf_btf_info *")
-        again.btf = int(ffi.cast("uintptr_t", data))
-        again.btf_size = info.btf_size
-        _read_info(fd, again, ffi.sizeof("struct bpf_btf_info"))
-        return bytes(ffi.buffer(data, info.btf_size))
-    finally:
-        os.close(fd)
-
-
-def _read_info(fd: int, info: Any, info_bytes: int) -> None:
-    status = lib.bpf_obj_get_info_by_fd(fd, info, ffi.new("__u32 *", info_bytes))
+def _info(kind: str, fd: int, **asked: int) -> Any:
+    """What the kernel says of a map or of types; `asked` says where more of it is to go."""
+    info = ffi.new(f"{kind} *", asked)
+    status = lib.bpf_obj_get_info_by_fd(fd, info, ffi.new("__u32 *", ffi.sizeof(kind)))
     if status < 0:
         raise DpukvError(f"cannot ask for a BPF object's properties: {os.strerror(-status)}")
+    return info
 
 
 def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:

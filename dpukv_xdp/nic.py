@@ -6,10 +6,8 @@ netlink, so it stays when its process is killed: dpukv_xdp.lab keeps the registe
 after that.
 """
 
-import ctypes
 import errno
 import os
-import platform
 import socket
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import (
     XDP_FLAGS_UPDATE_IF_NOEXIST,
 )
 
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.errors import BusyError, DpukvError, MissingError, UsageError
 
 DEFAULT_MODES = ("native", "generic")
@@ -271,73 +270,24 @@ def set_offloads(
                 raise UsageError(f"{interface} cannot turn {feature} {'on' if is_on else 'off'}")
 
 
-# ---- BPF programs: the few system calls that need no compiler
+# ---- BPF programs that need no compiler
 
-BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
-BPF_PROG_LOAD = 5
-BPF_PROG_GET_FD_BY_ID = 13
-BPF_OBJ_GET_INFO_BY_FD = 15
-BPF_PROG_TYPE_XDP = 6
 PASS_PROGRAM = bytes.fromhex("b700000002000000 9500000000000000")  # r0 = XDP_PASS; exit
-
-
-class _LoadProgram(ctypes.Structure):
-    """The part of `union bpf_attr` that BPF_PROG_LOAD reads."""
-
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("instruction_count", ctypes.c_uint32),
-        ("instructions", ctypes.c_char_p),
-        ("license", ctypes.c_char_p),
-        ("log_level", ctypes.c_uint32),
-        ("log_bytes", ctypes.c_uint32),
-        ("log", ctypes.c_uint64),
-        ("kernel_version", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("name", ctypes.c_char * 16),
-    )
-
-
-class _GetFdById(ctypes.Structure):
-    """The part of `union bpf_attr` that BPF_PROG_GET_FD_BY_ID reads."""
-
-    _fields_ = (("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("flags", ctypes.c_uint32))
-
-
-class _GetInfo(ctypes.Structure):
-    """The part of `union bpf_attr` that BPF_OBJ_GET_INFO_BY_FD reads."""
-
-    _fields_ = (("fd", ctypes.c_uint32), ("info_bytes", ctypes.c_uint32), ("info", ctypes.c_uint64))
-
-
-class _ProgramInfo(ctypes.Structure):
-    """The start of the kernel's `struct bpf_prog_info`, up to the name."""
-
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("before_name", ctypes.c_uint8 * 56),
-        ("name", ctypes.c_char * 16),
-    )
 
 
 def load_pass_program(name: str = "kv_pass") -> int:
     """A descriptor of an XDP program that lets every frame pass. Raises OSError."""
-    attributes = _LoadProgram(
-        type=BPF_PROG_TYPE_XDP,
-        instruction_count=len(PASS_PROGRAM) // 8,
-        instructions=PASS_PROGRAM,
-        license=b"Dual BSD/GPL",
-        name=name.encode(),
-    )
-    return _bpf(BPF_PROG_LOAD, attributes)
+    count = len(PASS_PROGRAM) // 8
+    arguments = (name.encode(), b"Dual BSD/GPL", PASS_PROGRAM, count, ffi.NULL)
+    return _checked(lib.bpf_prog_load(lib.BPF_PROG_TYPE_XDP, *arguments))
 
 
 def program_info(program_fd: int) -> tuple[int, str]:
     """The number and the name of a loaded program. Raises OSError if it is not one."""
-    info = _ProgramInfo()
-    _bpf(BPF_OBJ_GET_INFO_BY_FD, _GetInfo(program_fd, ctypes.sizeof(info), ctypes.addressof(info)))
-    return info.id, info.name.decode(errors="replace")
+    info = ffi.new("struct bpf_prog_info *")
+    info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
+    _checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
+    return info.id, ffi.string(info.name).decode(errors="replace")
 
 
 def program_name(program_id: int) -> str:
@@ -353,19 +303,11 @@ def program_name(program_id: int) -> str:
 
 
 def _program_fd(program_id: int) -> int:
-    return _bpf(BPF_PROG_GET_FD_BY_ID, _GetFdById(program_id))
+    return _checked(lib.bpf_prog_get_fd_by_id(program_id))
 
 
-def _bpf(command: int, attributes: ctypes.Structure) -> int:
-    """The bpf system call, which the C library does not wrap. Raises OSError."""
-    number = BPF_SYSCALL.get(platform.machine())
-    if number is None:
-        raise MissingError(
-            "BPF", f"{' or '.join(BPF_SYSCALL)}: this machine is {platform.machine()}"
-        )
-    libc = ctypes.CDLL(None, use_errno=True)
-    size = ctypes.sizeof(attributes)
-    result = libc.syscall(number, command, ctypes.byref(attributes), ctypes.c_uint32(size))
+def _checked(result: int) -> int:
+    """What libbpf returned. Raises OSError."""
     if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise OSError(-result, os.strerror(-result))
     return int(result)
