@@ -191,11 +191,12 @@ def map_array(map_fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]
 
 def program_stats(program_fd: int) -> tuple[int, int]:
     """Run time in nanoseconds and number of runs, counted while `enabled_stats` was on anywhere."""
-    numbers = ffi.new("uint64_t[2]")
-    status = lib.kv_bpf_program_stats(program_fd, numbers, numbers + 1)
+    info = ffi.new("struct bpf_prog_info *")
+    info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
+    status = lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes)
     if status < 0:
         raise DpukvError(f"cannot ask for a program's statistics: {os.strerror(-status)}")
-    return int(numbers[0]), int(numbers[1])
+    return int(info.run_time_ns), int(info.run_cnt)
 
 
 @contextmanager
@@ -203,7 +204,7 @@ def enabled_stats() -> Iterator[None]:
     """The kernel's BPF run-time statistics are on within the block; they cost two clock reads a
     run.
     """
-    stats_fd = lib.kv_bpf_enable_stats()
+    stats_fd = lib.bpf_enable_stats(lib.BPF_STATS_RUN_TIME)
     if stats_fd < 0:
         raise MissingError("BPF run-time statistics", f"root ({os.strerror(-stats_fd)})")
     try:

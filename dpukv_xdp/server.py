@@ -361,7 +361,9 @@ class Server:
         """The BPF ring buffer of an engine, in its map of such; NULL with another transport."""
         if self.config.transport != "ringbuf" or self.placement.engines[engine].door != "dpu":
             return ffi.NULL
-        ring_fd = lib.kv_bpf_create_ringbuf(RINGBUF_BYTES)
+        ring_fd = lib.bpf_map_create(
+            lib.BPF_MAP_TYPE_RINGBUF, ffi.NULL, 0, 0, RINGBUF_BYTES, ffi.NULL
+        )
         if ring_fd < 0:
             raise MissingError("a BPF ring buffer", f"Linux 5.8 ({os.strerror(-ring_fd)})")
         cleanup.callback(os.close, ring_fd)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* bpf_run.c - the few bpf(2) calls that bcc has no Python for. */
+/* bpf_run.c - BPF_PROG_RUN, once, again and over live frames; and mapping a map. */
 #include <errno.h>
 #include <linux/bpf.h>
 #include <string.h>
@@ -81,42 +81,6 @@ int kv_bpf_run_live_frame(int program_fd, uint32_t interface_index, uint32_t que
 			  uint32_t frame_bytes)
 {
 	return run_live(program_fd, interface_index, queue, frame, frame_bytes, 1, 1);
-}
-
-int kv_bpf_enable_stats(void)
-{
-	union bpf_attr attributes;
-
-	memset(&attributes, 0, sizeof(attributes));
-	attributes.enable_stats.type = BPF_STATS_RUN_TIME;
-	return kv_bpf(BPF_ENABLE_STATS, &attributes);
-}
-
-int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_count)
-{
-	struct bpf_prog_info info;
-	union bpf_attr attributes;
-	int result;
-
-	memset(&info, 0, sizeof(info));
-	memset(&attributes, 0, sizeof(attributes));
-	attributes.info.bpf_fd = program_fd;
-	attributes.info.info_len = sizeof(info);
-	attributes.info.info = (uintptr_t)&info;
-	result = kv_bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes);
-	*run_time_ns = info.run_time_ns;
-	*run_count = info.run_cnt;
-	return result;
-}
-
-int kv_bpf_create_ringbuf(uint32_t bytes)
-{
-	union bpf_attr attributes;
-
-	memset(&attributes, 0, sizeof(attributes));
-	attributes.map_type = BPF_MAP_TYPE_RINGBUF;
-	attributes.max_entries = bytes;
-	return kv_bpf(BPF_MAP_CREATE, &attributes);
 }
 
 void *kv_bpf_map_memory(int map_fd, size_t bytes)

@@ -33,12 +33,13 @@ CDEF_TYPES = (
 
 # Of libbpf and the kernel, for compiler.py, loader.py and nic.py; the C compiler fills in "...".
 CDEF_LIBBPF = """
-enum { BPF_MAP_TYPE_PERCPU_ARRAY = ..., BPF_MAP_TYPE_ARRAY_OF_MAPS = ... };
-enum { BPF_PROG_TYPE_XDP = ..., BPF_OBJ_NAME_LEN = ... };
+enum { BPF_MAP_TYPE_PERCPU_ARRAY = ..., BPF_MAP_TYPE_ARRAY_OF_MAPS = ...,
+	BPF_MAP_TYPE_RINGBUF = ... };
+enum { BPF_PROG_TYPE_XDP = ..., BPF_OBJ_NAME_LEN = ..., BPF_STATS_RUN_TIME = ... };
 struct bpf_map_info { __u32 type, key_size, value_size, max_entries, map_flags, btf_id,
 	btf_key_type_id, btf_value_type_id; ...; };
 struct bpf_btf_info { __u64 btf; __u32 btf_size; ...; };
-struct bpf_prog_info { __u32 id; char name[...]; ...; };
+struct bpf_prog_info { __u32 id; char name[...]; __u64 run_time_ns, run_cnt; ...; };
 struct bpf_map_create_opts { size_t sz; __u32 btf_fd, btf_key_type_id, btf_value_type_id,
 	inner_map_fd, map_flags; ...; };
 struct bpf_prog_load_opts { size_t sz; __u32 log_level, log_size; char *log_buf; ...; };
@@ -52,6 +53,7 @@ int bpf_prog_get_fd_by_id(__u32 id);
 int bpf_obj_get_info_by_fd(int fd, void *info, __u32 *info_size);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
+int bpf_enable_stats(int type);
 int libbpf_num_possible_cpus(void);
 """
 

@@ -447,7 +447,7 @@ int kv_transfer_run_host(struct kv_transfer *transfer);
 /* The same on the DPU's thread, which runs the program as often as it takes. */
 int kv_transfer_run_dpu(struct kv_transfer *transfer);
 
-/* ---- bpf_run.c: bpf(2) where no library has it ---- */
+/* ---- bpf_run.c: running programs; mapping maps ---- */
 
 /* Run an XDP program once over a copy of `frame`; *verdict and up to `room` bytes of the frame come back. */
 int kv_bpf_run_once(int program_fd, const uint8_t *frame, uint32_t frame_bytes, uint8_t *out, uint32_t room,
@@ -461,12 +461,6 @@ int kv_bpf_run_live(int program_fd, uint32_t interface_index, uint32_t frame_byt
 /* One live frame, as if it had come in on a receive queue. */
 int kv_bpf_run_live_frame(int program_fd, uint32_t interface_index, uint32_t queue, const uint8_t *frame,
 			  uint32_t frame_bytes);
-/* A file descriptor that keeps the kernel's BPF run-time statistics on while it is open. */
-int kv_bpf_enable_stats(void);
-/* Run time and number of runs of a program while the statistics were on. */
-int kv_bpf_program_stats(int program_fd, uint64_t *run_time_ns, uint64_t *run_count);
-/* A BPF ring buffer of `bytes` bytes, a power of two of whole pages: its file descriptor. */
-int kv_bpf_create_ringbuf(uint32_t bytes);
 /* Map a BPF_F_MMAPABLE array; NULL and errno on failure. */
 void *kv_bpf_map_memory(int map_fd, size_t bytes);
 
