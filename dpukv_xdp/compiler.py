@@ -31,9 +31,10 @@ KEPT_OBJECTS_MAX = 500
 
 # Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
 # own headers, not ours.
-_CFLAGS = (f"-I{abi.BPF_DIR}", "-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
-_KEEPS = "1"
-"""Changes with the layout of CompiledObject."""
+_INCLUDE = f"-I{abi.BPF_DIR}"
+_WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
+_KEEPS = "2"
+"""Changes with the layout of CompiledObject, and with what its key is made of."""
 _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD_WORD = 0x18
 """Of an instruction that loads 64 bits: BPF_LD | BPF_IMM | BPF_DW."""
@@ -102,7 +103,7 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
     bcc = _import_bcc()
     with _captured_stderr() as read_log:
         try:
-            module = bcc.BPF(src_file=str(source).encode(), cflags=[*_CFLAGS, *defines])
+            module = bcc.BPF(src_file=str(source).encode(), cflags=[_INCLUDE, *_WARNINGS, *defines])
         except Exception as error:  # bcc raises bare Exception; its reason is on stderr
             log = read_log()
             raise LoadError(telling_line(source, log, str(error)), log) from error
@@ -212,12 +213,16 @@ def _captured_stderr() -> Iterator[Any]:
 
 
 def _key(source: Path, programs: Sequence[str], defines: Sequence[str]) -> str:
-    """All that the result depends on: our sources, the settings, bcc, the kernel and its headers.
-    A header of the kernel's is known by the name of its tree, which has the tree's date.
+    """Digest of all that the result depends on: our sources, the settings, bcc, the architecture
+    and the release of the kernel headers.
+
+    Neither the running kernel nor the checkout's path is part of it: what one kernel's machine
+    compiled loads on another that has the same headers, as in the guests of tools/test --kernels.
     """
     digest = hashlib.sha256()
-    headers = kernel_headers.kernel_source()
-    facts = [_KEEPS, _bcc_version(), str(headers), *os.uname()[2:], *programs, *_CFLAGS, *defines]
+    headers = kernel_headers.headers_release()
+    machine = os.uname().machine
+    facts = [_KEEPS, _bcc_version(), headers, machine, *programs, *_WARNINGS, *defines]
     for fact in (*facts, *_texts(source)):
         digest.update(fact.encode() + b"\0")
     return digest.hexdigest()
@@ -239,11 +244,11 @@ def _texts(source: Path) -> Iterator[str]:
 
 
 def _bcc_version() -> str:
-    """Without importing it, which takes LLVM into memory."""
+    """The text of bcc's version file, read without importing bcc, which takes LLVM into memory."""
     spec = importlib.util.find_spec("bcc")
     if spec is None or spec.origin is None:
         return "none"
-    return spec.origin + Path(spec.origin).with_name("version.py").read_text()
+    return Path(spec.origin).with_name("version.py").read_text()
 
 
 def _kept(key: str) -> CompiledObject | None:

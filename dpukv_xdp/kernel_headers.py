@@ -21,6 +21,7 @@ CACHE_DIRS = (
     Path("/var/cache/dpukv_xdp"),
     Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpukv_xdp",
 )
+UTS_RELEASE = "include/generated/utsrelease.h"
 NEEDED = ("include/generated/autoconf.h", "include/linux/kconfig.h", "include/uapi/linux/bpf.h")
 
 
@@ -42,6 +43,16 @@ def kernel_source() -> Path | None:
         if _is_complete(candidate):
             return candidate
     raise MissingError("compiling BPF programs", "kernel headers: tools/setup installs them")
+
+
+def headers_release() -> str:
+    """Release of the kernel that the headers for bcc belong to, such as "6.1.0-56-amd64".
+
+    Raises MissingError when no headers at all are installed.
+    """
+    tree = kernel_source() or Path("/lib/modules") / os.uname().release / "build"
+    found = re.search(r'UTS_RELEASE "(.*)"', (tree / UTS_RELEASE).read_text())
+    return found[1] if found else str(tree)
 
 
 def _installed_trees() -> list[Path]:

@@ -4,9 +4,11 @@ are all that leaves this module.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,27 @@ VERIFIER_LOG_BYTES = 16 << 20
 """Room for what the verifier says of a program that it refuses."""
 _MODEL_SUFFIX = "_model"
 """A map so named is never used: it says what a map of maps holds, see bpf/maps.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One of our sources with the settings of one use, and the programs that are wanted of it."""
+
+    name: str
+    """For people: a design and what differs from its default, or what else the build is for."""
+    source: str
+    """File in bpf/."""
+    programs: tuple[str, ...]
+    settings: Mapping[str, int]
+    """Passed as -D."""
+    tail_calls: tuple[str, ...] = ()
+
+    def load(self) -> "LoadedObject":
+        """Compile it, or take what was kept, and load all its programs.
+
+        Raises MissingError without bcc, LoadError when clang or the verifier refuses.
+        """
+        return load(self.source, self.programs, self.settings, self.tail_calls)
 
 
 class LoadedObject:
@@ -197,6 +220,15 @@ def program_stats(program_fd: int) -> tuple[int, int]:
     if status < 0:
         raise DpukvError(f"cannot ask for a program's statistics: {os.strerror(-status)}")
     return int(info.run_time_ns), int(info.run_cnt)
+
+
+def verified_instructions(program_fd: int) -> int:
+    """Return how many instructions the verifier walked to accept a program: at most a million."""
+    text = Path(f"/proc/self/fdinfo/{program_fd}").read_text()
+    found = re.search(r"^verified_insns:\s*(\d+)", text, re.MULTILINE)
+    if found is None:
+        raise MissingError("counting verified instructions", "Linux 5.16 or later")
+    return int(found[1])
 
 
 @contextmanager

@@ -60,6 +60,19 @@ class Snapshot:
     """Run time of both programs while BPF statistics are on."""
 
 
+def build(
+    name: str, port: int, engines: int, frame_bytes_max: int = abi.KV_TEMPLATE_FRAME
+) -> loader.Build:
+    """Return the generator's BPF programs for a server's ports and the longest prepared frame."""
+    settings = {
+        "KV_PORT": port,
+        "KV_ENGINES": engines,
+        "KV_TEMPLATES": TEMPLATES,
+        "KV_TEMPLATE_ROOM": workload.template_room(frame_bytes_max),
+    }
+    return loader.Build(name, "kv_load.c", ("kv_generate", "kv_collect"), settings)
+
+
 class LoadGenerator:
     """Programs on one interface of the client; a context manager that detaches at the end."""
 
@@ -77,22 +90,16 @@ class LoadGenerator:
         Plans with shorter frames than `frame_bytes_max` only are faster if it says so: prepared
         frames take less memory then.
         """
-        room = workload.template_room(frame_bytes_max)
-        self._template_dtype = workload.template_dtype(room)
+        self._build = build("load", port, engines, frame_bytes_max)
+        self._template_dtype = workload.template_dtype(self._build.settings["KV_TEMPLATE_ROOM"])
         self.interface = nic.find(interface)
         self.cpu = cpu
-        self._settings = {
-            "KV_PORT": port,
-            "KV_ENGINES": engines,
-            "KV_TEMPLATES": TEMPLATES,
-            "KV_TEMPLATE_ROOM": room,
-        }
         self._thread: NativeThread | None = None
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "LoadGenerator":
         with contextlib.ExitStack() as cleanup:
-            programs = loader.load("kv_load.c", ["kv_generate", "kv_collect"], self._settings)
+            programs = self._build.load()
             cleanup.callback(programs.close)
             self._programs = programs
             self.templates = loader.map_array(

@@ -243,10 +243,8 @@ class Server:
         return [in_xdp, *(communicator.own_queues() for communicator in self._communicators)]
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
-        settings = self._wiring.settings(self.config, self._cpus, self.interface)
-        self._programs = loader.load(
-            "kv_receive.c", self._wiring.programs, settings, self._wiring.tail_calls
-        )
+        build = self._wiring.build(self.config.design, self.config, self._cpus, self.interface)
+        self._programs = build.load()
         cleanup.callback(self._programs.close)
         self._partitions = self._map("kv_partitions", "kv_partition_table", 1, cleanup)
         self._write_partitions()

@@ -209,6 +209,13 @@ def measure(plan: TransferPlan, transfers: "Transfers", progress: Progress) -> d
     }
 
 
+def build() -> loader.Build:
+    """Return the DPU's end of all primitives as BPF programs."""
+    ways = [way for each in PRIMITIVES.values() for way in each.ways.values()]
+    programs = sorted({way.program for way in ways if isinstance(way, Way)})
+    return loader.Build("transfer", "kv_transfer.c", tuple(programs), {})
+
+
 class Transfers:
     """The two ends, ready to run; a context manager that takes down the lab it may have built."""
 
@@ -226,10 +233,8 @@ class Transfers:
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "Transfers":
-        ways = [way for each in PRIMITIVES.values() for way in each.ways.values()]
-        names = sorted({way.program for way in ways if isinstance(way, Way)})
         with contextlib.ExitStack() as cleanup:
-            programs = loader.load("kv_transfer.c", names, {})
+            programs = build().load()
             cleanup.callback(programs.close)
             self._programs = programs
             self._control = _mapped(

@@ -6,7 +6,7 @@ which -D settings, and what they hand to the host.
 import socket
 from dataclasses import dataclass
 
-from dpukv_xdp import abi, nic
+from dpukv_xdp import abi, loader, nic
 from dpukv_xdp.config import FRAMES_PAST_XDP, Frames, ServerConfig
 from dpukv_xdp.placement import EnginePlace, Placement
 
@@ -96,6 +96,13 @@ class Wiring:
                 else {}
             ),
         }
+
+    def build(
+        self, name: str, config: ServerConfig, cpus: int, interface: nic.Interface
+    ) -> loader.Build:
+        """Return the server's BPF programs: `cpus` cores may run them, behind `interface`."""
+        settings = self.settings(config, cpus, interface)
+        return loader.Build(name, "kv_receive.c", self.programs, settings, self.tail_calls)
 
     def serves_pairs(self, place: EnginePlace) -> bool:
         """Whether an engine serves queue pairs that XDP fills with requests."""
