@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""All builds of our BPF programs that servers, the load generator and transfer measurements ask for.
+"""All builds of our BPF programs: servers, the load generator, transfer measurements.
 
 `dpukv doctor`, `tools/test --kernels` and the verifier's budget load them.
 """
