@@ -12,6 +12,7 @@ from dpukv_xdp import abi, codec, loader, nic
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.errors import DpukvError, SocketError, UsageError
+from dpukv_xdp.patience import patient
 from dpukv_xdp.wiring import network_order_word
 
 MODES = {
@@ -69,7 +70,7 @@ class ReceiveSocket:
         status = lib.kv_bpf_run_live_frame(program_fd, interface.index, 0, frame, len(frame))
         if status < 0:
             raise DpukvError(f"cannot try the socket of queue {self.queue}: {os.strerror(-status)}")
-        deadline = time.monotonic() + PROBE_SECONDS
+        deadline = time.monotonic() + patient(PROBE_SECONDS)
         while int(self._stats().received) == before:
             if time.monotonic() > deadline:
                 raise SocketError(

@@ -22,6 +22,7 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.engine import raise_priority
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.machine import machine_facts
+from dpukv_xdp.patience import patient
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)
 """Payloads of the paper's figure, in bytes."""
@@ -312,7 +313,7 @@ class Transfers:
             transfer.interface = self._link.index
             transfer.frame_bytes = abi.SIZE("kv_transfer_frame") + fragment_bytes
             transfer.batch_frames = 1 if window == 1 else BATCH_FRAMES_MAX
-        timeout_seconds = TIMEOUT_SECONDS + len(stamps) * TIMEOUT_SECONDS_PER_OPERATION
+        timeout_seconds = patient(TIMEOUT_SECONDS + len(stamps) * TIMEOUT_SECONDS_PER_OPERATION)
         transfer.timeout_ticks = int(timeout_seconds * lib.kv_ticks_per_second())
         return transfer
 

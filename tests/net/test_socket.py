@@ -21,8 +21,9 @@ from dpukv_xdp import lab as labs
 from dpukv_xdp import loader, nic
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.lab import End, Lab
+from dpukv_xdp.patience import patient
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = patient(5.0)
 """Long after any frame is due."""
 
 SOCKET_MAC = b"\x02kv\xd0\x00\x01"

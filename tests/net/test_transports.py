@@ -48,6 +48,7 @@ from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import SocketError, UsageError
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.loader import LoadedObject
+from dpukv_xdp.patience import patient
 from dpukv_xdp.profiles import PROFILES
 
 PACKETS = 120
@@ -245,7 +246,7 @@ def test_the_command_refuses_it_in_one_sentence(shared: Lab) -> None:
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", shared.server.interface]
     argv += ["--design", "cpu-only", "--items", "65536", "--socket-mode", "zero-copy"]
     with shared.spawn(shared.server, argv, stderr=subprocess.PIPE, text=True) as child:
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=patient(60))
     assert child.returncode != 0
     lines = said.strip().splitlines()
     assert "zero-copy: Operation not supported" in lines[-1]
