@@ -912,11 +912,15 @@ def increment(key: str, by: int, json_path: str | None, **whom: Any) -> None:
 def doctor(json_path: str | None) -> None:
     """What this machine has and lacks.
 
-    Each gap with its remedy; exit status 1 if something that is needed is missing.
+    Loads the programs of each design, and tries each kernel feature that they want. Each gap comes
+    with its remedy; exit status 1 if something that is needed is missing, or could not be tried.
     """
     from dpukv_xdp.doctor import checks
 
-    found = checks()
+    _check_json(json_path)
+    signals.catch()
+    with _progress() as progress:
+        found = checks(progress)
     _emit_json(
         json_path,
         [
@@ -926,18 +930,28 @@ def doctor(json_path: str | None) -> None:
                 "found": c.found,
                 "remedy": c.remedy,
                 "required": c.is_required,
+                "tried": c.is_tried,
+                **c.details,
             }
             for c in found
         ],
     )
     if json_path != "-":
         for check in found:
-            mark = "ok  " if check.ok else ("MISSING" if check.is_required else "note")
+            mark = _mark_of(check)
             click.echo(
                 f"{mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}"
             )
     if any(check.is_required and not check.ok for check in found):
         sys.exit(1)
+
+
+def _mark_of(check: Any) -> str:
+    if check.ok:
+        return "ok"
+    if not check.is_tried:
+        return "?"
+    return "MISSING" if check.is_required else "note"
 
 
 @cli.command(hidden=True)
