@@ -95,7 +95,8 @@ class LoadedObject:
             raise DpukvError(f"{name} has values of {plan.value_bytes} bytes, not {len(value)}")
         status = lib.bpf_map_update_elem(fd, ffi.new("__u32 *", index), value, 0)
         if status < 0:
-            raise DpukvError(f"cannot set entry {index} of {name}: {os.strerror(-status)}")
+            reason = OSError(-status, os.strerror(-status))
+            raise DpukvError(f"cannot set entry {index} of {name}: {reason.strerror}") from reason
 
     def set_fd(self, name: str, index: int, fd: int) -> None:
         """Put a socket or a map into a map of such."""

@@ -32,6 +32,7 @@ from dpukv_xdp.lab import Lab, in_namespace
 from dpukv_xdp.limits import limit_of
 from dpukv_xdp.loadgen import TEMPLATES, latency_summary
 from dpukv_xdp.machine import machine_facts
+from dpukv_xdp.patience import patient
 from dpukv_xdp.peers_load import (
     PROTOCOLS,
     PeerLoad,
@@ -51,6 +52,7 @@ WARM_UP_SECONDS = 0.3
 PROGRESS_SECONDS = 0.25
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
+PROBE_SECONDS = 1.0
 LOAD_WINDOW = 16
 LOAD_REQUESTS = 1 << 18
 """Keys that are prepared at a time for the load phase."""
@@ -363,13 +365,13 @@ class PeerSession:
             finally:
                 process.terminate()
                 try:
-                    process.wait(STOP_SECONDS)
+                    process.wait(patient(STOP_SECONDS))
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
 
     def _wait_until_up(self, process: subprocess.Popen[Any], log: IO[bytes]) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + patient(START_SECONDS)
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace").strip()
@@ -584,13 +586,13 @@ CPUCLOCK_SCHED = 2
 
 def how_ended(process: subprocess.Popen[Any]) -> str:
     """How a process ended, in words."""
-    status = process.wait(STOP_SECONDS)
+    status = process.wait(patient(STOP_SECONDS))
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def _ask(connection: socket.socket, request: bytes) -> bytes:
     connection.setblocking(True)
-    connection.settimeout(1.0)
+    connection.settimeout(patient(PROBE_SECONDS))
     connection.sendall(request)
-    readable, _, _ = select.select([connection], [], [], 1.0)
+    readable, _, _ = select.select([connection], [], [], patient(PROBE_SECONDS))
     return connection.recv(256) if readable else b""

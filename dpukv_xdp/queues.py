@@ -15,8 +15,6 @@ from pyroute2 import IPRoute
 from dpukv_xdp import abi
 from dpukv_xdp.errors import MissingError
 
-KTHREAD_SECONDS = 2.0
-
 
 def receive_queues(interface: str) -> int:
     """Receive queues of the interface, at most KV_QUEUES_MAX."""

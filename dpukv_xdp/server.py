@@ -384,7 +384,7 @@ class Server:
                     self.interface.name, queue, self.config.rx_descriptors, self.config.socket_mode
                 )
                 cleanup.callback(receive.close)
-                self._programs.set_fd("kv_sockets", queue, receive.fd)
+                receive.join(self._programs)
                 communicator.native.socket = receive.native
                 self._sockets.append(receive)
                 self.notes += [receive.refused] if receive.refused else []

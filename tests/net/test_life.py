@@ -49,14 +49,15 @@ from dpukv_xdp.errors import (
 )
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.loadgen import Loop
+from dpukv_xdp.patience import patient
 from dpukv_xdp.workload import WORKLOADS, build_templates
 
-START_SECONDS = 60.0
-EXIT_SECONDS = 20.0
+START_SECONDS = patient(60.0)
+EXIT_SECONDS = patient(20.0)
 FIRST_PORT, PORTS = 10000, 50000
 """Where a server that has to compile gets its port."""
 PACKETS = 1000
-EXTRA_SECONDS = 0.005
+EXTRA_SECONDS = patient(0.005)
 """What so many packets may take longer than packets that are dropped at first sight."""
 
 

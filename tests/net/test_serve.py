@@ -39,6 +39,7 @@ from dpukv_xdp.codec import Endpoint, Request
 from dpukv_xdp.config import RESPOND_WAYS
 from dpukv_xdp.errors import KeyValueError
 from dpukv_xdp.lab import Lab
+from dpukv_xdp.patience import patient
 from dpukv_xdp.server import Server
 
 DATA = Path(__file__).parent.parent / "data"
@@ -49,7 +50,7 @@ LONG_VALUE = 1400
 """Far more than the frame of a GET can grow to where it came in: it must leave by the sender."""
 
 PAUSE_SECONDS = 0.005
-ANSWER_SECONDS = 0.005
+ANSWER_SECONDS = patient(0.005)
 """A parked response leaves by the sender after 30 us; the rest is for a busy machine."""
 
 

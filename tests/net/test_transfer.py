@@ -17,9 +17,10 @@ from net.commands import dpukv, lab_of, started, wait_for
 from dpukv_xdp import abi, transfer
 from dpukv_xdp import lab as labs
 from dpukv_xdp.errors import DpukvError
+from dpukv_xdp.patience import patient
 from dpukv_xdp.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = patient(60.0)
 OPERATIONS = 50
 DAMAGED = 1
 """The payload that tests damage."""
@@ -91,7 +92,7 @@ def test_an_end_without_the_other_gives_up(
     began = time.monotonic()
     with pytest.raises(DpukvError, match=r"host end: operations got lost"):
         transfers.run(lonely, 8, OPERATIONS, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patient(5)
 
 
 def test_statistics_leave_interruptions_out() -> None:
