@@ -273,20 +273,26 @@ def set_offloads(
 # ---- BPF programs that need no compiler
 
 PASS_PROGRAM = bytes.fromhex("b700000002000000 9500000000000000")  # r0 = XDP_PASS; exit
+DROP_PROGRAM = bytes.fromhex("b700000001000000 9500000000000000")  # r0 = XDP_DROP; exit
 
 
 def load_pass_program(name: str = "kv_pass") -> int:
     """A descriptor of an XDP program that lets every frame pass. Raises OSError."""
-    count = len(PASS_PROGRAM) // 8
-    arguments = (name.encode(), b"Dual BSD/GPL", PASS_PROGRAM, count, ffi.NULL)
-    return _checked(lib.bpf_prog_load(lib.BPF_PROG_TYPE_XDP, *arguments))
+    return load_program(PASS_PROGRAM, name)
+
+
+def load_program(instructions: bytes, name: str) -> int:
+    """Return a descriptor of an XDP program that uses no maps. Raises OSError."""
+    count = len(instructions) // 8
+    arguments = (name.encode(), b"Dual BSD/GPL", instructions, count, ffi.NULL)
+    return checked(lib.bpf_prog_load(lib.BPF_PROG_TYPE_XDP, *arguments))
 
 
 def program_info(program_fd: int) -> tuple[int, str]:
     """The number and the name of a loaded program. Raises OSError if it is not one."""
     info = ffi.new("struct bpf_prog_info *")
     info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
-    _checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
+    checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
     return info.id, ffi.string(info.name).decode(errors="replace")
 
 
@@ -303,11 +309,14 @@ def program_name(program_id: int) -> str:
 
 
 def _program_fd(program_id: int) -> int:
-    return _checked(lib.bpf_prog_get_fd_by_id(program_id))
+    return checked(lib.bpf_prog_get_fd_by_id(program_id))
 
 
-def _checked(result: int) -> int:
-    """What libbpf returned. Raises OSError."""
+def checked(result: int) -> int:
+    """Return what a function of libbpf or of the core returned, if it is no negative errno.
+
+    Raises OSError.
+    """
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return int(result)

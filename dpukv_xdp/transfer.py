@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp import abi, lab, loader, nic, queues
+from dpukv_xdp import abi, lab, loader, nic, probes, queues
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.engine import raise_priority
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
@@ -374,6 +374,7 @@ class _Link:
 
 @contextlib.contextmanager
 def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
+    probes.require("live frames", "qp-bench over AF_XDP")
     lab.remove_stale()
     with lab.Lab.up() as place, contextlib.ExitStack() as cleanup:
         host, dpu = place.client, place.server

@@ -47,6 +47,7 @@ def test_thread_time_is_what_a_thread_has_spun() -> None:
     assert own_seconds[1] - own_seconds[0] < SPIN_SECONDS, "it slept"
 
 
+@pytest.mark.needs("BPF run-time statistics")
 def test_program_time_is_what_a_program_has_waited(load: Callable[..., Dpu]) -> None:
     """The DPU's method: BPF run-time statistics, against waits that last KV_WAIT_NS each."""
     dpu = load(depth=(0, 0))

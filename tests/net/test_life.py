@@ -151,6 +151,7 @@ def test_a_thread_that_may_not_run_on_its_core_says_so() -> None:
 # ---- Stop
 
 
+@pytest.mark.needs("live frames")
 def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> None:
     before = traces(lab)
     with serving(lab) as server, generating(lab) as generator:
@@ -352,6 +353,7 @@ def resident_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.needs("live frames")
 def test_memory_does_not_grow_under_load(lab: Lab) -> None:
     with serving_child(lab) as child, generating(lab) as generator, pinned(OTHER_CPU):
         plan = plan_for(lab, workload=WORKLOADS["B"])

@@ -33,6 +33,8 @@ from dpukv_xdp.loadgen import LoadGenerator, Loop
 from dpukv_xdp.server import Server
 from dpukv_xdp.workload import WORKLOADS, key_bytes
 
+pytestmark = pytest.mark.needs("live frames")
+
 RUN_SECONDS = 0.1
 KEYS = 1 << 16
 

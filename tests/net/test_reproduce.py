@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from net.commands import dpukv, started, wait_for
 
 from dpukv_xdp.patience import patient
+
+pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
 
 FIGURES = ("fig8", "fig9")
 

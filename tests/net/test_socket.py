@@ -29,6 +29,8 @@ from dpukv_xdp.lab import End, Lab
 from dpukv_xdp.patience import patient
 from dpukv_xdp.sockets import ReceiveSocket, open_socket
 
+pytestmark = pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup")
+
 TIMEOUT_SECONDS = patient(5.0)
 """Long after any frame is due."""
 

@@ -20,6 +20,8 @@ from dpukv_xdp.errors import DpukvError
 from dpukv_xdp.patience import patient
 from dpukv_xdp.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
 
+pytestmark = pytest.mark.needs("live frames", "AF_XDP", "AF_XDP need_wakeup", "threaded NAPI")
+
 TIMEOUT_SECONDS = patient(60.0)
 OPERATIONS = 50
 DAMAGED = 1
