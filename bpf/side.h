@@ -36,6 +36,18 @@
 /* The same number, of which the verifier knows nothing any more: it does not follow what lies in maps. */
 #define KV_UNKNOWN(queue, number) ((queue)->scratch = (number), KV_READ_ONCE((queue)->scratch))
 
+/*
+ * Return how many bytes a helper copies: `bytes`, which is from 1 to mask + 1 (a power of two). Kernels before 6.8 learn
+ * no lower bound from a comparison with 0, and refuse bpf_xdp_load_bytes() and bpf_xdp_store_bytes() a length that may
+ * be 0 ("R3 min value is outside of the allowed memory range"): here the range follows from arithmetic alone.
+ */
+static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
+{
+	bytes--;
+	KV_OPAQUE(bytes);
+	return (bytes & mask) + 1;
+}
+
 #ifndef KV_HOST_SIDE
 
 #define KV_KEEP_LOOP _Pragma("clang loop unroll(disable)")
