@@ -282,6 +282,7 @@ enum kv_counter {
 	KV_COUNTER_DROP_NO_SOCKET,	/* no AF_XDP socket serves the frame's receive queue */
 	KV_COUNTER_DROP_RINGBUF_FULL,	/* the BPF ring buffer has no room for the batch */
 	KV_COUNTER_DROP_PARTITION_BUSY, /* another core has used the partition for too long */
+	KV_COUNTER_DROP_SUPER_PACKET,	/* datagrams that a kernel left or made one packet (GSO, GRO) */
 	KV_COUNTERS
 };
 

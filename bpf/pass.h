@@ -43,7 +43,7 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 	__u32 refusal;
 
 	if (frame_bytes == 0 || frame_bytes > KV_FRAME_MAX)
-		return kv_drop(queue, KV_COUNTER_DROP_FRAME_LENGTH);
+		return kv_drop(queue, kv_drop_of_long(ctx, packet->header_offset));
 	if (KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP) {
 		struct kv_frame_note note = { .frame_bytes = frame_bytes, .engine = packet->engine };
 

@@ -32,6 +32,7 @@ from dpukv_xdp.engine import (
 from dpukv_xdp.errors import DpukvError, MissingError, SocketError, UsageError
 from dpukv_xdp.machine import possible_cpus
 from dpukv_xdp.placement import door_owners, partition_table
+from dpukv_xdp.segmentation import keep_datagrams_apart
 from dpukv_xdp.sockets import ReceiveSocket, StackDrops, UdpSocket
 from dpukv_xdp.wiring import Wiring, network_order_word, response_bytes_max
 
@@ -481,6 +482,9 @@ class Server:
         )
         cleanup.callback(lab.release_attachment, attachment)
         self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
+        if attachment.mode == "generic":
+            merged = keep_datagrams_apart(self.interface.name, cleanup)
+            self.notes += [merged] if merged else []
 
     def _attach_pass_program(self, cleanup: contextlib.ExitStack) -> None:
         """XDP has no part in it, and the interface must be ours all the same: another server's

@@ -51,7 +51,7 @@ CAUSES = {
     (lib.KV_SOCKET_BIND, errno.ENODEV): "an interface that is there: it has gone meanwhile",
     (lib.KV_SOCKET_BIND, errno.ENETDOWN): "an interface that is up: see 'ip link set'",
     (lib.KV_SOCKET_BIND, errno.EBUSY): "a queue of its own: stop the program whose socket has it",
-    (lib.KV_SOCKET_BIND, errno.EOPNOTSUPP): "a driver with zero-copy: ask for --socket-mode copy",
+    (lib.KV_SOCKET_BIND, errno.EOPNOTSUPP): "a driver with zero-copy",
     (lib.KV_SOCKET_BIND, errno.EINVAL): "a receive queue of that number, and for zero-copy an MTU "
     "that fits into a page: see `ethtool -l` and 'ip link set'",
     (lib.KV_SOCKET_BIND, errno.ENOMEM): _MEMORY,
