@@ -347,13 +347,16 @@ def _run_pinned(cpu: int, loop: Callable[[Any], int], transfer: Any) -> int:
 
 
 def _raise_failure(running: dict[str, "Future[int]"], way: Way) -> None:
-    """Raise DpukvError for the end that failed first: the other was only told to stop."""
+    """Raise DpukvError for the end that failed: the other was only told to stop. Time is up for
+    both, whichever notices first.
+    """
     failed = {end: -future.result() for end, future in running.items() if future.result() < 0}
     for end, number in sorted(failed.items(), key=lambda item: item[1] == errno.ECANCELED):
-        why = os.strerror(number)
         if number == errno.ETIMEDOUT:
-            why = "operations got lost, or the machine is too busy: run it again"
-        raise DpukvError(f"{way.program}, {end} end: {why}")
+            raise DpukvError(
+                f"{way.program}: operations got lost, or the machine is too busy: run it again"
+            )
+        raise DpukvError(f"{way.program}, {end} end: {os.strerror(number)}")
 
 
 # ---- The link that AF_XDP needs
