@@ -291,7 +291,7 @@ class PeerSession:
         options.check()
         plan = self._plan(options)
         window = self._window(options)
-        with self._load(self.peer.transport, window) as load:
+        with self._death_named(), self._load(self.peer.transport, window) as load:
             load.begin(plan)
             time.sleep(WARM_UP_SECONDS)
             before, server_before = load.snapshot(), self._server_times()
@@ -399,9 +399,24 @@ class PeerSession:
                 idle_ns=idle_ns(self.server_cpus),
             )
         except OSError as error:
-            raise DpukvError(
-                f"{self.peer.program} ended in the middle of a run: {how_ended(self._process)}"
-            ) from error
+            raise self._died() from error
+
+    @contextlib.contextmanager
+    def _death_named(self) -> Iterator[None]:
+        """A server that has ended is what went wrong, whoever noticed it first and by what."""
+        try:
+            yield
+        except DpukvError as error:
+            try:
+                self._process.wait(patient(PROBE_SECONDS))
+            except subprocess.TimeoutExpired:  # it lives
+                raise error from None
+            raise self._died() from error
+
+    def _died(self) -> DpukvError:
+        return DpukvError(
+            f"{self.peer.program} ended in the middle of a run: {how_ended(self._process)}"
+        )
 
     def _result(self, options: BenchOptions, run: "_Run", window: int, lost: int) -> Result:
         responses, seconds = run.count("responses"), run.elapsed_ns() / 1e9

@@ -116,7 +116,8 @@ def test_a_long_value_leaves_by_the_sender(served: Served) -> None:
         moved = gained(served.server, before)
     assert moved["responses_flushed"] == moved["frames_sent"] == 20
     if served.server.config.respond == "wait":
-        assert moved["tail_refused"] > 0  # all, unless the engine was late and a wait ran out
+        late = moved.get("wait_timeouts", 0)  # all, on a machine that is busy or slow
+        assert moved.get("tail_refused", 0) + late > 0
     if served.server.config.respond != "sender":  # that one is part of the kernel's transmission
         assert served.server.stats()["senders"]["send_failures"] == 0
     assert DROPS & set(moved) == set()
