@@ -26,10 +26,10 @@ from bpf.harness import (
     wait_until,
 )
 
-from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.engine import Senders
+from dpukv_xdp.native.engine import Senders
+from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import Reply, Request
 
 WAIT = (0, 0)
 DEEPEST = abi.KV_PIPELINE_MAX
