@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from dpukv_xdp import abi, loadgen, nic, transfer
+from dpukv_xdp import abi, lab, loadgen, nic, transfer
 from dpukv_xdp.config import (
     FRAMES,
     PREPARES,
@@ -31,7 +31,7 @@ LINK = nic.Interface(
     mac="02:00:00:00:00:01",
     mtu=abi.KV_FRAME_MAX - abi.KV_ETH_BYTES,
     is_up=True,
-    address="10.0.0.1",
+    address=lab.SERVER_ADDRESS,
     programs=(),
 )
 """The interface of the listed builds: a lab's."""

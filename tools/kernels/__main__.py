@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""`tools/test --kernels`: this checkout on other kernels."""
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import NoReturn
+
+import click
+from rich.console import Console
+
+from dpukv_xdp.errors import DpukvError, MissingError, UsageError
+from kernels import budget, images, matrix, results
+
+RESULTS = images.ROOT / "docs" / "results"
+BUILD = images.ROOT / "build" / "kernels"
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Run the command line; return the exit status. An expected failure is one sentence."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        return int(run.main(standalone_mode=False, prog_name="tools/test --kernels"))
+    except DpukvError as error:
+        return _fail(str(error), error.exit_status)
+    except click.ClickException as error:
+        return _fail(error.format_message(), UsageError.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; no guest and no unfinished image is left", 128 + signal.SIGINT)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.argument("kernels", default="")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST ARGUMENTS]")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Only load every build, measure each design shortly and ask it by hand: minutes, for CI.",
+)
+@click.option("--write", is_flag=True, help="Write docs/results/kernels.md and kernels.json, too.")
+@click.option(
+    "--write-budget", is_flag=True, help="Write bpf/budget.toml from these kernels and this one."
+)
+def run(
+    kernels: str, arguments: tuple[str, ...], quick: bool, write: bool, write_budget: bool
+) -> int:
+    """Try this checkout on KERNELS, such as 6.1,6.12, in guests made of Debian's packages; without
+    a list on all that are known. Other arguments go to pytest.
+
+    The results are written to build/kernels. Exit status 1 if anything failed.
+    """
+    if kernels.startswith("-"):
+        kernels, arguments = "", (kernels, *arguments)
+    names = kernels.split(",") if kernels else list(images.KERNELS)
+    chosen = [images.kernel_named(name) for name in names]
+    if os.geteuid() != 0:
+        raise MissingError("tools/test --kernels", "root: run it with sudo")
+    here = matrix.try_here(say)
+    tried = [matrix.try_quickly(kernel, say) for kernel in chosen]
+    if not quick:
+        matrix.try_suites_here(arguments, here, say)
+        for kernel, result in zip(chosen, tried, strict=True):
+            matrix.try_fresh_box(kernel, arguments, result, say)
+    found = [here, *tried]
+    if write_budget:
+        budget.write([result.instructions for result in found])
+    results.show(found, console)
+    for directory in (BUILD, RESULTS)[: 1 + write]:
+        results.write(found, directory)
+    return int(any(result.failures() for result in found))
+
+
+def say(sentence: str) -> None:
+    """Print what is being done, and when."""
+    console.print(f"{time.strftime('%H:%M:%S')} {sentence}", markup=False)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)  # noqa: T201 - a command's error
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
