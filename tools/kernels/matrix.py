@@ -224,7 +224,7 @@ def _environment() -> list[str]:
 def _pack(payload: IO[bytes], paths: Sequence[str]) -> None:
     """Write files into an archive, with their places on this machine."""
     excluded = [f"--exclude={pattern}" for pattern in LINTERS]
-    command = ["tar", "--create", "--null", "--files-from=-", "--absolute-names", *excluded]
+    command = ["tar", "--create", "--absolute-names", *excluded, "--null", "--files-from=-"]
     with processes.started(command, stdin=subprocess.PIPE, stdout=payload) as tar:
         tar.communicate("\0".join(paths).encode())
         if tar.returncode:
