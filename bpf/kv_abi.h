@@ -25,8 +25,8 @@ enum kv_limit {
 	KV_KEY_MAX = 255,    /* bytes in a key; the wire gives the length one byte */
 	KV_FRAME_MAX = 3520, /* bytes in an Ethernet frame with a batch: a page less what XDP keeps of it */
 	KV_LIVE_FRAME_MAX =
-		3391,	     /* bytes in a frame that BPF_PROG_RUN sends: the kernel keeps more of that page; odd, so
-				     that no batch is as long */
+		3367,	     /* bytes in a frame that BPF_PROG_RUN sends: the kernel keeps more of that page, Linux 6.1
+				     up to 3368; odd, so that no batch is as long */
 	KV_ITEM_MAX = 3440,  /* bytes of roundup8(key) + roundup8(value) that a frame of that size can carry */
 	KV_VALUE_MAX = 3432, /* bytes in a value: an item's budget less the smallest key */
 	KV_BATCH_MAX = 64,   /* requests in one batch, that is, in one packet */
@@ -282,6 +282,7 @@ enum kv_counter {
 	KV_COUNTER_DROP_NO_SOCKET,	/* no AF_XDP socket serves the frame's receive queue */
 	KV_COUNTER_DROP_RINGBUF_FULL,	/* the BPF ring buffer has no room for the batch */
 	KV_COUNTER_DROP_PARTITION_BUSY, /* another core has used the partition for too long */
+	KV_COUNTER_DROP_SUPER_PACKET,	/* datagrams that a kernel left or made one packet (GSO, GRO) */
 	KV_COUNTERS
 };
 

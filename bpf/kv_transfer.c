@@ -122,8 +122,6 @@ int kv_transfer_frame_send(struct xdp_md *ctx)
 	if (!payload || offset > KV_TRANSFER_BYTES_MAX - KV_TRANSFER_FRAGMENT_MAX || bytes <= offset)
 		return XDP_ABORTED;
 	fragment_bytes = kv_fragment_bytes(bytes - offset);
-	if (fragment_bytes == 0)
-		return XDP_ABORTED;
 	header.eth_type = bpf_htons(KV_TRANSFER_ETHERTYPE);
 	header.fragment = control->dpu_fragments;
 	header.operation = control->dpu_count;
@@ -156,8 +154,6 @@ int kv_transfer_frame_receive(struct xdp_md *ctx)
 		return XDP_DROP;
 	}
 	fragment_bytes = kv_fragment_bytes(bytes - offset);
-	if (fragment_bytes == 0)
-		return XDP_ABORTED;
 	if (bpf_xdp_load_bytes(ctx, sizeof(header), fragment->bytes, fragment_bytes)) {
 		control->dpu_wrong++;
 		return XDP_DROP;
@@ -228,13 +224,12 @@ static __always_inline struct kv_transfer_payload *kv_slot_now(const struct kv_t
 	return kv_transfer_slots.lookup(&index);
 }
 
-/* What of the rest the next frame takes. Clang would take the bounds that the verifier needs out again; 0: never. */
+/* Return how many of the bytes left, which are 1 at least, the next frame takes. */
 static __always_inline __u64 kv_fragment_bytes(__u64 bytes_left)
 {
 	if (bytes_left > KV_TRANSFER_FRAGMENT_MAX)
 		bytes_left = KV_TRANSFER_FRAGMENT_MAX;
-	KV_OPAQUE(bytes_left);
-	return bytes_left <= KV_TRANSFER_FRAGMENT_MAX ? bytes_left : 0;
+	return kv_copy_bytes(bytes_left, KV_TRANSFER_FRAGMENT_MAX - 1);
 }
 
 /* One payload more has been handed over, or taken. */

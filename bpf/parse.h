@@ -62,6 +62,27 @@ static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *
 	return KV_PARSE_OURS;
 }
 
+/*
+ * Return the counter of a frame over KV_FRAME_MAX. One that is longer than its link's MTU was never on a wire: generic
+ * XDP gets what the sender's kernel has left in one piece for a driver to segment (GSO), or ours has merged (GRO).
+ */
+static __always_inline int kv_drop_of_long(struct xdp_md *ctx, __u32 shift)
+{
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(ctx, 0, &mtu, -(int)shift, 0) > 0 ? KV_COUNTER_DROP_SUPER_PACKET
+							       : KV_COUNTER_DROP_FRAME_LENGTH;
+}
+
+/*
+ * Whether an item's header word is the next datagram's batch header and first operation, as in such a packet that is
+ * no longer than a frame. As an item it would have an operation that there is not, and mostly be truncated.
+ */
+static __always_inline int kv_is_batch_header(__u64 header)
+{
+	return (header & 0xff00ffffffff00ffULL) == KV_MAGIC_REQUEST;
+}
+
 /* Everything before the requests, of a frame that kv_find_engine() found to be ours. */
 static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet *packet)
 {
@@ -80,7 +101,7 @@ static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet
 	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK))
 		return KV_COUNTER_DROP_FRAGMENT;
 	if (packet->frame_bytes > KV_FRAME_MAX)
-		return KV_COUNTER_DROP_FRAME_LENGTH;
+		return kv_drop_of_long(ctx, shift);
 	if ((void *)(header + 1) + KV_ITEM_HEADER_BYTES > data_end)
 		return KV_COUNTER_DROP_FRAME_LENGTH;
 	if (bpf_ntohs(header->ip_total_length) != packet->frame_bytes - shift - KV_ETH_BYTES)
@@ -186,6 +207,8 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 			parsed.value = words[1];
 			parsed.bytes = KV_ITEM_HEADER_BYTES + 16;
 		} else {
+			if (offset && kv_is_batch_header(header))
+				return -KV_COUNTER_DROP_SUPER_PACKET;
 			kv_parse_item(item, header, offset, body_bytes, data_end, &parsed);
 			if (parsed.bytes == 0)
 				return -KV_COUNTER_DROP_TRUNCATED;

@@ -39,11 +39,11 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 					 struct kv_dpu_queue *queue)
 {
 	__u32 slot = queue->published & KV_SLOT_MASK;
-	__u32 frame_bytes = packet->frame_bytes;
+	__u64 frame_bytes = packet->frame_bytes;
 	__u32 refusal;
 
 	if (frame_bytes == 0 || frame_bytes > KV_FRAME_MAX)
-		return kv_drop(queue, KV_COUNTER_DROP_FRAME_LENGTH);
+		return kv_drop(queue, kv_drop_of_long(ctx, packet->header_offset));
 	if (KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP) {
 		struct kv_frame_note note = { .frame_bytes = frame_bytes, .engine = packet->engine };
 
@@ -54,9 +54,8 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 	refusal = kv_refusal(pair, queue);
 	if (refusal)
 		return kv_drop(queue, refusal);
-	KV_OPAQUE(frame_bytes);
-	frame_bytes &= KV_OFFSET_MASK;
-	if (frame_bytes == 0 || bpf_xdp_load_bytes(ctx, 0, pair->requests[slot].payload, frame_bytes))
+	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
+	if (bpf_xdp_load_bytes(ctx, 0, pair->requests[slot].payload, frame_bytes))
 		return XDP_ABORTED;
 	pair->requests[slot].frame_bytes = frame_bytes;
 	queue->counters[KV_COUNTER_REDIRECTED]++;
@@ -75,7 +74,7 @@ static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_p
 {
 	__u32 slot = queue->published & KV_SLOT_MASK;
 	__u32 records_offset = KV_ROUNDUP8(packet->frame_bytes);
-	__u64 parked_bytes, record_bytes, records = request_count;
+	__u64 parked_bytes, record_bytes, records;
 	struct kv_frame_note note = {
 		.frame_bytes = packet->frame_bytes,
 		.engine = packet->engine,
@@ -88,18 +87,12 @@ static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_p
 	if (kv_prepare_batch(ctx, packet, request_count, &queue->parked[slot]))
 		return XDP_ABORTED;
 	kv_stage_end(own, KV_STAGE_PREPARE);
-	/* "R4 min value is negative": the verifier wants the very register that it has bounded. */
-	KV_OPAQUE(records);
-	records &= 0x7f;
-	if (records == 0 || records > KV_BATCH_MAX)
-		return XDP_ABORTED;
+	/* Both lengths get their range from the records': comparisons of two bounds clang makes one of. */
+	records = kv_copy_bytes(request_count, KV_BATCH_MAX - 1);
 	parked_bytes = KV_PARKED_BYTES(records);
 	record_bytes = records * sizeof(struct kv_request);
 	KV_OPAQUE(parked_bytes);
 	KV_OPAQUE(record_bytes);
-	if (parked_bytes - 1 >= sizeof(struct kv_parked_batch) ||
-	    record_bytes - 1 >= KV_BATCH_MAX * sizeof(struct kv_request))
-		return XDP_ABORTED;
 	if (kv_set_length(ctx, records_offset + parked_bytes + record_bytes) == 0) {
 		if (bpf_xdp_store_bytes(ctx, records_offset, &queue->parked[slot], parked_bytes) ||
 		    bpf_xdp_store_bytes(ctx, records_offset + parked_bytes, pair->requests[slot].records, record_bytes))
@@ -158,7 +151,7 @@ static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_que
 					       struct kv_dpu_queue *queue)
 {
 	__u32 slot = queue->answered & KV_SLOT_MASK;
-	__u32 frame_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
+	__u64 frame_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
 
 	if (frame_bytes == 0) {
 		kv_release_oldest(pair, queue);
@@ -173,9 +166,8 @@ static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_que
 		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
 		return XDP_DROP;
 	}
-	KV_OPAQUE(frame_bytes);
-	frame_bytes &= KV_OFFSET_MASK;
-	if (frame_bytes == 0 || bpf_xdp_store_bytes(ctx, 0, pair->responses[slot].payload, frame_bytes))
+	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
+	if (bpf_xdp_store_bytes(ctx, 0, pair->responses[slot].payload, frame_bytes))
 		return XDP_ABORTED;
 	queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += frame_bytes;
 	kv_release_oldest(pair, queue);

@@ -80,10 +80,9 @@ static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_
 static __always_inline int kv_copy_payload(struct xdp_md *ctx, const struct kv_packet *packet,
 					   struct kv_request_slot *slot, struct kv_dpu_queue *queue)
 {
-	__u32 body_bytes = packet->body_bytes & KV_OFFSET_MASK;
+	__u64 body_bytes = kv_copy_bytes(packet->body_bytes, KV_OFFSET_MASK);
 
-	if (body_bytes == 0 ||
-	    bpf_xdp_load_bytes(ctx, packet->header_offset + KV_PACKET_HEADER_BYTES, slot->payload, body_bytes))
+	if (bpf_xdp_load_bytes(ctx, packet->header_offset + KV_PACKET_HEADER_BYTES, slot->payload, body_bytes))
 		return -1;
 	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += body_bytes;
 	return 0;

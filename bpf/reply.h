@@ -134,13 +134,10 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 		room = KV_ROUNDUP8(value_bytes);
 		if (room > KV_FRAME_MAX)
 			return 0;
-		/* else "R4 invalid zero-sized read": clang knows it cannot be 0, the verifier does not */
-		KV_OPAQUE(room);
-		if (room == 0)
-			return 0;
 		payload_offset = KV_READ_ONCE(response->value) & KV_OFFSET_MASK;
 		if (bpf_xdp_store_bytes(ctx, body_offset + offset,
-					(void *)&pair->responses[slot].payload[payload_offset], room))
+					(void *)&pair->responses[slot].payload[payload_offset],
+					kv_copy_bytes(room, KV_OFFSET_MASK)))
 			return 0;
 		queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += room;
 		offset += room;
@@ -171,6 +168,7 @@ static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offse
 		struct kv_item_header *item;
 		__u64 *value;
 
+		KV_OPAQUE(request_count); /* else clang counts down to 0, where Linux before 6.8 sees no bound of i */
 		KV_OPAQUE(offset);
 		offset &= KV_OFFSET_MASK;
 		item = body + offset;

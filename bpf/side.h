@@ -36,6 +36,18 @@
 /* The same number, of which the verifier knows nothing any more: it does not follow what lies in maps. */
 #define KV_UNKNOWN(queue, number) ((queue)->scratch = (number), KV_READ_ONCE((queue)->scratch))
 
+/*
+ * Return how many bytes a helper copies: `bytes`, which is 1 to mask + 1 (a power of two). Kernels before 6.8 learn
+ * no lower bound from a comparison with 0, and refuse bpf_xdp_load_bytes() and bpf_xdp_store_bytes() a length that may
+ * be 0 ("R3 min value is outside of the allowed memory range"): here the range follows from arithmetic alone.
+ */
+static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
+{
+	bytes--;
+	KV_OPAQUE(bytes);
+	return (bytes & mask) + 1;
+}
+
 #ifndef KV_HOST_SIDE
 
 #define KV_KEEP_LOOP _Pragma("clang loop unroll(disable)")
@@ -85,6 +97,13 @@ static inline __u64 bpf_ktime_get_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (__u64)now.tv_sec * 1000000000 + (__u64)now.tv_nsec;
+}
+
+/* Frames come from a socket or a ring, whose places are no longer than KV_FRAME_MAX. */
+static inline int bpf_check_mtu(struct xdp_md *ctx, __u32 interface_index, __u32 *mtu, int more_bytes, __u64 flags)
+{
+	(void)ctx, (void)interface_index, (void)mtu, (void)more_bytes, (void)flags;
+	return 0;
 }
 
 static inline int bpf_xdp_adjust_tail(struct xdp_md *ctx, int growth)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -38,11 +39,14 @@ from dpukv_xdp.config import (
     TRANSPORTS,
 )
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.patience import check_stated, patient
 
 # What takes long to import is imported by the command that needs it: `dpukv --help` and `get`
 # answer at once.
 
 LAB_READY_SECONDS = 20.0
+"""A lab's server that neither answers nor gets any further for so long is given up."""
+LAB_PROBE_SECONDS = 0.1
 LOG_BYTES_MAX = 1 << 20
 PLAIN_COLUMNS = 80
 COMMAND = os.environ.get("DPUKV_COMMAND", "dpukv")  # what the person typed: see tools/dpukv
@@ -76,7 +80,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self._raised_at = -CLEAN_UP_SECONDS
+        self._raised_at = -math.inf
         self._raised_number = 0
         self._is_held = False
         self._pending: int | None = None
@@ -114,7 +118,7 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_held:
             self._pending = number
-        elif time.monotonic() - self._raised_at >= CLEAN_UP_SECONDS:
+        elif time.monotonic() - self._raised_at >= patient(CLEAN_UP_SECONDS):
             self._raise(number)
 
     def _raise(self, number: int) -> NoReturn:
@@ -185,6 +189,7 @@ def cli() -> None:
 
     Start with `dpukv demo`; `dpukv doctor` says what this machine lacks.
     """
+    check_stated()
 
 
 # ---- Options that several commands share
@@ -907,11 +912,15 @@ def increment(key: str, by: int, json_path: str | None, **whom: Any) -> None:
 def doctor(json_path: str | None) -> None:
     """What this machine has and lacks.
 
-    Each gap with its remedy; exit status 1 if something that is needed is missing.
+    Loads the programs of each design, and tries each kernel feature that they want. Each gap comes
+    with its remedy; exit status 1 if something that is needed is missing, or could not be tried.
     """
     from dpukv_xdp.doctor import checks
 
-    found = checks()
+    _check_json(json_path)
+    signals.catch()
+    with _progress() as progress:
+        found = checks(progress)
     _emit_json(
         json_path,
         [
@@ -921,18 +930,28 @@ def doctor(json_path: str | None) -> None:
                 "found": c.found,
                 "remedy": c.remedy,
                 "required": c.is_required,
+                "tried": c.is_tried,
+                **c.details,
             }
             for c in found
         ],
     )
     if json_path != "-":
         for check in found:
-            mark = "ok  " if check.ok else ("MISSING" if check.is_required else "note")
+            mark = _mark_of(check)
             click.echo(
                 f"{mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}"
             )
     if any(check.is_required and not check.ok for check in found):
         sys.exit(1)
+
+
+def _mark_of(check: Any) -> str:
+    if check.ok:
+        return "ok"
+    if not check.is_tried:
+        return "?"
+    return "MISSING" if check.is_required else "note"
 
 
 @cli.command(hidden=True)
@@ -1107,7 +1126,7 @@ def _lab_server_answers(place: Any) -> bool:
     try:
         with (
             in_namespace(place.client.namespace),
-            Client(address, timeout=0.1, retries=0) as client,
+            Client(address, timeout=patient(LAB_PROBE_SECONDS), retries=0) as client,
         ):
             client.ping()
     except NoResponseError:
@@ -1118,14 +1137,30 @@ def _lab_server_answers(place: Any) -> bool:
 def _await_lab_server(
     process: subprocess.Popen[Any], log_fd: int, answers: Callable[[], bool]
 ) -> None:
-    """Until it answers. DpukvError, with what it said last, if it ends or takes too long."""
-    deadline = time.monotonic() + LAB_READY_SECONDS
+    """Wait until it answers.
+
+    Raises DpukvError, with what it said last, if it ends, or gets no further for LAB_READY_SECONDS.
+    """
+    reached, moved_at = (0, 0), time.monotonic()
     while not answers():
-        if process.poll() is not None or time.monotonic() > deadline:
+        progress = _start_progress(process.pid, log_fd)
+        if any(now > before for now, before in zip(progress, reached, strict=True)):
+            reached, moved_at = progress, time.monotonic()
+        is_stuck = time.monotonic() - moved_at > patient(LAB_READY_SECONDS)
+        if process.poll() is not None or is_stuck:
             said = os.pread(log_fd, LOG_BYTES_MAX, 0).decode(errors="replace")
             reason = (said.split("dpukv: ")[-1].strip()) or "it said nothing"
             raise DpukvError(f"the lab's server did not start: {reason}")
         time.sleep(0.05)
+
+
+def _start_progress(pid: int, log_fd: int) -> tuple[int, int]:
+    """Return how far a server's start has come: bytes of its log, and MiB of memory, which grows
+    while it compiles and while it makes its store.
+    """
+    from dpukv_xdp.machine import resident_bytes
+
+    return os.fstat(log_fd).st_size, resident_bytes(pid) >> 20
 
 
 def _serve_arguments(place: Any, config: Any) -> list[str]:

@@ -19,6 +19,7 @@ from etcd3gw.lease import Lease
 
 from dpukv_xdp.directory import Listing, ServerRecord, check_name, read_record
 from dpukv_xdp.errors import DirectoryError
+from dpukv_xdp.patience import patient
 
 TIMEOUT_SECONDS = 2.0
 """For connecting and for each answer: well below the TTL, so that a lost one can be repeated."""
@@ -65,7 +66,7 @@ class Etcd2Directory:
         """etcd's answer; empty if the key is not there."""
         with _failures_named(self._place):
             answer = self._session.request(
-                method, self._servers_url + path, data=form, timeout=TIMEOUT_SECONDS
+                method, self._servers_url + path, data=form, timeout=patient(TIMEOUT_SECONDS)
             )
             if answer.status_code == requests.codes["not_found"] and "json" not in (
                 answer.headers.get("Content-Type", "")
@@ -92,7 +93,7 @@ class Etcd3Directory:
         self._place = f"etcd3://{_bracketed(host)}:{port}{prefix}"
         self._prefix = f"{prefix}/servers/"
         self._ttl_seconds = ttl_seconds
-        self._client = Etcd3Client(host, port, timeout=TIMEOUT_SECONDS, session=_session())
+        self._client = Etcd3Client(host, port, timeout=patient(TIMEOUT_SECONDS), session=_session())
         self._leases: dict[str, Lease] = {}
 
     def publish(self, name: str, record: ServerRecord) -> None:
@@ -150,8 +151,8 @@ def _failures_named(place: str) -> Iterator[None]:
         yield
     except (requests.Timeout, ConnectionTimeoutError) as error:
         raise DirectoryError(
-            f"the directory {place} does not answer within {TIMEOUT_SECONDS:g} s: check that etcd "
-            f"runs there"
+            f"the directory {place} does not answer within {patient(TIMEOUT_SECONDS):g} s: "
+            f"check that etcd runs there"
         ) from error
     except (requests.ConnectionError, ConnectionFailedError) as error:
         raise DirectoryError(

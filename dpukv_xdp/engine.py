@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.errors import DpukvError, MissingError
+from dpukv_xdp.patience import patient
 
 ENGINE_NICE = -20
 SENDER_PRIORITY = 10
@@ -64,9 +65,10 @@ class NativeThread:
     def stop(self) -> None:
         """Tell the loop to end and wait for it. Raises DpukvError if it does not or has failed."""
         self._stop()
-        self._thread.join(STOP_TIMEOUT_SECONDS)
+        timeout_seconds = patient(STOP_TIMEOUT_SECONDS)
+        self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            raise DpukvError(f"{self._thread.name} did not stop within {STOP_TIMEOUT_SECONDS:g} s")
+            raise DpukvError(f"{self._thread.name} did not stop within {timeout_seconds:g} s")
         if self._status < 0:
             raise DpukvError(f"{self._thread.name} failed: {os.strerror(-self._status)}")
 
@@ -328,7 +330,7 @@ class LiveFrames:
         before the call: repeat it.
         """
         self._stopping = True
-        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        deadline = time.monotonic() + patient(STOP_TIMEOUT_SECONDS)
         while self._thread_id and time.monotonic() < deadline:
             with contextlib.suppress(ProcessLookupError):
                 signal.pthread_kill(self._thread_id, STOP_SIGNAL)

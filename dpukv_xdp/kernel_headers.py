@@ -149,7 +149,7 @@ def writable_cache() -> Path:
     for cache in CACHE_DIRS:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-        except PermissionError:
+        except OSError:  # no permission, a read-only file system, a file of that name
             continue
         if os.access(cache, os.W_OK):
             return cache

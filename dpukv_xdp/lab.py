@@ -32,6 +32,7 @@ from pyroute2.netlink.rtnl import RTMGRP_LINK
 
 from dpukv_xdp import nic
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.patience import patient
 
 REGISTER_DIR = Path("/run/dpukv")
 UNFINISHED = ".new"  # the end of a file's name while it is written
@@ -534,7 +535,8 @@ def _disable_ipv6() -> None:
 
 def _wait_until_up(interface: str) -> None:
     """Until the kernel would really send: before that it drops frames without a word."""
-    deadline = time.monotonic() + LINK_TIMEOUT_SECONDS
+    timeout_seconds = patient(LINK_TIMEOUT_SECONDS)
+    deadline = time.monotonic() + timeout_seconds
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as events, IPRoute() as netlink:
         events.bind((0, RTMGRP_LINK))
         while netlink.link("get", ifname=interface)[0].get_attr("IFLA_OPERSTATE") != "UP":
@@ -543,7 +545,7 @@ def _wait_until_up(interface: str) -> None:
                 events.recv(1 << 16)
             except TimeoutError as error:
                 raise DpukvError(
-                    f"{interface} did not come up within {LINK_TIMEOUT_SECONDS:g} s: "
+                    f"{interface} did not come up within {timeout_seconds:g} s: "
                     "look at the kernel's log"
                 ) from error
 
@@ -662,8 +664,8 @@ def terminate(processes: Sequence[Process]) -> None:
         if not _is_self(process) and (handle := _open_process(process)) is not None
     ]
     try:
-        waiting = _signal_and_wait(handles, signal.SIGTERM, TERMINATE_GRACE_SECONDS)
-        waiting = _signal_and_wait(waiting, signal.SIGKILL, KILL_TIMEOUT_SECONDS)
+        waiting = _signal_and_wait(handles, signal.SIGTERM, patient(TERMINATE_GRACE_SECONDS))
+        waiting = _signal_and_wait(waiting, signal.SIGKILL, patient(KILL_TIMEOUT_SECONDS))
     finally:
         for handle in handles:
             os.close(handle)

@@ -3,6 +3,7 @@
 are all that leaves this module.
 """
 
+import errno
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp import abi, compiler
+from dpukv_xdp import abi, compiler, features
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.compiler import CompiledObject, MapPlan
 from dpukv_xdp.errors import DpukvError, LoadError, MissingError
@@ -95,7 +96,8 @@ class LoadedObject:
             raise DpukvError(f"{name} has values of {plan.value_bytes} bytes, not {len(value)}")
         status = lib.bpf_map_update_elem(fd, ffi.new("__u32 *", index), value, 0)
         if status < 0:
-            raise DpukvError(f"cannot set entry {index} of {name}: {os.strerror(-status)}")
+            reason = OSError(-status, os.strerror(-status))
+            raise DpukvError(f"cannot set entry {index} of {name}: {reason.strerror}") from reason
 
     def set_fd(self, name: str, index: int, fd: int) -> None:
         """Put a socket or a map into a map of such."""
@@ -227,7 +229,8 @@ def verified_instructions(program_fd: int) -> int:
     text = Path(f"/proc/self/fdinfo/{program_fd}").read_text()
     found = re.search(r"^verified_insns:\s*(\d+)", text, re.MULTILINE)
     if found is None:
-        raise MissingError("counting verified instructions", "Linux 5.16 or later")
+        wanted = "counting a program's verified instructions"
+        raise features.missing("verified instruction counts", wanted, "it does not tell")
     return int(found[1])
 
 
@@ -237,8 +240,11 @@ def enabled_stats() -> Iterator[None]:
     run.
     """
     stats_fd = lib.bpf_enable_stats(lib.BPF_STATS_RUN_TIME)
+    if stats_fd in (-errno.EPERM, -errno.EACCES):
+        raise MissingError("BPF run-time statistics", "CAP_SYS_ADMIN: run it with sudo")
     if stats_fd < 0:
-        raise MissingError("BPF run-time statistics", f"root ({os.strerror(-stats_fd)})")
+        wanted = "measuring XDP's CPU time"
+        raise features.missing("BPF run-time statistics", wanted, os.strerror(-stats_fd))
     try:
         yield
     finally:

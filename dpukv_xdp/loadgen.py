@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp import abi, lab, loader, nic, workload
+from dpukv_xdp import abi, lab, loader, nic, probes, workload
 from dpukv_xdp._core._native import lib
 from dpukv_xdp.engine import LIVE_BATCH_FRAMES, LiveFrames, NativeThread, catch_stop_signal
 from dpukv_xdp.errors import DpukvError, UsageError
@@ -98,6 +98,7 @@ class LoadGenerator:
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "LoadGenerator":
+        probes.require("live frames", "the load generator")
         with contextlib.ExitStack() as cleanup:
             programs = self._build.load()
             cleanup.callback(programs.close)

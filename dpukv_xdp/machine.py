@@ -20,9 +20,15 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def resident_bytes() -> int:
-    """Memory that this process has: its own pages, small and huge, and mapped ones."""
-    fields = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines())
+def resident_bytes(pid: int | str = "self") -> int:
+    """Return the memory that a process has: its own pages, small and huge, and mapped ones; 0 if
+    it has ended.
+    """
+    try:
+        lines = _read(f"/proc/{pid}/status").splitlines()
+    except ProcessLookupError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines)
     return sum(int(fields.get(name, "0").split()[0]) << 10 for name in ("VmRSS", "HugetlbPages"))
 
 

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
-from pyroute2.ethtool.ioctl import IoctlEthtool, NotSupportedError
+from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice, NotSupportedError
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import (
     IFF_UP,
@@ -62,6 +62,15 @@ class Interface:
     """The first IPv4 address, without prefix length."""
     programs: tuple[XdpProgram, ...]
     """The XDP programs on it: none, or one for each mode."""
+
+
+@dataclass(frozen=True)
+class VethPeer:
+    """The other end of a veth pair."""
+
+    index: int
+    namespace_id: int | None
+    """Number of its network namespace as seen from the interface's; None if it is the same."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,23 @@ def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD
     return True
 
 
+def veth_peer(interface: str) -> VethPeer | None:
+    """Return the other end of a veth pair; None if the interface is no veth's end."""
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", ifname=interface)
+    kind = link.get_attr("IFLA_LINKINFO")
+    if kind is None or kind.get_attr("IFLA_INFO_KIND") != "veth":
+        return None
+    return VethPeer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID"))
+
+
+def name_of(index: int) -> str:
+    """Return the name of the interface with that number. Raises NetlinkError if there is none."""
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", index=index)
+    return str(link.get_attr("IFLA_IFNAME"))
+
+
 def deaf_veth_peer(interface: str) -> str | None:
     """One sentence if what native XDP sends back on the interface would not arrive; else None.
 
@@ -182,15 +208,13 @@ def deaf_veth_peer(interface: str) -> str | None:
     (veth_xdp_flush(); GRO, which is enough for redirected frames, is not). A peer in a namespace
     that we may not look into counts as awake.
     """
+    found = veth_peer(interface)
+    if found is None:
+        return None
+    where = {} if found.namespace_id is None else {"if_netnsid": found.namespace_id}
     with IPRoute() as netlink:
-        (link,) = netlink.link("get", ifname=interface)
-        kind = link.get_attr("IFLA_LINKINFO")
-        if kind is None or kind.get_attr("IFLA_INFO_KIND") != "veth":
-            return None
-        namespace = link.get_attr("IFLA_LINK_NETNSID")
-        where = {} if namespace is None else {"if_netnsid": namespace}
         try:
-            (peer,) = netlink.link("get", index=link.get_attr("IFLA_LINK"), **where)
+            (peer,) = netlink.link("get", index=found.index, **where)
         except NetlinkError as error:
             if error.code in (errno.EPERM, errno.EACCES):
                 return None
@@ -270,23 +294,55 @@ def set_offloads(
                 raise UsageError(f"{interface} cannot turn {feature} {'on' if is_on else 'off'}")
 
 
+def turn_off(interface: str, feature: str) -> bool:
+    """Turn a feature off, by its name in `ethtool -k`; whether it was wanted."""
+    with closing(IoctlEthtool(interface)) as ethtool:
+        features = ethtool.get_features()
+        if feature not in features or not features.is_requested(feature):
+            return False
+        features[feature] = False
+        with suppress(NotSupportedError):  # the driver insists: the counters tell
+            ethtool.set_features(features)
+    return True
+
+
+def turn_on(interface: str, feature: str) -> None:
+    """Turn a feature on that turn_off() has turned off, unless the interface has gone."""
+    with closing(IoctlEthtool(interface)) as ethtool:
+        try:
+            features = ethtool.get_features()
+            features[feature] = True
+            ethtool.set_features(features)
+        except (NoSuchDevice, NotSupportedError):
+            return  # the latter: noted, and in force once what it depends on is on
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+
 # ---- BPF programs that need no compiler
 
 PASS_PROGRAM = bytes.fromhex("b700000002000000 9500000000000000")  # r0 = XDP_PASS; exit
+DROP_PROGRAM = bytes.fromhex("b700000001000000 9500000000000000")  # r0 = XDP_DROP; exit
 
 
 def load_pass_program(name: str = "kv_pass") -> int:
     """A descriptor of an XDP program that lets every frame pass. Raises OSError."""
-    count = len(PASS_PROGRAM) // 8
-    arguments = (name.encode(), b"Dual BSD/GPL", PASS_PROGRAM, count, ffi.NULL)
-    return _checked(lib.bpf_prog_load(lib.BPF_PROG_TYPE_XDP, *arguments))
+    return load_program(PASS_PROGRAM, name)
+
+
+def load_program(instructions: bytes, name: str) -> int:
+    """Return a descriptor of an XDP program that uses no maps. Raises OSError."""
+    count = len(instructions) // 8
+    arguments = (name.encode(), b"Dual BSD/GPL", instructions, count, ffi.NULL)
+    return checked(lib.bpf_prog_load(lib.BPF_PROG_TYPE_XDP, *arguments))
 
 
 def program_info(program_fd: int) -> tuple[int, str]:
     """The number and the name of a loaded program. Raises OSError if it is not one."""
     info = ffi.new("struct bpf_prog_info *")
     info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
-    _checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
+    checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
     return info.id, ffi.string(info.name).decode(errors="replace")
 
 
@@ -303,11 +359,14 @@ def program_name(program_id: int) -> str:
 
 
 def _program_fd(program_id: int) -> int:
-    return _checked(lib.bpf_prog_get_fd_by_id(program_id))
+    return checked(lib.bpf_prog_get_fd_by_id(program_id))
 
 
-def _checked(result: int) -> int:
-    """What libbpf returned. Raises OSError."""
+def checked(result: int) -> int:
+    """Return what a function of libbpf or of the core returned, if it is no negative errno.
+
+    Raises OSError.
+    """
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return int(result)

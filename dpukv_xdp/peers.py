@@ -32,6 +32,7 @@ from dpukv_xdp.lab import Lab, in_namespace
 from dpukv_xdp.limits import limit_of
 from dpukv_xdp.loadgen import TEMPLATES, latency_summary
 from dpukv_xdp.machine import machine_facts
+from dpukv_xdp.patience import patient
 from dpukv_xdp.peers_load import (
     PROTOCOLS,
     PeerLoad,
@@ -51,6 +52,7 @@ WARM_UP_SECONDS = 0.3
 PROGRESS_SECONDS = 0.25
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
+PROBE_SECONDS = 1.0
 LOAD_WINDOW = 16
 LOAD_REQUESTS = 1 << 18
 """Keys that are prepared at a time for the load phase."""
@@ -289,7 +291,7 @@ class PeerSession:
         options.check()
         plan = self._plan(options)
         window = self._window(options)
-        with self._load(self.peer.transport, window) as load:
+        with self._death_named(), self._load(self.peer.transport, window) as load:
             load.begin(plan)
             time.sleep(WARM_UP_SECONDS)
             before, server_before = load.snapshot(), self._server_times()
@@ -363,13 +365,13 @@ class PeerSession:
             finally:
                 process.terminate()
                 try:
-                    process.wait(STOP_SECONDS)
+                    process.wait(patient(STOP_SECONDS))
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
 
     def _wait_until_up(self, process: subprocess.Popen[Any], log: IO[bytes]) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + patient(START_SECONDS)
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 said = os.pread(log.fileno(), LOG_BYTES_MAX, 0).decode(errors="replace").strip()
@@ -397,9 +399,24 @@ class PeerSession:
                 idle_ns=idle_ns(self.server_cpus),
             )
         except OSError as error:
-            raise DpukvError(
-                f"{self.peer.program} ended in the middle of a run: {how_ended(self._process)}"
-            ) from error
+            raise self._died() from error
+
+    @contextlib.contextmanager
+    def _death_named(self) -> Iterator[None]:
+        """A server that has ended is what went wrong, whoever noticed it first and by what."""
+        try:
+            yield
+        except DpukvError as error:
+            try:
+                self._process.wait(patient(PROBE_SECONDS))
+            except subprocess.TimeoutExpired:  # it lives
+                raise error from None
+            raise self._died() from error
+
+    def _died(self) -> DpukvError:
+        return DpukvError(
+            f"{self.peer.program} ended in the middle of a run: {how_ended(self._process)}"
+        )
 
     def _result(self, options: BenchOptions, run: "_Run", window: int, lost: int) -> Result:
         responses, seconds = run.count("responses"), run.elapsed_ns() / 1e9
@@ -584,13 +601,13 @@ CPUCLOCK_SCHED = 2
 
 def how_ended(process: subprocess.Popen[Any]) -> str:
     """How a process ended, in words."""
-    status = process.wait(STOP_SECONDS)
+    status = process.wait(patient(STOP_SECONDS))
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def _ask(connection: socket.socket, request: bytes) -> bytes:
     connection.setblocking(True)
-    connection.settimeout(1.0)
+    connection.settimeout(patient(PROBE_SECONDS))
     connection.sendall(request)
-    readable, _, _ = select.select([connection], [], [], 1.0)
+    readable, _, _ = select.select([connection], [], [], patient(PROBE_SECONDS))
     return connection.recv(256) if readable else b""

@@ -22,6 +22,7 @@ from dpukv_xdp import abi, workload
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.engine import NativeThread
 from dpukv_xdp.errors import DpukvError, UsageError
+from dpukv_xdp.patience import patient
 from dpukv_xdp.workload import Distribution, Workload
 
 Transport = Literal["tcp", "udp"]
@@ -263,7 +264,7 @@ def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
     kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
     connected = socket.socket(socket.AF_INET, kind)
     try:
-        connected.settimeout(STREAM_TIMEOUT_NS / 1e9)
+        connected.settimeout(patient(STREAM_TIMEOUT_NS / 1e9))
         connected.connect(address)
         if transport == "tcp":
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

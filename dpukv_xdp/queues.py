@@ -5,6 +5,7 @@ Every function works in the network namespace of the calling thread.
 """
 
 import contextlib
+import errno
 import os
 import subprocess
 from collections.abc import Sequence
@@ -12,10 +13,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from dpukv_xdp import abi
-from dpukv_xdp.errors import MissingError
-
-KTHREAD_SECONDS = 2.0
+from dpukv_xdp import abi, features
 
 
 def receive_queues(interface: str) -> int:
@@ -36,10 +34,10 @@ def set_napi_threads(interface: str, on: bool) -> None:
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
     )
     if result.returncode and on:
-        raise MissingError(
-            f"NAPI threads for {interface}",
-            f"Linux 5.12 and a driver with NAPI ({result.stderr.strip()}): leave out --dpu-cpus",
-        )
+        reason = OSError(errno.EOPNOTSUPP, result.stderr.strip())
+        raise features.missing(
+            "threaded NAPI", f"--dpu-cpus on {interface}", str(reason.strerror)
+        ) from reason
 
 
 def napi_threads(interface: str) -> dict[int, dict[str, int]]:

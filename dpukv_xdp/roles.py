@@ -23,6 +23,7 @@ from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.loadgen import LoadGenerator, Loop, Snapshot
 from dpukv_xdp.machine import resident_bytes
+from dpukv_xdp.patience import patient
 from dpukv_xdp.server import Server
 from dpukv_xdp.workload import Plan
 
@@ -64,7 +65,7 @@ class Role:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()  # type: ignore[union-attr]
         try:
-            self.process.wait(STOP_TIMEOUT_SECONDS)
+            self.process.wait(patient(STOP_TIMEOUT_SECONDS))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -30,6 +30,7 @@ from dpukv_xdp.directory import (
     tell,
 )
 from dpukv_xdp.errors import DpukvError, UsageError
+from dpukv_xdp.patience import patient
 from dpukv_xdp.rebalance import plan_moves
 from dpukv_xdp.roles import answer_call
 from dpukv_xdp.server import Server
@@ -41,6 +42,8 @@ CALL_TIMEOUT_SECONDS = 30.0
 """Beside the time that a call is told to take."""
 IDLE_SECONDS = 5.0
 """Who says nothing for so long must not hold the exit up."""
+PROBE_SECONDS = 1.0
+"""A server that takes longer to accept a connection counts as stopped, not as gone."""
 LOOK_SECONDS = 1.0
 """For how long a rebalancing that nobody has prepared counts requests."""
 
@@ -164,7 +167,7 @@ def call_service(name: str, call: str, **arguments: Any) -> Any:
     path = CONTROL_DIR / f"{name}.sock"
     line = msgspec.json.encode({"call": call, "arguments": arguments}) + b"\n"
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(CALL_TIMEOUT_SECONDS + arguments.get("look_seconds", 0.0))
+        connection.settimeout(patient(CALL_TIMEOUT_SECONDS) + arguments.get("look_seconds", 0.0))
         try:
             connection.connect(str(path))
             connection.sendall(line)
@@ -201,7 +204,9 @@ class _Call(msgspec.Struct):
 
 
 class _Handler(socketserver.StreamRequestHandler):
-    timeout = IDLE_SECONDS
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(patient(IDLE_SECONDS))
 
     def handle(self) -> None:
         try:
@@ -271,7 +276,7 @@ def _remove_dead() -> None:
 
 def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(patient(PROBE_SECONDS))
         try:
             probe.connect(str(path))
         except (ConnectionError, FileNotFoundError):

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp import abi, lab, loader, nic, queues
+from dpukv_xdp import abi, lab, loader, nic, probes, queues
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.engine import raise_priority
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.machine import machine_facts
+from dpukv_xdp.patience import patient
+from dpukv_xdp.sockets import open_socket
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)
 """Payloads of the paper's figure, in bytes."""
@@ -312,7 +314,7 @@ class Transfers:
             transfer.interface = self._link.index
             transfer.frame_bytes = abi.SIZE("kv_transfer_frame") + fragment_bytes
             transfer.batch_frames = 1 if window == 1 else BATCH_FRAMES_MAX
-        timeout_seconds = TIMEOUT_SECONDS + len(stamps) * TIMEOUT_SECONDS_PER_OPERATION
+        timeout_seconds = patient(TIMEOUT_SECONDS + len(stamps) * TIMEOUT_SECONDS_PER_OPERATION)
         transfer.timeout_ticks = int(timeout_seconds * lib.kv_ticks_per_second())
         return transfer
 
@@ -345,13 +347,16 @@ def _run_pinned(cpu: int, loop: Callable[[Any], int], transfer: Any) -> int:
 
 
 def _raise_failure(running: dict[str, "Future[int]"], way: Way) -> None:
-    """Raise DpukvError for the end that failed first: the other was only told to stop."""
+    """Raise DpukvError for the end that failed: the other was only told to stop. Time is up for
+    both, whichever notices first.
+    """
     failed = {end: -future.result() for end, future in running.items() if future.result() < 0}
     for end, number in sorted(failed.items(), key=lambda item: item[1] == errno.ECANCELED):
-        why = os.strerror(number)
         if number == errno.ETIMEDOUT:
-            why = "operations got lost, or the machine is too busy: run it again"
-        raise DpukvError(f"{way.program}, {end} end: {why}")
+            raise DpukvError(
+                f"{way.program}: operations got lost, or the machine is too busy: run it again"
+            )
+        raise DpukvError(f"{way.program}, {end} end: {os.strerror(number)}")
 
 
 # ---- The link that AF_XDP needs
@@ -372,16 +377,13 @@ class _Link:
 
 @contextlib.contextmanager
 def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
+    probes.require("live frames", "qp-bench over AF_XDP")
     lab.remove_stale()
     with lab.Lab.up() as place, contextlib.ExitStack() as cleanup:
         host, dpu = place.client, place.server
         with lab.in_namespace(host.namespace):
             index = nic.find(host.interface).index
-            socket = lib.kv_socket_open(host.interface.encode(), 0, SOCKET_DESCRIPTORS, 0)
-        if socket == ffi.NULL:
-            raise MissingError(
-                "an AF_XDP socket", f"a kernel that has it: {os.strerror(ffi.errno)}"
-            )
+            socket = open_socket(host.interface, 0, SOCKET_DESCRIPTORS, "copy")
         cleanup.callback(lib.kv_socket_close, socket)
         stats = ffi.new("struct kv_socket_stats *")
         lib.kv_socket_get_stats(socket, stats)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """What every suite shares: what a test needs, and the lab.
 
-A skip must not hide a bug: only a missing privilege and a kernel that is too old skip a test, each
-by name. Whatever tools/setup installs is taken for granted, so its absence fails.
+A skip must not hide a bug: only a missing privilege and a kernel feature that a probe did not find
+skip a test, each by name. Whatever tools/setup installs is taken for granted, so its absence fails.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dpukv_xdp.doctor import kernel_version
+from dpukv_xdp import probes
+from dpukv_xdp.features import FEATURES
 from dpukv_xdp.lab import Lab, remove_stale
 
 PRIVILEGED_SUITES = {"bpf", "net", "perf"}
@@ -35,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Names the one mark that we have."""
     config.addinivalue_line(
         "markers",
-        "needs(kernel='5.18', why='live frames'): skipped by older kernels, and must pass on newer",
+        "needs('live frames'): skipped where the probe of that name in dpukv_xdp/probes.py fails, "
+        "and must pass where it succeeds",
     )
 
 
@@ -45,9 +46,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if suite in PRIVILEGED_SUITES and os.geteuid() != 0:
         pytest.skip(f"tests/{suite} needs root: run it with sudo tools/test")
     for mark in item.iter_markers("needs"):
-        needed = tuple(int(part) for part in re.findall(r"\d+", mark.kwargs["kernel"])[:2])
-        if kernel_version() < needed:
-            pytest.skip(f"{mark.kwargs['why']} needs Linux {mark.kwargs['kernel']} or later")
+        for name in mark.args:
+            reason = probes.lack_of(name)
+            if reason is not None:
+                pytest.skip(f"needs {name} (Linux {FEATURES[name].since}), refused here: {reason}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -31,10 +31,10 @@ CDEF_TYPES = (
     "typedef unsigned int __u32; typedef unsigned long long __u64;\n"
 )
 
-# Of libbpf and the kernel, for compiler.py, loader.py and nic.py; the C compiler fills in "...".
+# Of libbpf and the kernel; the C compiler fills in "...".
 CDEF_LIBBPF = """
-enum { BPF_MAP_TYPE_PERCPU_ARRAY = ..., BPF_MAP_TYPE_ARRAY_OF_MAPS = ...,
-	BPF_MAP_TYPE_RINGBUF = ... };
+enum { BPF_MAP_TYPE_ARRAY = ..., BPF_MAP_TYPE_PERCPU_ARRAY = ..., BPF_MAP_TYPE_ARRAY_OF_MAPS = ...,
+	BPF_MAP_TYPE_RINGBUF = ..., BPF_F_MMAPABLE = ... };
 enum { BPF_PROG_TYPE_XDP = ..., BPF_OBJ_NAME_LEN = ..., BPF_STATS_RUN_TIME = ... };
 struct bpf_map_info { __u32 type, key_size, value_size, max_entries, map_flags, btf_id,
 	btf_key_type_id, btf_value_type_id; ...; };

@@ -309,6 +309,15 @@ struct kv_frame {
 
 enum kv_socket_mode { KV_SOCKET_COPY = 0, KV_SOCKET_ZERO_COPY = 1 };
 
+/* Steps of opening one, in order; the reason of a failure depends on the step. */
+enum kv_socket_step {
+	KV_SOCKET_ALLOCATE = 0, /* memory for frames, in this process */
+	KV_SOCKET_CREATE,	/* socket(AF_XDP) */
+	KV_SOCKET_REGISTER,	/* pin and register that memory (UMEM), fill and completion ring */
+	KV_SOCKET_BIND,		/* receive and transmit ring, bind to the queue */
+	KV_SOCKET_STEPS
+};
+
 struct kv_socket_stats {
 	uint64_t received;
 	uint64_t sent;		  /* frames whose chunks have come back after it */
@@ -327,10 +336,11 @@ struct kv_socket_stats {
 struct kv_socket;
 
 /* A bound socket with `descriptors` receive descriptors (a power of two) and its own memory for frames, every fill
- * descriptor in place. It receives once its descriptor is in an XSKMAP at index `queue`. NULL and errno on failure:
- * ENODEV no such interface, EINVAL no such queue or a bad number of descriptors, EBUSY somebody else has the queue,
- * EOPNOTSUPP the driver has no zero-copy. One thread at a time may use it; the statistics may be read from any. */
-struct kv_socket *kv_socket_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy);
+ * descriptor in place. It receives once its descriptor is in an XSKMAP at index `queue`. On failure NULL, errno, and
+ * the step that failed in `*step`: dpukv_xdp/sockets.py has what they mean. One thread at a time may use it; the
+ * statistics may be read from any. */
+struct kv_socket *kv_socket_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy,
+				 enum kv_socket_step *step);
 void kv_socket_close(struct kv_socket *socket);
 /* Up to `room` frames that have come in; they are the caller's until sent or released. Never blocks. */
 uint32_t kv_socket_receive(struct kv_socket *socket, struct kv_frame *frames, uint32_t room);

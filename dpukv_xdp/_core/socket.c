@@ -55,22 +55,26 @@ struct kv_socket {
 	struct xsk_socket *xsk;
 };
 
-static struct kv_socket *kv_socket_try_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy);
+static struct kv_socket *kv_socket_try_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy,
+					    enum kv_socket_step *step);
 
-struct kv_socket *kv_socket_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy)
+struct kv_socket *kv_socket_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy,
+				 enum kv_socket_step *step)
 {
 	const struct timespec pause = { .tv_nsec = KV_BUSY_PAUSE_NS };
 
+	*step = KV_SOCKET_BIND;
 	if (strlen(interface) >= IF_NAMESIZE) {
 		errno = ENODEV;
 		return NULL;
 	}
 	if (descriptors == 0 || descriptors > KV_DESCRIPTORS_MAX || descriptors & (descriptors - 1)) {
+		*step = KV_SOCKET_REGISTER;
 		errno = EINVAL;
 		return NULL;
 	}
 	for (uint32_t tries = 1;; tries++) {
-		struct kv_socket *socket = kv_socket_try_open(interface, queue, descriptors, zero_copy);
+		struct kv_socket *socket = kv_socket_try_open(interface, queue, descriptors, zero_copy, step);
 
 		if (socket || errno != EBUSY || tries == KV_BUSY_TRIES)
 			return socket;
@@ -304,23 +308,37 @@ static void kv_socket_wake_receiver(struct kv_socket *socket)
 static uint32_t kv_power_of_two(uint32_t at_least);
 static uint32_t kv_device_descriptors(const char *interface);
 static int kv_socket_allocate(struct kv_socket *socket);
-static int kv_socket_create(struct kv_socket *socket, const char *interface, uint32_t queue, uint32_t fill_size,
-			    uint32_t descriptors, int zero_copy);
+static int kv_socket_can_create(void);
+static int kv_socket_register(struct kv_socket *socket, uint32_t fill_size, uint32_t descriptors);
+static int kv_socket_bind(struct kv_socket *socket, const char *interface, uint32_t queue, uint32_t descriptors,
+			  int zero_copy);
 
 /* A zero-copy device takes a descriptor ring full of chunks at once, on top of what waits in the receive ring. */
-static struct kv_socket *kv_socket_try_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy)
+static struct kv_socket *kv_socket_try_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy,
+					    enum kv_socket_step *step)
 {
 	uint32_t device_descriptors = zero_copy ? kv_device_descriptors(interface) : 0;
 	uint32_t fill_size = kv_power_of_two(2 * descriptors + device_descriptors);
 	struct kv_socket *socket = calloc(1, sizeof(*socket));
 	int result;
 
+	*step = KV_SOCKET_ALLOCATE;
 	if (!socket)
 		return NULL;
 	socket->chunks = fill_size + 2 * descriptors;
 	result = kv_socket_allocate(socket);
-	if (result == 0)
-		result = kv_socket_create(socket, interface, queue, fill_size, descriptors, zero_copy);
+	if (result == 0) {
+		*step = KV_SOCKET_CREATE;
+		result = kv_socket_can_create();
+	}
+	if (result == 0) {
+		*step = KV_SOCKET_REGISTER;
+		result = kv_socket_register(socket, fill_size, descriptors);
+	}
+	if (result == 0) {
+		*step = KV_SOCKET_BIND;
+		result = kv_socket_bind(socket, interface, queue, descriptors, zero_copy);
+	}
 	if (result) {
 		kv_socket_close(socket);
 		errno = -result;
@@ -346,15 +364,33 @@ static int kv_socket_allocate(struct kv_socket *socket)
 	return 0;
 }
 
-/* The fill ring is full before bind: there are drivers that never look again if they find too little in it. */
-static int kv_socket_create(struct kv_socket *socket, const char *interface, uint32_t queue, uint32_t fill_size,
-			    uint32_t descriptors, int zero_copy)
+/* libxdp opens the socket and registers memory in one call, whose result does not say which of the two failed. */
+static int kv_socket_can_create(void)
+{
+	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -errno;
+	close(fd);
+	return 0;
+}
+
+static int kv_socket_register(struct kv_socket *socket, uint32_t fill_size, uint32_t descriptors)
 {
 	const struct xsk_umem_config umem_config = {
 		.fill_size = fill_size,
 		.comp_size = descriptors,
 		.frame_size = KV_CHUNK_BYTES,
 	};
+
+	return xsk_umem__create(&socket->umem, socket->memory, (uint64_t)socket->chunks * KV_CHUNK_BYTES, &socket->fill,
+				&socket->complete, &umem_config);
+}
+
+/* The fill ring is full before bind: there are drivers that never look again if they find too little in it. */
+static int kv_socket_bind(struct kv_socket *socket, const char *interface, uint32_t queue, uint32_t descriptors,
+			  int zero_copy)
+{
 	const struct xsk_socket_config config = {
 		.rx_size = descriptors,
 		.tx_size = descriptors,
@@ -364,11 +400,8 @@ static int kv_socket_create(struct kv_socket *socket, const char *interface, uin
 	struct xdp_options options = { 0 };
 	socklen_t options_bytes = sizeof(options);
 	char name[IF_NAMESIZE] = ""; /* libxdp reads all of it, however short the name is */
-	int result = xsk_umem__create(&socket->umem, socket->memory, (uint64_t)socket->chunks * KV_CHUNK_BYTES,
-				      &socket->fill, &socket->complete, &umem_config);
+	int result;
 
-	if (result)
-		return result;
 	kv_socket_refill(socket);
 	memcpy(name, interface, strlen(interface));
 	result = xsk_socket__create(&socket->xsk, name, queue, socket->umem, &socket->receive, &socket->transmit,

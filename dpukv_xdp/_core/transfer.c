@@ -126,10 +126,17 @@ static int kv_give_up(const struct kv_transfer_run *run)
 	return kv_ticks() > run->deadline_ticks ? -ETIMEDOUT : 0;
 }
 
-/* One turn of a loop that polls: 0, or why it has to end. */
+/*
+ * One turn of a loop that polls: 0, or why it has to end. A flush leaves frames in the transmit ring when the kernel
+ * takes none for the moment, as when the other end has no core to receive on: nobody but us sends them later.
+ */
 static inline int kv_idle(struct kv_transfer_run *run)
 {
-	return ++run->idle_turns % KV_IDLE_TURNS ? 0 : kv_give_up(run);
+	if (++run->idle_turns % KV_IDLE_TURNS)
+		return 0;
+	if (run->plan->end == KV_TRANSFER_SOCKET_SEND)
+		kv_socket_flush(run->plan->socket);
+	return kv_give_up(run);
 }
 
 /* Wait for something to read, by the plan's means. */

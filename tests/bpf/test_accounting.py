@@ -14,6 +14,7 @@ from dpukv_xdp.bench import Interval, accounting_notes, roles_of
 from dpukv_xdp.codec import Request
 from dpukv_xdp.engine import NativeThread
 from dpukv_xdp.loadgen import Snapshot
+from dpukv_xdp.patience import patient
 
 FRAME = request_frame([Request.get(b"known")])
 SPIN_SECONDS = 0.3
@@ -23,38 +24,45 @@ def test_thread_time_is_what_a_thread_has_spun() -> None:
     """The host's method: a thread's own CPU clock, against a loop of known length."""
     stop = threading.Event()
 
+    has_spun = threading.Event()
+    own_seconds = []
+
     def spin_then_sleep() -> int:
         end = time.thread_time() + SPIN_SECONDS
         while time.thread_time() < end:
             pass
-        while not stop.wait(0.01):
-            pass
+        own_seconds.append(time.thread_time())
+        has_spun.set()
+        stop.wait()
+        own_seconds.append(time.thread_time())
         return 0
 
     thread = NativeThread("known load", OTHER_CPU, spin_then_sleep, stop.set)
     thread.start(lambda: None)
-    deadline = time.monotonic() + 20
-    while thread.cpu_ns() < SPIN_SECONDS * 1e9 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1)
+    assert has_spun.wait(patient(20))
+    time.sleep(SPIN_SECONDS)  # as long again, which must not count
     used_seconds = thread.cpu_ns() / 1e9
     thread.stop()
-    assert SPIN_SECONDS <= used_seconds < 1.2 * SPIN_SECONDS
+    assert SPIN_SECONDS <= own_seconds[0] <= used_seconds <= own_seconds[1]
+    assert own_seconds[1] - own_seconds[0] < SPIN_SECONDS, "it slept"
 
 
+@pytest.mark.needs("BPF run-time statistics")
 def test_program_time_is_what_a_program_has_waited(load: Callable[..., Dpu]) -> None:
     """The DPU's method: BPF run-time statistics, against waits that last KV_WAIT_NS each."""
     dpu = load(depth=(0, 0))
     dpu.reset(engine_cpu=CPU + 1)
     with loader.enabled_stats():
         before = loader.program_stats(dpu.receive_fd)
+        start_ns = time.monotonic_ns()
         for _ in range(abi.KV_STALLED_WAITS):
             assert dpu.receive(FRAME)[0] == Verdict.DROP
+        passed_ns = time.monotonic_ns() - start_ns
         after = loader.program_stats(dpu.receive_fd)
     waited_ns = abi.KV_STALLED_WAITS * abi.KV_WAIT_NS
     assert dpu.counters()["WAIT_TIMEOUTS"] == abi.KV_STALLED_WAITS
     assert after[1] - before[1] == abi.KV_STALLED_WAITS
-    assert waited_ns <= after[0] - before[0] < 3 * waited_ns
+    assert waited_ns <= after[0] - before[0] <= passed_ns
 
 
 def test_statistics_that_are_off_count_nothing(load: Callable[..., Dpu]) -> None:
@@ -69,14 +77,17 @@ def test_a_sampled_wait_is_in_the_stage_clocks(load: Callable[..., Dpu]) -> None
     dpu = load(depth=(0, 0))
     dpu.reset(engine_cpu=CPU + 1)
     dpu.set_queue(sampled=abi.KV_STAGE_FRAMES - 1)
+    start_ns = time.monotonic_ns()
     dpu.receive(FRAME)
+    passed_ns = time.monotonic_ns() - start_ns
     queue = dpu.queue()
     assert (queue["stage_frames"], queue["stage_requests"]) == (1, 1)
-    wait_ns = int(queue["stage_ns"][abi.Stage.WAIT])
-    assert abi.KV_WAIT_NS <= wait_ns < 3 * abi.KV_WAIT_NS
+    stage_ns = {stage: int(queue["stage_ns"][stage]) for stage in abi.Stage}
+    assert stage_ns[abi.Stage.WAIT] >= abi.KV_WAIT_NS
     for stage in (abi.Stage.RECEIVE, abi.Stage.PARSE, abi.Stage.PREPARE):
-        assert 0 < int(queue["stage_ns"][stage]) < abi.KV_WAIT_NS
-    assert int(queue["stage_ns"][abi.Stage.SEND]) == 0
+        assert stage_ns[stage] > 0
+    assert stage_ns[abi.Stage.SEND] == 0
+    assert sum(stage_ns.values()) <= passed_ns, "no stage contains another one"
 
 
 @pytest.mark.parametrize("napi", [None, {7: {"cpu": CPU, "cpu_ns": 0}}])

@@ -228,6 +228,30 @@ ITEM_CASES = [
 ]  # fmt: skip
 
 
+def glued(*batches: list[Request]) -> bytes:
+    """Datagrams in one packet, as generic XDP gets them from a sender's kernel."""
+    payload = b"".join(codec.encode_batch(batch) for batch in batches)
+    return codec.encode_frame(CLIENT, SERVER, payload)
+
+
+SUPER_CASES = [
+    *(
+        dropped(f"then_{operation.name.lower()}",
+                glued([Request.get(b"8 bytes!")], [Request(operation, b"8 bytes!")]),
+                "SUPER_PACKET")
+        for operation in abi.Operation
+    ),
+    dropped("of_other_keys", glued(GOOD, GOOD), "SUPER_PACKET"),
+    dropped("of_many", glued(*[[Request.get(b"8 bytes!")]] * 20), "SUPER_PACKET"),
+    dropped("of_full_batches", glued(*[[Request.get(b"8 bytes!")] * 20] * 3), "SUPER_PACKET"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SUPER_CASES, ids=lambda case: case.id)
+def test_several_datagrams_in_one_packet(dpu: Dpu, case: Case) -> None:
+    assert_refused(dpu, case)
+
+
 @pytest.mark.parametrize("case", ITEM_CASES, ids=lambda case: case.id)
 def test_item_past_the_end(dpu: Dpu, case: Case) -> None:
     assert_refused(dpu, case)

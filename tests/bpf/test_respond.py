@@ -65,16 +65,20 @@ def test_a_finished_batch_is_answered_in_its_own_frame(
 
 
 def test_waiting_for_a_real_engine(load: Callable[..., Dpu]) -> None:
-    """Not every time, on a machine with other work, but on this one it is the rule."""
+    """Waits that run out are allowed, on a machine that is busy or slow, but some must not."""
     if OTHER_CPU == CPU:
         pytest.skip("waiting for an engine needs a second core")
     dpu = load(depth=WAIT)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    sent = 0
     with serving(dpu):
-        for number in range(200):
-            assert dpu.exchange(probe(number)) == carried(number)
+        while dpu.counters().get("RESPONSES_WAITED", 0) <= 20:
+            assert time.monotonic() < deadline, dpu.counters()
+            for number in range(sent, sent + 50):
+                assert dpu.exchange(probe(number)) == carried(number)
+            sent += 50
     counters = dpu.counters()
-    assert counters["RESPONSES_WAITED"] > 20, counters
-    assert counters["RESPONSES_WAITED"] + counters.get("RESPONSES_FLUSHED", 0) == 200
+    assert counters["RESPONSES_WAITED"] + counters.get("RESPONSES_FLUSHED", 0) == sent
 
 
 def test_a_wait_runs_out_and_after_some_nobody_waits(load: Callable[..., Dpu]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dpukv_xdp.patience import patient
+
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"
 SECONDS = 10
@@ -47,6 +49,11 @@ def build(compiler: str, flags: list[str], target: Path) -> subprocess.Completed
 
 def test_no_input_makes_store_and_model_differ(run_command: list[str], tmp_path: Path) -> None:
     finished = subprocess.run(
-        run_command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS * 6, check=False
+        run_command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=patient(SECONDS * 6),
+        check=False,
     )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dpukv_xdp.patience import patient
+
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"
 NAMES = (
@@ -42,6 +44,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_other_end_errs(program: Path, name: str) -> None:
     finished = subprocess.run(
-        [str(program), name], capture_output=True, text=True, timeout=60, check=False
+        [str(program), name], capture_output=True, text=True, timeout=patient(60), check=False
     )
     assert finished.returncode == 0, finished.stderr[-4000:]

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.patience import patient
 
 BUCKET_BYTES = 128
 BUCKET_WAYS = 15
@@ -564,7 +565,9 @@ sys.exit(0 if store == ffi.NULL and ffi.errno == 12 else 1)
 
 @pytest.mark.parametrize("log_bytes", [1 << 31, 1 << 46])
 def test_memory_that_is_not_there_is_an_error(log_bytes: int) -> None:
-    subprocess.run([sys.executable, "-c", NO_MEMORY, str(log_bytes)], check=True, timeout=30)
+    subprocess.run(
+        [sys.executable, "-c", NO_MEMORY, str(log_bytes)], check=True, timeout=patient(30)
+    )
 
 
 # ---- Semantics ---------------------------------------------------------------------------------

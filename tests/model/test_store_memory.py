@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dpukv_xdp.patience import patient
+
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"
 
@@ -39,7 +41,9 @@ def test_the_allocator_keeps_blocks_apart_and_has_all_of_them_back(
     sanitized: Path, seed: int
 ) -> None:
     command = [str(sanitized), "allocator", str(seed)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(
+        command, capture_output=True, text=True, timeout=patient(60), check=False
+    )
     assert finished.returncode == 0, finished.stderr[-4000:]
 
 
@@ -48,5 +52,7 @@ def test_a_store_of_192_mi_items_is_created_without_touching_its_memory(
     plain: Path, kind: int
 ) -> None:
     command = [str(plain), "large", str(kind)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(
+        command, capture_output=True, text=True, timeout=patient(60), check=False
+    )
     assert finished.returncode == 0, finished.stderr[-4000:]

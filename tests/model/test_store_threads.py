@@ -11,11 +11,12 @@ from typing import NamedTuple
 import pytest
 
 from dpukv_xdp._core._native import lib
+from dpukv_xdp.patience import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"
 SECONDS = 0.25
-BROKEN_SECONDS = 30  # at most: a broken build is found out in a fraction of one, mostly
+BROKEN_SECONDS = patient(30)  # at most: a broken build is found out in a fraction of one, mostly
 
 SOURCES = [
     ROOT / "tests/model/store_threads.c",
@@ -116,7 +117,7 @@ def has_thread_sanitizer(directory: Path) -> bool:
 def run(program: Path, load: Load, seconds: float) -> subprocess.CompletedProcess[str]:
     loads = [f"{name}={number}" for name, number in load._asdict().items()]
     command = [str(program), f"seconds={seconds}", *loads]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
 
 
 @pytest.mark.parametrize("sanitize", [True, False], ids=["sanitized", "fast"])

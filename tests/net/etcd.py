@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import requests
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+from dpukv_xdp.patience import patient
+
+START_SECONDS = patient(30.0)
+STOP_SECONDS = patient(10.0)
 
 
 class Etcd:
@@ -85,13 +87,13 @@ class Etcd:
 
     def mica2_list(self) -> list[str]:
         """The names of the servers."""
-        answer = requests.get(f"{self._mica2_keys}/", timeout=5).json()
+        answer = requests.get(f"{self._mica2_keys}/", timeout=patient(5)).json()
         nodes = answer.get("node", {}).get("nodes", [])
         return [node["key"].removeprefix("/mica/servers/") for node in nodes]
 
     def mica2_value(self, name: str) -> Any:
         """What that client's JSON parser gets of a server: it crashes where this fails."""
-        answer = requests.get(f"{self._mica2_keys}/{name}", timeout=5)
+        answer = requests.get(f"{self._mica2_keys}/{name}", timeout=patient(5))
         assert answer.status_code == 200
         value = answer.json()["node"]["value"]
         assert isinstance(value, str)
@@ -99,7 +101,7 @@ class Etcd:
 
     def _is_healthy(self) -> bool:
         try:
-            answer = requests.get(f"http://{self.authority}/health", timeout=1)
+            answer = requests.get(f"http://{self.authority}/health", timeout=patient(1))
         except requests.RequestException:
             return False
         return answer.ok and answer.json() == {"health": "true"}

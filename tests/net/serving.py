@@ -23,6 +23,7 @@ from dpukv_xdp.codec import Endpoint
 from dpukv_xdp.config import ServerConfig, load_config
 from dpukv_xdp.lab import End, Lab
 from dpukv_xdp.loadgen import LoadGenerator, Loop, latency_summary
+from dpukv_xdp.patience import patient
 from dpukv_xdp.server import Server
 from dpukv_xdp.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
 
@@ -30,7 +31,7 @@ CPUS = sorted(os.sched_getaffinity(0))
 ENGINE_CPU, OTHER_CPU = CPUS[0], CPUS[-1]
 PORT = ServerConfig().port
 CLIENT_PORT = 40000
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = patient(5.0)
 """Long after any answer is due: whoever waits for so long has found a bug."""
 
 PATIENCE_NS = 400_000_000

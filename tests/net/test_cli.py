@@ -102,6 +102,7 @@ def assert_fields(result: dict[str, Any], wanted: dict[str, Any]) -> None:
     ],
     ids=["zipf", "single", "open loop"],
 )
+@pytest.mark.needs("live frames", "BPF run-time statistics")
 def test_bench_prints_what_it_measured_and_nothing_else(options: list[str]) -> None:
     run = dpukv("bench", *SMALL, *options, "--json", "-")
     assert run.stderr == ""
@@ -123,6 +124,7 @@ def test_bench_prints_what_it_measured_and_nothing_else(options: list[str]) -> N
         assert result["throughput_mops"] < 1.3 * 0.02  # less where other programs have the cores
 
 
+@pytest.mark.needs("live frames", "BPF run-time statistics")
 def test_bench_loses_nothing() -> None:
     """In one of three runs: somebody else who takes a core for long costs packets here."""
     lost = []
@@ -134,6 +136,7 @@ def test_bench_loses_nothing() -> None:
     assert 0 in lost
 
 
+@pytest.mark.needs("live frames", "BPF run-time statistics")
 @pytest.mark.parametrize("design", ["lat", "shrd"])
 def test_bench_of_a_server_elsewhere(lab: Lab, design: str, tmp_path: Path) -> None:
     """With two doors only the directory knows who has which keys."""
@@ -167,6 +170,7 @@ def test_bench_of_a_server_elsewhere(lab: Lab, design: str, tmp_path: Path) -> N
 # ---- demo
 
 
+@pytest.mark.needs("live frames", "BPF run-time statistics")
 def test_demo_draws_a_picture_and_explains_its_table(tmp_path: Path) -> None:
     picture = tmp_path / "plot.png"
     run = dpukv("demo", "--seconds", "0.1", "--keys", "10000", "--output", str(picture))
@@ -224,6 +228,7 @@ LONG = ["bench", "--keys", "20000", "--seconds", "60"]
     [(signal.SIGTERM, lab_of), (signal.SIGINT, measuring)],
     ids=["SIGTERM building", "SIGINT measuring"],
 )
+@pytest.mark.needs("live frames", "BPF run-time statistics")
 def test_an_interrupted_bench_leaves_nothing(
     number: signal.Signals, moment: Callable[[subprocess.Popen[str]], LabRecord | None]
 ) -> None:

@@ -14,6 +14,8 @@ from dpukv_xdp.comparison import ABLATIONS, run_ablations
 from dpukv_xdp.config import ServerConfig
 from dpukv_xdp.designs import DESIGNS
 
+pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
+
 COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 
 

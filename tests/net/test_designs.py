@@ -143,6 +143,7 @@ LOADS = [
 ]
 
 
+@pytest.mark.needs("live frames")
 @pytest.mark.parametrize(("row", "way"), LOADS)
 def test_every_answer_is_right_under_load(
     loaded: tuple[Lab, LoadGenerator], row: Design, way: dict[str, str]

@@ -17,6 +17,7 @@ from dpukv_xdp import lab as labs
 from dpukv_xdp.client import Client
 from dpukv_xdp.directory import open_directory, server_name
 from dpukv_xdp.lab import Lab
+from dpukv_xdp.patience import patient
 from dpukv_xdp.service import call_service, services
 
 ENGINES, PARTITIONS = 2, 8
@@ -75,7 +76,7 @@ def test_what_mica2s_client_reads(lab: Lab, etcd: Etcd) -> None:
     """Its two GETs: the list, and the value, which is complete whenever it can be seen."""
     with serving(lab, etcd.url("etcd2"), PORT) as server:
         name = server_name(server.pid)
-        wait_for(lambda: name in etcd.mica2_list(), timeout_seconds=30)
+        wait_for(lambda: name in etcd.mica2_list(), timeout_seconds=patient(30))
         value = etcd.mica2_value(name)
     assert value["partitions"] == [[index, index % ENGINES] for index in range(PARTITIONS)]
     assert (value["concurrent_read"], value["concurrent_write"]) == (False, False)
@@ -110,7 +111,7 @@ def serving(lab: Lab, url: str, port: int) -> Iterator[subprocess.Popen[str]]:
     arguments = [str(word) for option in options.items() for word in option]
     with serving_child(lab, *arguments) as child:
         name = server_name(child.pid)
-        wait_for(lambda: name in services(), timeout_seconds=30)
+        wait_for(lambda: name in services(), timeout_seconds=patient(30))
         yield child
 
 

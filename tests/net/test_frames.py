@@ -145,6 +145,7 @@ def icmp_sent(lab: Lab) -> int:
     return int(numbers[names.index("OutMsgs")])
 
 
+@pytest.mark.needs("live frames")
 def test_load_comes_back_right(lab: Lab, frames: str) -> None:
     with serving(lab, design="cpu-only", frames=frames) as server, generating(lab) as generator:
         plan = plan_for(lab, keys=1 << 14)

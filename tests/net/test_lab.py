@@ -21,8 +21,9 @@ from dpukv_xdp import lab as labs
 from dpukv_xdp import nic
 from dpukv_xdp.errors import BusyError, DpukvError, UsageError
 from dpukv_xdp.lab import Lab
+from dpukv_xdp.patience import patient
 
-TIMEOUT_SECONDS = 10
+TIMEOUT_SECONDS = patient(10)
 
 
 def traces(lab_id: str) -> list[str]:

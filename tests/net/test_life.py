@@ -49,14 +49,15 @@ from dpukv_xdp.errors import (
 )
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.loadgen import Loop
+from dpukv_xdp.patience import patient
 from dpukv_xdp.workload import WORKLOADS, build_templates
 
-START_SECONDS = 60.0
-EXIT_SECONDS = 20.0
+START_SECONDS = patient(60.0)
+EXIT_SECONDS = patient(20.0)
 FIRST_PORT, PORTS = 10000, 50000
 """Where a server that has to compile gets its port."""
 PACKETS = 1000
-EXTRA_SECONDS = 0.005
+EXTRA_SECONDS = patient(0.005)
 """What so many packets may take longer than packets that are dropped at first sight."""
 
 
@@ -150,6 +151,7 @@ def test_a_thread_that_may_not_run_on_its_core_says_so() -> None:
 # ---- Stop
 
 
+@pytest.mark.needs("live frames")
 def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> None:
     before = traces(lab)
     with serving(lab) as server, generating(lab) as generator:
@@ -351,6 +353,7 @@ def resident_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.needs("live frames")
 def test_memory_does_not_grow_under_load(lab: Lab) -> None:
     with serving_child(lab) as child, generating(lab) as generator, pinned(OTHER_CPU):
         plan = plan_for(lab, workload=WORKLOADS["B"])

@@ -30,8 +30,11 @@ from dpukv_xdp.codec import Request
 from dpukv_xdp.errors import ResultError
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.loadgen import LoadGenerator, Loop
+from dpukv_xdp.patience import patient, slowness
 from dpukv_xdp.server import Server
 from dpukv_xdp.workload import WORKLOADS, key_bytes
+
+pytestmark = pytest.mark.needs("live frames")
 
 RUN_SECONDS = 0.1
 KEYS = 1 << 16
@@ -134,27 +137,32 @@ def test_mixed_workloads(loaded: Loaded, workload: str) -> None:
     assert share == pytest.approx(plan.workload.get_fraction, abs=0.02)
 
 
-PAUSE_US = 20_000.0
+PAUSE_US = patient(20_000.0)
 """Longer than a scheduler keeps an engine off its core; a generator that lags is later still."""
 
 
 def test_an_open_loop_keeps_its_rate_and_does_not_lag(loaded: Loaded) -> None:
-    """One good run of a few is enough: somebody else may need the cores for a while."""
-    packets_per_second = 10_000
+    """One good run is enough: somebody else may need the cores for a while."""
+    packets_per_second = 10_000 / slowness()
     plan = plan_for(
         loaded.lab, requests_per_packet=1, gap_mean_ns=1e9 / packets_per_second, spacing="constant"
     )
     loaded.generator.load(plan, window=16)
     runs = []
-    for _ in range(8):
+    deadline = time.monotonic() + GOOD_RUN_SECONDS
+    while time.monotonic() < deadline:
         with engine_share(loaded.server) as share:
             measured = run_load(loaded.generator, plan, Loop(abi.KV_SLOTS, open_loop=True), 0.4)
-        assert_all_right(measured)
+        assert measured.received["corrupt"] == 0
         p50_us, rate = measured.latency_us["p50"], measured.packets_per_second
         runs.append(f"p50 {p50_us:.0f} us at {rate:.0f}/s, engine on its core {share[0]:.0%}")
         if p50_us < PAUSE_US and rate == pytest.approx(packets_per_second, rel=0.05):
+            assert_all_right(measured)
             return
     pytest.fail("; ".join(runs))
+
+
+GOOD_RUN_SECONDS = patient(60.0)
 
 
 @contextmanager

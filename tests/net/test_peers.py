@@ -87,7 +87,7 @@ def test_a_server_that_dies_is_said_and_all_is_taken_down() -> None:
     with PeerSession(PEERS["redis"], OPTIONS) as session:
         session.load_keys(OPTIONS)
         pid = session._process.pid
-        with pytest.raises(DpukvError, match=r"hung up|ended"):
+        with pytest.raises(DpukvError, match=r"^redis-server ended in the .*: SIGKILL$"):
             session.measure(OPTIONS, lambda what, fraction: os.kill(pid, signal.SIGKILL))
     assert not [lab for lab in labs.list_labs() if lab.owner.pid == os.getpid()]
 
@@ -105,9 +105,11 @@ def test_compare_measures_ours_and_peers_in_one_table(tmp_path: Path) -> None:
     assert result["missing"] == {}
     for row in result["rows"]:
         assert (row["corrupt"], row["misses"]) == (0, 0), row
-        assert row["ratio"] > 0
         assert row["label"] in said
         assert row["limit"] in LIMITS
+        if row["limit"] == "others":  # who may have had the cores for the whole of so short a run
+            continue
+        assert row["ratio"] > 0
         assert 0 < row["server_busy"] <= 1
     assert len(result["runs"]) == len(result["rows"])
     assert {row["machine"] for row in result["imported"]} >= {"paper BF-3"}

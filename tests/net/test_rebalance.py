@@ -20,6 +20,7 @@ from dpukv_xdp.client import Client
 from dpukv_xdp.directory import open_directory, server_name
 from dpukv_xdp.errors import ResultError, UsageError
 from dpukv_xdp.lab import Lab
+from dpukv_xdp.patience import patient
 from dpukv_xdp.service import Service, call_service, services
 
 PARTITIONS = 16
@@ -183,7 +184,7 @@ def test_rebalance_as_a_command(lab: Lab, tmp_path: Path) -> None:
     options = ["--engines", "2", "--engine-cpus", str(ENGINE_CPU), "--partitions", "8"]
     with serving_child(lab, *options, "--directory", f"file:{tmp_path}") as child:
         name = server_name(child.pid)
-        wait_for(lambda: name in services(), timeout_seconds=30)
+        wait_for(lambda: name in services(), timeout_seconds=patient(30))
         moved = dpukv("rebalance", "--server", name, "--move", "3:0", "--json", "-")
         result = json.loads(moved.stdout)
         assert result["moves"] == [{"partition": 3, "engine": 0}]
@@ -231,4 +232,4 @@ def test_the_owner_is_nobody_only_for_a_moment(lab: Lab) -> None:
             server.move_partition(0, engine)
             moments.append(time.monotonic() - start)
         assert server.owners == (0, 1)
-        assert min(moments) < 0.05
+        assert min(moments) < patient(0.05)

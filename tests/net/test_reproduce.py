@@ -5,7 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from net.commands import dpukv, started, wait_for
+
+from dpukv_xdp.patience import patient
+
+pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
 
 FIGURES = ("fig8", "fig9")
 
@@ -48,7 +53,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     with started("reproduce", "fig8", "--smoke", "--output", str(tmp_path)) as process:
         wait_for(lambda: lines(tmp_path))
         process.terminate()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=patient(60))
     kept = lines(tmp_path)
     assert "interrupted" in said
     assert kept

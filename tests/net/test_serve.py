@@ -39,6 +39,7 @@ from dpukv_xdp.codec import Endpoint, Request
 from dpukv_xdp.config import RESPOND_WAYS
 from dpukv_xdp.errors import KeyValueError
 from dpukv_xdp.lab import Lab
+from dpukv_xdp.patience import patient
 from dpukv_xdp.server import Server
 
 DATA = Path(__file__).parent.parent / "data"
@@ -49,7 +50,7 @@ LONG_VALUE = 1400
 """Far more than the frame of a GET can grow to where it came in: it must leave by the sender."""
 
 PAUSE_SECONDS = 0.005
-ANSWER_SECONDS = 0.005
+ANSWER_SECONDS = patient(0.005)
 """A parked response leaves by the sender after 30 us; the rest is for a busy machine."""
 
 
@@ -115,7 +116,8 @@ def test_a_long_value_leaves_by_the_sender(served: Served) -> None:
         moved = gained(served.server, before)
     assert moved["responses_flushed"] == moved["frames_sent"] == 20
     if served.server.config.respond == "wait":
-        assert moved["tail_refused"] > 0  # all, unless the engine was late and a wait ran out
+        late = moved.get("wait_timeouts", 0)  # all, on a machine that is busy or slow
+        assert moved.get("tail_refused", 0) + late > 0
     if served.server.config.respond != "sender":  # that one is part of the kernel's transmission
         assert served.server.stats()["senders"]["send_failures"] == 0
     assert DROPS & set(moved) == set()

@@ -7,12 +7,16 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from pyroute2 import IPRoute
@@ -20,9 +24,14 @@ from pyroute2 import IPRoute
 from dpukv_xdp import lab as labs
 from dpukv_xdp import loader, nic
 from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.errors import SocketError
 from dpukv_xdp.lab import End, Lab
+from dpukv_xdp.patience import patient
+from dpukv_xdp.sockets import ReceiveSocket, open_socket
 
-TIMEOUT_SECONDS = 5.0
+pytestmark = pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup")
+
+TIMEOUT_SECONDS = patient(5.0)
 """Long after any frame is due."""
 
 SOCKET_MAC = b"\x02kv\xd0\x00\x01"
@@ -120,7 +129,8 @@ class Wire:
 
 def open_native(interface: str, queue: int, descriptors: int, zero_copy: int = 0) -> Any:
     """A kv_socket in the namespace at hand, in copy mode unless told otherwise. Raises OSError."""
-    native = lib.kv_socket_open(interface.encode(), queue, descriptors, zero_copy)
+    step = ffi.new("enum kv_socket_step *")
+    native = lib.kv_socket_open(interface.encode(), queue, descriptors, zero_copy, step)
     if native == ffi.NULL:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
     return native
@@ -483,6 +493,83 @@ def test_what_cannot_be_opened_says_why(
         open_native(name, queue, descriptors, zero_copy)
     assert raised.value.errno == reason
     assert open_things() == before
+
+
+OPEN = """
+import resource, sys
+from dpukv_xdp.errors import SocketError
+from dpukv_xdp.sockets import open_socket
+interface, queue, mode, limit = sys.argv[1:]
+if limit:
+    name, _, most = limit.partition("=")
+    resource.setrlimit(getattr(resource, name), (int(most), int(most)))
+try:
+    open_socket(interface, int(queue), 256, mode)
+except SocketError as error:
+    print(error.needs)
+"""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A way to have the kernel refuse a socket."""
+
+    says: str
+    """Part of what the socket needs then."""
+    queue: int = 0
+    mode: str = "copy"
+    without: str = ""
+    """A capability that the process has not got."""
+    limit: str = ""
+    """A limit that it runs into."""
+
+
+REFUSALS = {
+    "locked_memory": Refusal("`ulimit -l`", without="ipc_lock", limit="RLIMIT_MEMLOCK=65536"),
+    "no_net_raw": Refusal("CAP_NET_RAW", without="net_raw"),
+    "descriptors": Refusal("`ulimit -n`", limit="RLIMIT_NOFILE=3"),
+    "memory": Refusal("--rx-descriptors", limit="RLIMIT_AS=1"),
+    "no_such_queue": Refusal("a receive queue of that number", queue=7),
+    "zero_copy": Refusal("a driver with zero-copy", mode="zero-copy"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=list(REFUSALS))
+def test_a_refusal_is_told_by_its_true_cause(lab: Lab, refusal: Refusal) -> None:
+    argv = [sys.executable, "-P", "-c", OPEN, lab.server.interface]
+    argv += [str(refusal.queue), refusal.mode, refusal.limit]
+    if refusal.without:
+        argv = ["setpriv", f"--bounding-set=-{refusal.without}", *argv]
+    with lab.spawn(lab.server, argv, stdout=subprocess.PIPE, text=True) as child:
+        said, _ = child.communicate(timeout=TIMEOUT_SECONDS)
+    assert child.returncode == 0
+    assert refusal.says in said
+    assert said.count("\n") == 1
+
+
+def test_a_queue_that_somebody_has_is_told_so(lab: Lab) -> None:
+    own = XdpSocket(lab.server)
+    with labs.in_namespace(lab.server.namespace), pytest.raises(SocketError) as raised:
+        open_socket(lab.server.interface, 0, 64, "copy")
+    assert "stop the program whose socket has it" in str(raised.value)
+    own.close()
+
+
+def test_a_map_without_the_queue_is_told_so(lab: Lab, program: loader.LoadedObject) -> None:
+    with labs.in_namespace(lab.server.namespace):
+        receive = ReceiveSocket(lab.server.interface, 0, 64, "copy")
+    receive.queue = 1 << 20
+    with (
+        mock.patch.object(program, "set_fd", lambda _name, *place: set_in_map(program, *place)),
+        pytest.raises(SocketError, match=r"receive queue below .*--frames ring"),
+    ):
+        receive.join(program)
+    receive.close()
+
+
+def set_in_map(program: loader.LoadedObject, queue: int, fd: int) -> None:
+    """The test's map has another name."""
+    loader.LoadedObject.set_fd(program, "sockets", queue, fd)
 
 
 def test_a_queue_has_one_socket(lab: Lab) -> None:

@@ -1,25 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Transfer primitives: each hands over every byte, in order, and notices when one is wrong."""
 
+import errno
 import json
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from net.commands import dpukv, lab_of, started, wait_for
+from pyroute2 import IPRoute
 
 from dpukv_xdp import abi, transfer
 from dpukv_xdp import lab as labs
 from dpukv_xdp.errors import DpukvError
+from dpukv_xdp.patience import patient
 from dpukv_xdp.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
 
-TIMEOUT_SECONDS = 60.0
+pytestmark = pytest.mark.needs("live frames", "AF_XDP", "AF_XDP need_wakeup", "threaded NAPI")
+
+TIMEOUT_SECONDS = patient(60.0)
 OPERATIONS = 50
 DAMAGED = 1
 """The payload that tests damage."""
@@ -85,13 +93,56 @@ def damaged(transfers: Transfers, byte: int) -> Iterator[None]:
 def test_an_end_without_the_other_gives_up(
     transfers: Transfers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames that nobody sends: the host's end waits for its time and says so."""
+    """Frames that nobody sends: both ends wait for their time, and the first one says so."""
     monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
     lonely = Way("kv_transfer_frame_receive", PRIMITIVES["ring"].ways["dpu-to-host"].end)
     began = time.monotonic()
-    with pytest.raises(DpukvError, match=r"host end: operations got lost"):
+    with pytest.raises(DpukvError, match=r"^kv_transfer_frame_receive: operations got lost"):
         transfers.run(lonely, 8, OPERATIONS, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patient(5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_frames_that_the_kernel_does_not_take_at_once_are_sent_later(
+    transfers: Transfers, mode: str
+) -> None:
+    """A link that is down refuses them, as a busy machine's full queues do."""
+    assert transfers._link is not None
+    end = transfers._link.place.client
+    set_link(end, "down")
+    later = threading.Timer(0.2, set_link, (end, "up"))
+    later.start()
+    try:
+        found = transfers.run(
+            PRIMITIVES["af-xdp"].ways["host-to-dpu"], 8191, OPERATIONS, MODES[mode]
+        )
+    finally:
+        later.join()
+    assert found["wrong"] == 0
+
+
+def set_link(end: labs.End, state: str) -> None:
+    with labs.in_namespace(end.namespace), IPRoute() as netlink:
+        netlink.link("set", ifname=end.interface, state=state)
+
+
+@pytest.mark.parametrize(
+    ("failed", "says"),
+    [
+        ({"host": errno.ETIMEDOUT, "dpu": errno.ETIMEDOUT}, "way: operations got lost"),
+        ({"host": errno.ECANCELED, "dpu": errno.ETIMEDOUT}, "way: operations got lost"),
+        ({"host": errno.ETIMEDOUT, "dpu": errno.ECANCELED}, "way: operations got lost"),
+        ({"host": errno.ETIMEDOUT}, "way: operations got lost"),
+        ({"host": errno.ECANCELED, "dpu": errno.EINVAL}, "way, dpu end: Invalid argument"),
+        ({"host": errno.EPERM, "dpu": errno.ECANCELED}, "way, host end: Operation not"),
+    ],
+)
+def test_who_noticed_first_makes_no_difference(failed: dict[str, int], says: str) -> None:
+    running: dict[str, Future[int]] = {end: Future() for end in failed}
+    for end, number in failed.items():
+        running[end].set_result(-number)
+    with pytest.raises(DpukvError, match=f"^{says}"):
+        transfer._raise_failure(running, replace(WAYS[0].values[0], program="way"))
 
 
 def test_statistics_leave_interruptions_out() -> None:

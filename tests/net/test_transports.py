@@ -23,6 +23,7 @@ from net.serving import (
     TIMEOUT_SECONDS,
     Wire,
     bpf_descriptors,
+    client_of,
     gained,
     let_probe_pass,
     native_threads,
@@ -48,6 +49,7 @@ from dpukv_xdp.designs import DESIGNS
 from dpukv_xdp.errors import SocketError, UsageError
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.loader import LoadedObject
+from dpukv_xdp.patience import patient
 from dpukv_xdp.profiles import PROFILES
 
 PACKETS = 120
@@ -241,12 +243,34 @@ def test_a_mode_that_was_asked_for_and_cannot_be_had_is_refused(shared: Lab, mod
     assert programs_on(shared.server) == []
 
 
+def test_without_locked_memory_rings_take_over_and_the_note_says_why(shared: Lab) -> None:
+    """As in a container with default capabilities and limits."""
+    limited = ["setpriv", "--bounding-set=-ipc_lock", "prlimit", "--memlock=65536", "--"]
+    argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", shared.server.interface]
+    argv += ["--design", "cpu-only", "--items", "65536", "--directory", ""]
+    with shared.spawn(shared.server, [*limited, *argv], stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        said = ""
+        while "serving" not in said:
+            line = child.stderr.readline()
+            assert line, said
+            said += line
+        with client_of(shared) as client:
+            assert client.set(b"key", b"value")
+        child.terminate()
+        child.communicate(timeout=patient(60))
+    (note,) = (line for line in said.splitlines() if "mapped rings" in line)
+    assert "needs more locked memory" in note
+    assert "ulimit -l" in note
+    assert "driver" not in note
+
+
 def test_the_command_refuses_it_in_one_sentence(shared: Lab) -> None:
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", shared.server.interface]
     argv += ["--design", "cpu-only", "--items", "65536", "--socket-mode", "zero-copy"]
     with shared.spawn(shared.server, argv, stderr=subprocess.PIPE, text=True) as child:
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=patient(60))
     assert child.returncode != 0
     lines = said.strip().splitlines()
-    assert "zero-copy: Operation not supported" in lines[-1]
+    assert "needs a driver with zero-copy" in lines[-1]
     assert [line for line in lines if "rror" in line or "Traceback" in line] == []

@@ -18,6 +18,7 @@ from dpukv_xdp import abi
 from dpukv_xdp import lab as labs
 from dpukv_xdp.lab import Lab
 from dpukv_xdp.layers import KVBatch, KVItem
+from dpukv_xdp.patience import patient
 from dpukv_xdp.server import Server
 
 DATA = Path(__file__).parent.parent / "data"
@@ -47,7 +48,7 @@ def test_the_readme_s_request_made_by_hand_and_its_answer(served: tuple[Lab, Ser
         stderr=subprocess.STDOUT,
         text=True,
     )
-    shown, _ = child.communicate(timeout=20)
+    shown, _ = child.communicate(timeout=patient(20))
     assert child.returncode == 0, shown
     fields = dict(re.findall(r"^ *\|? *(\w+) *= (.*?) *$", shown, re.MULTILINE))
     assert fields["magic"] == "response"

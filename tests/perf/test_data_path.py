@@ -9,6 +9,8 @@ import pytest
 from dpukv_xdp.bench import Bench, BenchOptions
 from dpukv_xdp.config import ServerConfig
 
+pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
+
 SECONDS = 1.0
 
 GOALS = {

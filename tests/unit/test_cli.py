@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from dpukv_xdp import abi, bench, cli, config, errors, lab, profiles, server
 from dpukv_xdp.demo import story
+from dpukv_xdp.patience import patient
 from dpukv_xdp.report import results_table
 
 COMMANDS = {
@@ -352,6 +354,34 @@ def test_a_lab_s_server_that_ends_or_hangs_is_given_up(
         with pytest.raises(errors.DpukvError, match="server did not start: it broke"):
             cli._await_lab_server(process, said.fileno(), lambda: False)
         process.kill()
+
+
+def test_a_lab_s_server_that_gets_further_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than LAB_READY_SECONDS altogether: each line of its log counts."""
+    monkeypatch.setattr(cli, "LAB_READY_SECONDS", 0.2)
+    log = tmp_path / "log"
+    log.write_text("")
+    end = time.monotonic() + patient(1.0)
+
+    def answers() -> bool:
+        with log.open("a") as saying:
+            saying.write("note: still preparing\n")
+        return time.monotonic() > end
+
+    with subprocess.Popen(["sleep", "60"]) as process, log.open("rb") as said:
+        cli._await_lab_server(process, said.fileno(), answers)
+        process.kill()
+
+
+def test_a_wrong_slowness_is_refused_before_anything_starts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPUKV_SLOWNESS", "inf")
+    outcome = run("designs")
+    assert outcome.status == 2
+    assert outcome.errors.startswith("dpukv: the environment variable DPUKV_SLOWNESS is 'inf'")
 
 
 def test_every_setting_is_an_option_of_serve() -> None:

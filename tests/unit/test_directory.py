@@ -31,6 +31,7 @@ from dpukv_xdp.directory import (
 )
 from dpukv_xdp.directory_watch import Watch
 from dpukv_xdp.errors import DirectoryError, RecordError, UsageError
+from dpukv_xdp.patience import patient
 
 MAC = "02:00:00:00:00:01"
 MICA2_LINE = (
@@ -40,7 +41,7 @@ MICA2_LINE = (
 """What public MICA2's server registers."""
 RECORD = ServerRecord(False, False, (0, 1), ((MAC, "10.0.0.1", 0), (MAC, "10.0.0.1", 1)))
 OTHER = ServerRecord(True, True, (0,), ((MAC, "10.0.0.2", 9800),))
-SOON_SECONDS = 5.0
+SOON_SECONDS = patient(5.0)
 """By when whatever a thread does is done, on a busy machine too."""
 
 

@@ -2,44 +2,236 @@
 """What `dpukv doctor` says about a machine that lacks something."""
 
 import errno
+import json
 import os
-import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from dpukv_xdp import doctor
+from dpukv_xdp import cli, doctor, kernel_headers, loader, probes
+from dpukv_xdp.doctor import Check
+from dpukv_xdp.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.features import FEATURES, TRIED_KERNELS
+
+
+@pytest.fixture(autouse=True)
+def _as_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    probes.lack_of.cache_clear()
+    yield
+    probes.lack_of.cache_clear()
+
+
+def refuse(number: int) -> Any:
+    def probe() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return probe
+
+
+# ---- Kernel and features
 
 
 @pytest.mark.parametrize(
-    ("reason", "remedy"),
+    ("release", "is_tried"),
     [
-        (errno.EPERM, "sudo"),
-        (errno.EAFNOSUPPORT, "CONFIG_XDP_SOCKETS"),
-        (errno.ENOMEM, "socket(2)"),
+        *((f"{version}.0-9-amd64", True) for version in TRIED_KERNELS),
+        ("5.15.0", False),
+        ("6.10.1", False),
+        ("6.180.2", False),
+        ("strange", False),
     ],
 )
-def test_af_xdp_is_missing(monkeypatch: pytest.MonkeyPatch, reason: int, remedy: str) -> None:
-    def refuse(family: int, kind: int) -> None:
-        assert (family, kind) == (doctor.AF_XDP, socket.SOCK_RAW)
-        raise OSError(reason, os.strerror(reason))
+def test_the_kernel_is_one_of_those_that_were_tried_or_not(
+    monkeypatch: pytest.MonkeyPatch, release: str, is_tried: bool
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    (check,) = doctor._kernel()
+    assert (check.ok, check.is_required and not check.ok) == (is_tried, False)
+    assert release in check.found
+    assert all(version in check.found for version in TRIED_KERNELS)
+    assert check.details["is_tried"] is is_tried
 
-    monkeypatch.setattr(socket, "socket", refuse)
-    check = doctor._af_xdp()
-    assert (check.name, check.ok, check.found) == ("AF_XDP", False, os.strerror(reason))
-    assert remedy in check.remedy
-    assert not check.is_required, "mapped rings do without"
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_feature_is_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(probes.PROBES, name, lambda: None)
+    (check,) = doctor._feature(name)
+    assert (check.ok, check.is_tried, check.remedy) == (True, True, "")
 
 
-def test_af_xdp_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_feature_is_missing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(probes.PROBES, name, refuse(errno.EINVAL))
+    (check,) = doctor._feature(name)
+    feature = FEATURES[name]
+    assert (check.ok, check.is_tried, check.is_required) == (False, True, feature.is_required)
+    for part in (os.strerror(errno.EINVAL), feature.since, feature.lost):
+        assert part in check.found
+    assert check.remedy == feature.instead
 
-    class Opened:
-        def __init__(self, _family: int, _kind: int) -> None:
-            pass
 
-        def close(self) -> None:
-            closed.append(self)
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_feature_that_may_not_be_tried(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(probes.PROBES, name, refuse(errno.EPERM))
+    (check,) = doctor._feature(name)
+    assert (check.ok, check.is_tried) == (False, False)
+    assert "sudo" in check.remedy
 
-    monkeypatch.setattr(socket, "socket", Opened)
-    check = doctor._af_xdp()
-    assert (check.ok, check.remedy, len(closed)) == (True, "", 1)
+
+def test_without_root_it_says_what_it_could_not_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    untried = [check for check in doctor.checks() if not check.is_tried]
+    wanted = ["network namespaces, veth", *FEATURES, "programs"]
+    assert [check.name for check in untried] == wanted
+    for check in untried:
+        assert not check.ok
+        assert "it takes root" in check.found
+        assert check.remedy == "run it with sudo"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EROFS, os.strerror(errno.EROFS)), DpukvError("a sentence")]
+)
+def test_a_check_that_fails_is_a_finding(error: Exception) -> None:
+    def look() -> list[Check]:
+        raise error
+
+    (check,) = doctor._guarded("something", look)
+    assert (check.name, check.ok, check.is_tried) == ("something", False, False)
+    assert check.found == str(error)
+
+
+# ---- Programs
+
+
+class FakeBuild:
+    """A build that loads, or does not."""
+
+    source = "kv_fake.c"
+
+    def __init__(self, name: str, error: Exception | None = None) -> None:
+        self.name, self.error, self.closed = name, error, 0
+
+    def load(self) -> Any:
+        if self.error:
+            raise self.error
+        return SimpleNamespace(programs={"kv_fake": 7}, close=self.close)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "verified_instructions", lambda fd: 1000 * fd)
+
+
+def program_checks(monkeypatch: pytest.MonkeyPatch, *builds: FakeBuild) -> list[Check]:
+    monkeypatch.setattr(doctor, "usual_builds", lambda: builds)
+    told: list[tuple[str, float]] = []
+    found = list(doctor._program_checks(lambda what, fraction: told.append((what, fraction))))
+    assert len(told) == len(builds) + 1
+    assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
+    return found
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_program_that_loads_is_told_with_its_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = FakeBuild("lat")
+    (check,) = program_checks(monkeypatch, build)
+    assert (check.name, check.ok, check.remedy) == ("programs of lat", True, "")
+    assert "kv_fake 7,000" in check.found
+    assert check.details["verified"] == {"kv_fake": 7000}
+    assert build.closed == 1
+
+
+def test_a_kernel_that_does_not_count_still_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(_fd: int) -> int:
+        raise MissingError("counting", "a later kernel")
+
+    monkeypatch.setattr(loader, "verified_instructions", count)
+    build = FakeBuild("lat")
+    (check,) = program_checks(monkeypatch, build)
+    assert (check.ok, check.found, build.closed) == (True, "kv_fake.c loads", 1)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_refused_program_is_told_with_its_line_and_what_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused = LoadError("kv_fake.c was refused by the kernel's verifier: R3 min value is …", "log")
+    first, second = program_checks(monkeypatch, FakeBuild("lat", refused), FakeBuild("sav"))
+    assert (first.ok, first.is_tried, first.is_required) == (False, True, True)
+    assert str(refused) in first.found
+    assert "(sav)" in first.remedy
+    assert first.details["refused"] == str(refused)
+    assert second.ok
+
+
+@pytest.mark.parametrize("error", [MissingError("bcc", "a package"), OSError(28, "disk full")])
+def test_a_program_that_cannot_be_compiled_is_not_the_kernel_s_fault(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (check,) = program_checks(monkeypatch, FakeBuild("lat", error))
+    assert (check.ok, check.is_tried) == (False, False)
+    assert str(error) in check.found
+
+
+# ---- The command
+
+
+OK = Check("good", True, "there")
+REQUIRED = Check("needed", False, "not there", "get it", details={"since": "5.18"})
+OPTIONAL = Check("useful", False, "not there", "get it", is_required=False)
+UNTRIED = Check("hidden", False, "not tried", "run it with sudo", is_tried=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "marks"),
+    [
+        ([OK, OPTIONAL], 0, ["ok      good: there", "note    useful: not there; get it"]),
+        ([OK, REQUIRED], 1, ["ok      good: there", "MISSING needed: not there; get it"]),
+        ([UNTRIED], 1, ["?       hidden: not tried; run it with sudo"]),
+    ],
+)
+def test_the_command_s_lines_and_status(
+    monkeypatch: pytest.MonkeyPatch, found: list[Check], status: int, marks: list[str]
+) -> None:
+    monkeypatch.setattr(doctor, "checks", lambda _progress: found)
+    run = CliRunner().invoke(cli.cli, ["doctor"])
+    assert (run.exit_code, run.stdout.splitlines()) == (status, marks)
+
+
+def test_the_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "checks", lambda _progress: [REQUIRED])
+    run = CliRunner().invoke(cli.cli, ["doctor", "--json", "-"])
+    assert json.loads(run.stdout) == [
+        {
+            "name": "needed",
+            "ok": False,
+            "found": "not there",
+            "remedy": "get it",
+            "required": True,
+            "tried": True,
+            "since": "5.18",
+        }
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOSPC])
+def test_a_cache_that_cannot_be_made_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def mkdir(*_arguments: object, **_settings: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(DpukvError, match="can be written: make one writable"):
+        kernel_headers.writable_cache()

@@ -22,10 +22,11 @@ def sources() -> Iterator[Path]:
 
 
 def test_version_is_the_changelog_s_head() -> None:
+    """Or comes next, below what no version has yet."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    heading = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert heading is not None
-    assert re.fullmatch(re.escape(project["version"]) + r" - \d{4}-\d\d-\d\d", heading[1])
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = headings[headings[0] == "Unreleased" :]
+    assert re.fullmatch(re.escape(project["version"]) + r" - \d{4}-\d\d-\d\d", released[0])
 
 
 def test_lines_fit() -> None:

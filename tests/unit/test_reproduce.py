@@ -28,6 +28,7 @@ from dpukv_xdp.cli_reproduce import reproduce as command
 from dpukv_xdp.designs import DESIGNS, find_design
 from dpukv_xdp.errors import DpukvError, UsageError
 from dpukv_xdp.paper import INCONSISTENCIES, paper_values
+from dpukv_xdp.patience import patient
 from dpukv_xdp.profiles import find_profile
 from dpukv_xdp.reproduce_plans import (
     Claim,
@@ -889,7 +890,7 @@ def looked_at(page: str, directory: Path) -> dict[str, Any]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patient(120),
         check=True,
     )
     found = re.search(r"<pre>(.*?)</pre>", said.stdout, re.DOTALL)

@@ -10,6 +10,8 @@ import textwrap
 
 import pytest
 
+from dpukv_xdp.patience import patient
+
 BEGIN = """
 import os, signal, time
 from dpukv_xdp import cli
@@ -55,7 +57,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-P", "-c", BEGIN + textwrap.indent(script, "    ") + END],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Keep kernels from handing generic XDP several datagrams as one packet.
+
+A sender that uses UDP_SEGMENT (GSO) leaves segmenting to the last device. A veth end with native
+XDP has its peer segment before it sends; for generic XDP nobody does, and the packet arrives whole.
+So may what our own kernel has merged (GRO). Such packets cannot be answered, because XDP can send
+one frame for one frame: they are counted as KV_COUNTER_DROP_SUPER_PACKET.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dpukv_xdp import lab, nic
+
+RECEIVE_FEATURES = ("rx-gro-list", "rx-udp-gro-forwarding")
+SEND_FEATURE = "tx-udp-segmentation"
+
+
+def keep_datagrams_apart(interface: str, cleanup: contextlib.ExitStack) -> str | None:
+    """Turn off what merges datagrams on an interface, and at the other end if it is a veth's.
+
+    `cleanup` turns it on again. Returns a sentence with the cure if the other end is out of reach.
+    """
+    for feature in RECEIVE_FEATURES:
+        if nic.turn_off(interface, feature):
+            cleanup.callback(nic.turn_on, interface, feature)
+    peer = nic.veth_peer(interface)
+    if peer is None:
+        return None
+    namespace_fd = _namespace_fd(peer.namespace_id)
+    if namespace_fd is None:
+        return (
+            f"datagrams that a client sends with UDP_SEGMENT arrive at {interface} in one packet "
+            f"and are dropped (drop_super_packet): run `ethtool -K DEVICE {SEND_FEATURE} off` for "
+            "the other end of the veth pair, in its network namespace"
+        )
+    cleanup.callback(os.close, namespace_fd)
+    with _entered(namespace_fd):
+        name = nic.name_of(peer.index)
+        if nic.turn_off(name, SEND_FEATURE):
+            cleanup.callback(_restore_in, namespace_fd, name, SEND_FEATURE)
+    return None
+
+
+def _restore_in(namespace_fd: int, interface: str, feature: str) -> None:
+    with _entered(namespace_fd):
+        nic.turn_on(interface, feature)
+
+
+@contextlib.contextmanager
+def _entered(namespace_fd: int) -> Iterator[None]:
+    """The calling thread is in that network namespace within the block."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns.setns(namespace_fd)
+        try:
+            yield
+        finally:
+            netns.setns(home)
+    finally:
+        os.close(home)
+
+
+def _namespace_fd(namespace_id: int | None) -> int | None:
+    """A descriptor of the network namespace that the calling thread's one knows by that number, or
+    of this one for None; None if no file of it is in reach.
+    """
+    if namespace_id is None:
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    seen = set()
+    with IPRoute() as netlink:
+        for path in (*lab.NAMESPACE_DIR.glob("*"), *Path("/proc").glob("[0-9]*/ns/net")):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # the process has ended, or is not ours to look into
+                continue
+            if (inode := os.fstat(fd).st_ino) not in seen and _number(netlink, fd) == namespace_id:
+                return fd
+            seen.add(inode)
+            os.close(fd)
+    return None
+
+
+def _number(netlink: IPRoute, fd: int) -> int | None:
+    """The number that our namespace has for another one; None if the file is of none."""
+    try:
+        return int(netlink.get_netnsid(fd=fd)["nsid"])
+    except NetlinkError:
+        return None

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Probes on this kernel, and what is refused on one that lacks live frames."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from net.serving import client_of, generating, native_threads, programs_on, serving
+
+from dpukv_xdp import lab as labs
+from dpukv_xdp import probes
+from dpukv_xdp.errors import MissingError
+from dpukv_xdp.features import FEATURES
+from dpukv_xdp.lab import Lab
+
+
+@pytest.fixture
+def no_live_frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a kernel before Linux 5.18."""
+
+    def refuse() -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setitem(probes.PROBES, "live frames", refuse)
+    probes.lack_of.cache_clear()
+    yield
+    probes.lack_of.cache_clear()
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_probe_leaves_nothing(name: str) -> None:
+    probes.PROBES[name]()  # what a process loads once stays
+    before = descriptors(), [lab.lab_id for lab in labs.list_labs()]
+    probes.PROBES[name]()
+    assert (descriptors(), [lab.lab_id for lab in labs.list_labs()]) == before
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.usefixtures("no_live_frames")
+def test_the_sender_alone_is_refused_before_anything_is_attached(lab: Lab) -> None:
+    threads = native_threads()
+    with (
+        pytest.raises(MissingError, match=r"^--respond sender needs live frames.* since 5\.18"),
+        serving(lab, respond="sender"),
+    ):
+        pass
+    assert native_threads() == threads
+    assert programs_on(lab.server) == []
+
+
+@pytest.mark.usefixtures("no_live_frames")
+def test_the_load_generator_is_refused(lab: Lab) -> None:
+    with (
+        pytest.raises(MissingError, match=r"^the load generator needs live frames"),
+        generating(lab),
+    ):
+        pass
+    assert programs_on(lab.client) == [labs.NAPI_PROGRAM]
+
+
+@pytest.mark.usefixtures("no_live_frames")
+def test_sockets_serve_untried(lab: Lab) -> None:
+    with serving(lab, design="cpu-only") as server, client_of(lab) as client:
+        assert client.set(b"key", b"value")
+        assert server.stats()["sockets"][0]["received"] == 1, "no probe"
