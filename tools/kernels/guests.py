@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from dpukv_xdp import patience
 from dpukv_xdp.errors import DpukvError
 from kernels import processes
 from kernels.images import Image, Say
@@ -52,7 +53,9 @@ class Guest:
         """`key_path` is the private key's; `console` is what qemu writes the serial console to."""
         self.name = name
         self.slowness = 1.0
-        """How much longer a fixed job takes in the guest than on this host; 1 at least."""
+        """How much longer a fixed job takes in the guest than on a machine that needs no patience:
+        at least 1.
+        """
         self._port = port
         self._key_path = key_path
         self._console = console
@@ -75,7 +78,7 @@ class Guest:
             status, lines = processes.run(
                 [
                     *self._ssh(),
-                    f"DPUKV_SLOWNESS={self.slowness:g}; export DPUKV_SLOWNESS; {command}",
+                    f"export {patience.VARIABLE}={self.slowness:g}; {command}",
                 ],
                 what=f"guest {self.name}: {what}",
                 limit_seconds=limit_seconds * self.slowness,
@@ -95,7 +98,8 @@ class Guest:
         here_ns = int(subprocess.check_output(["sh", "-c", SPEED_SCRIPT]))
         self.slowness = EMULATION  # for the limit of this command
         _, lines = self.run(SPEED_SCRIPT, what="measuring speed", limit_seconds=MEASURE_SECONDS)
-        self.slowness = max(1.0, round(int(lines[-1]) / here_ns, 1))
+        factor = int(lines[-1]) / here_ns * patience.slowness()
+        self.slowness = min(max(1.0, round(factor, 1)), patience.STATED_MAX)
 
     def console_words(self) -> str:
         """Return the console's last lines for an error's sentence."""

@@ -138,7 +138,7 @@ def _booted(
         result.seconds["boot"] = round(time.monotonic() - started, 1)
         result.emulated, result.slowness = not guests.has_kvm(), guest.slowness
         result.release = image.release
-        say(f"{kernel.name} is up: {guest.slowness:g} times slower than this machine")
+        say(f"{kernel.name} is up: time-outs are {guest.slowness:g} times longer there")
         with _phase(result, "copy"):
             _succeed(guest, "tar -C / -xf /dev/vdb", COPY_SECONDS, cwd="/")
         yield guest
