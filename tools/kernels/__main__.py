@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -12,7 +14,8 @@ import click
 from rich.console import Console
 
 from dpukv_xdp.errors import DpukvError, MissingError, UsageError
-from kernels import budget, images, matrix, results
+from kernels import budget, guests, images, matrix, processes, results
+from kernels.results import KernelResult
 
 RESULTS = images.ROOT / "docs" / "results"
 BUILD = images.ROOT / "build" / "kernels"
@@ -34,8 +37,7 @@ def main() -> int:
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
-@click.argument("kernels", default="")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST ARGUMENTS]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KERNELS] [PYTEST ARGUMENTS]")
 @click.option(
     "--quick",
     is_flag=True,
@@ -45,33 +47,53 @@ def main() -> int:
 @click.option(
     "--write-budget", is_flag=True, help="Write bpf/budget.toml from these kernels and this one."
 )
-def run(
-    kernels: str, arguments: tuple[str, ...], quick: bool, write: bool, write_budget: bool
-) -> int:
+def run(words: tuple[str, ...], quick: bool, write: bool, write_budget: bool) -> int:
     """Try this checkout on KERNELS, such as 6.1,6.12, in guests made of Debian's packages; without
     a list on all that are known. Other arguments go to pytest.
 
-    The results are written to build/kernels. Exit status 1 if anything failed.
+    On each kernel: the README's two commands as written in a guest with nothing prepared, the
+    functional suites, every program with the instructions that the verifier walked, a short bench
+    and a `set` and `get` in each design. The results are written to build/kernels. Exit status 1
+    if anything failed.
     """
-    if kernels.startswith("-"):
-        kernels, arguments = "", (kernels, *arguments)
+    kernels, arguments = split(words)
     names = kernels.split(",") if kernels else list(images.KERNELS)
     chosen = [images.kernel_named(name) for name in names]
     if os.geteuid() != 0:
         raise MissingError("tools/test --kernels", "root: run it with sudo")
-    here = matrix.try_here(say)
-    tried = [matrix.try_quickly(kernel, say) for kernel in chosen]
+    processes.require([*images.PROGRAMS, *guests.PROGRAMS], "tools/test --kernels")
+    found: list[KernelResult] = []
+
+    def attempt(result: KernelResult, step: Callable[[], None]) -> None:
+        """Take a step; one that cannot be taken does not keep others from theirs."""
+        try:
+            step()
+        except DpukvError as error:
+            result.broken.append(str(error))
+        results.write(found, BUILD)
+
+    if write_budget or not quick:
+        found.append(KernelResult("here", os.uname().release))
+        attempt(found[0], lambda: matrix.try_here(found[0], say))
+    for kernel in chosen:
+        found.append(KernelResult(kernel.name))
+        attempt(found[-1], partial(matrix.try_quickly, kernel, found[-1], say))
     if not quick:
-        matrix.try_suites_here(arguments, here, say)
-        for kernel, result in zip(chosen, tried, strict=True):
-            matrix.try_fresh_box(kernel, arguments, result, say)
-    found = [here, *tried]
+        attempt(found[0], lambda: matrix.try_suites_here(arguments, found[0], say))
+        for kernel, result in zip(chosen, found[1:], strict=True):
+            attempt(result, partial(matrix.try_fresh_box, kernel, arguments, result, say))
     if write_budget:
         budget.write([result.instructions for result in found])
-    results.show(found, console)
-    for directory in (BUILD, RESULTS)[: 1 + write]:
-        results.write(found, directory)
-    return int(any(result.failures() for result in found))
+    if write:
+        results.write(found, RESULTS)
+    return results.show(found, console)
+
+
+def split(words: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the list of kernels, empty if there is none, and pytest's arguments."""
+    if words and not words[0].startswith("-"):
+        return words[0], tuple(words[1:])
+    return "", tuple(words)
 
 
 def say(sentence: str) -> None:

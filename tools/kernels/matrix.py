@@ -43,18 +43,15 @@ SUITES = (
 JUNIT = "build/kernels/junit.xml"
 
 
-def try_here(say: Say) -> KernelResult:
-    """Load every build on the running kernel, and compile what the guests' commands need."""
-    result = KernelResult("here", os.uname().release)
+def try_here(result: KernelResult, say: Say) -> None:
+    """Load every build on the running kernel."""
     with _phase(result, "load"):
         say("here: compiling what was not kept, and loading every build")
-        _inside_here(["compile", "load"], result)
-    return result
+        _inside_here(["load"], result)
 
 
-def try_quickly(kernel: Kernel, say: Say) -> KernelResult:
+def try_quickly(kernel: Kernel, result: KernelResult, say: Say) -> None:
     """Load every build, measure and ask each design, in a prepared guest with this environment."""
-    result = KernelResult(kernel.name)
     started = time.monotonic()
     with images.image(kernel, "prepared", say) as image, tempfile.TemporaryFile() as payload:
         result.seconds["image"] = round(time.monotonic() - started, 1)
@@ -72,7 +69,6 @@ def try_quickly(kernel: Kernel, say: Say) -> KernelResult:
                 with _phase(result, job):
                     say(f"{kernel.name}: {job}")
                     _inside_guest(guest, job, limit_seconds, result)
-    return result
 
 
 def try_suites_here(arguments: Sequence[str], result: KernelResult, say: Say) -> None:

@@ -38,6 +38,8 @@ class KernelResult(msgspec.Struct):
     refused: dict[str, str] = {}
     """Builds that did not load, and why."""
     over_budget: list[str] = []
+    broken: list[str] = []
+    """Why something could not be tried at all."""
     benches: dict[str, dict[str, Any]] = {}
     """By design."""
     labs: dict[str, dict[str, Any]] = {}
@@ -62,7 +64,7 @@ class KernelResult(msgspec.Struct):
 
     def failures(self) -> list[str]:
         """Return a sentence for each thing that went wrong."""
-        found = [f"{build}: {why}" for build, why in self.refused.items()]
+        found = [*self.broken, *(f"{build}: {why}" for build, why in self.refused.items())]
         found += self.over_budget
         for design, bench in self.benches.items():
             if "failed" in bench:
@@ -97,8 +99,8 @@ def read_junit(text: str) -> dict[str, Suite]:
     return suites
 
 
-def show(results: list[KernelResult], console: Console) -> None:
-    """Print the table, and what went wrong."""
+def show(results: list[KernelResult], console: Console) -> int:
+    """Print the table, and what went wrong; return the exit status."""
     table = Table(title="Kernels", title_justify="left")
     table.add_column("")
     for result in results:
@@ -106,9 +108,10 @@ def show(results: list[KernelResult], console: Console) -> None:
     for name, cells in rows(results):
         table.add_row(name, *cells)
     console.print(table)
-    for result in results:
-        for sentence in result.failures():
-            console.print(f"failed on {sentence}", markup=False, highlight=False)
+    failures = [sentence for result in results for sentence in result.failures()]
+    for sentence in failures:
+        console.print(f"failed on {sentence}", markup=False)
+    return int(bool(failures))
 
 
 def heading(result: KernelResult) -> str:
