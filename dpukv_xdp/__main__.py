@@ -5,7 +5,7 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: end, without a traceback
 
-from dpukv_xdp.cli import main  # noqa: E402 - see above
+from dpukv_xdp.cli.main import main  # noqa: E402 - see above
 
 if __name__ == "__main__":
     main()

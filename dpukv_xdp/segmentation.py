@@ -15,7 +15,8 @@ from pathlib import Path
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
-from dpukv_xdp import lab, nic
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.lab import lab
 
 RECEIVE_FEATURES = ("rx-gro-list", "rx-udp-gro-forwarding")
 SEND_FEATURE = "tx-udp-segmentation"

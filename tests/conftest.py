@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp import probes
-from dpukv_xdp.features import FEATURES
-from dpukv_xdp.lab import Lab, remove_stale
+from dpukv_xdp.kernel.features import FEATURES
+from dpukv_xdp.lab.lab import Lab, remove_stale
+from dpukv_xdp.native import probes
 
 PRIVILEGED_SUITES = {"bpf", "net", "perf"}
 TESTS_DIR = Path(__file__).parent
@@ -35,8 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Names the one mark that we have."""
     config.addinivalue_line(
         "markers",
-        "needs('live frames'): skipped where the probe of that name in dpukv_xdp/probes.py fails, "
-        "and must pass where it succeeds",
+        "needs('live frames'): skipped where the probe of that name in "
+        "dpukv_xdp/native/probes.py fails, and must pass where it succeeds",
     )
 
 

@@ -3,8 +3,8 @@
 
 import sys
 
-from dpukv_xdp import abi
-from dpukv_xdp.codec import Request, item_bytes
+from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import Request, item_bytes
 
 NOOPS = (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE)
 COUNTER_BYTES = 8

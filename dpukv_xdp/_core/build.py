@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 BPF_DIR = HERE.parent.parent / "bpf"
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
-OUTSIDE = ("dpdk.c",)  # see dpukv_xdp/dpdk.py
+OUTSIDE = ("dpdk.c",)  # see dpukv_xdp/native/dpdk.py
 SOURCES = sorted(
     path.name
     for path in HERE.glob("*.c")

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from reference import execute
 
-from dpukv_xdp import abi, codec, loader
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.codec import Endpoint, Reply, Request
-from dpukv_xdp.engine import HostCore, ProcessingEngine, Store
-from dpukv_xdp.patience import patient
-from dpukv_xdp.placement import partition_table
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel import loader
+from dpukv_xdp.native.engine import HostCore, ProcessingEngine, Store
+from dpukv_xdp.topology.placement import partition_table
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 CPU = min(os.sched_getaffinity(0))
 """The communication core: tests/bpf/conftest.py pins the tests to it, because BPF_PROG_RUN runs

@@ -23,8 +23,9 @@ from unit.test_abi import (
     swapped,
 )
 
-from dpukv_xdp import abi, loader
-from dpukv_xdp.errors import LoadError
+from dpukv_xdp.base.errors import LoadError
+from dpukv_xdp.kernel import loader
+from dpukv_xdp.wire import abi
 
 PROGRAM = """
 #include {header}

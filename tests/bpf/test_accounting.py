@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from bpf.harness import CPU, OTHER_CPU, Dpu, Verdict, request_frame
 
-from dpukv_xdp import abi, loader
-from dpukv_xdp.bench import Interval, accounting_notes, roles_of
-from dpukv_xdp.codec import Request
-from dpukv_xdp.engine import NativeThread
-from dpukv_xdp.loadgen import Snapshot
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.bench.bench import Interval, accounting_notes, roles_of
+from dpukv_xdp.kernel import loader
+from dpukv_xdp.load.loadgen import Snapshot
+from dpukv_xdp.native.engine import NativeThread
+from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import Request
 
 FRAME = request_frame([Request.get(b"known")])
 SPIN_SECONDS = 0.3

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp.builds import every_build
-from dpukv_xdp.loader import Build, verified_instructions
+from dpukv_xdp.kernel.loader import Build, verified_instructions
+from dpukv_xdp.ops.builds import every_build
 from kernels import budget
 
 TABLE = budget.read()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bpf.harness import run_once
 
-from dpukv_xdp import compiler, kernel_headers, loader
-from dpukv_xdp.errors import DpukvError, LoadError
+from dpukv_xdp.base.errors import DpukvError, LoadError
+from dpukv_xdp.kernel import compiler, kernel_headers, loader
 
 SOURCE = """
 #include "{header}"

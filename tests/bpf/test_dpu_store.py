@@ -28,11 +28,12 @@ from bpf.harness import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp import abi, codec, loader
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.codec import Endpoint, Request
-from dpukv_xdp.engine import HostCore, ProcessingEngine, Store
-from dpukv_xdp.placement import partition_table
+from dpukv_xdp.kernel import loader
+from dpukv_xdp.native.engine import HostCore, ProcessingEngine, Store
+from dpukv_xdp.topology.placement import partition_table
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Request
 
 TAG_TURNS = 3
 """KV_TAG_TURNS of bpf/store.h: live items of one tag that a bucket may hold."""

@@ -18,8 +18,8 @@ from bpf.harness import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp import abi
-from dpukv_xdp.codec import Endpoint, Reply, Request
+from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 RECEIVE, RECEIVE_WHILE_FLUSHING, FLUSH, ENGINE = "receive", "interrupt", "flush", "engine"
 STEPS = st.one_of(

@@ -21,10 +21,10 @@ from bpf.harness import (
     without_ways_out,
 )
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.codec import Endpoint, Reply, Request
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 WAIT = (0, 0)
 INSUFFICIENT_SPACE = abi.Result.INSUFFICIENT_SPACE

@@ -31,10 +31,10 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.codec import Endpoint, Request
-from dpukv_xdp.errors import ProtocolError, TruncatedError
-from dpukv_xdp.layers import KVBatch, KVItem
+from dpukv_xdp.base.errors import ProtocolError, TruncatedError
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Request
+from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 SHORTEST_RUN = abi.KV_ETH_BYTES
 """BPF_PROG_RUN takes no frame without an Ethernet header, and no driver delivers one."""

@@ -29,10 +29,10 @@ from bpf.harness import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp import abi, codec
 from dpukv_xdp._core._native import ffi
-from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.engine import HostCore, ProcessingEngine
+from dpukv_xdp.native.engine import HostCore, ProcessingEngine
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Reply, Request
 
 WAIT = (0, 0)
 LAPS = 3

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from scapy.utils import RawPcapReader
 from unit.test_abi import PROTOCOL, hexdump
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.codec import Endpoint, Request
-from dpukv_xdp.layers import KVBatch, KVItem
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Request
+from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 DATA = Path(__file__).parent.parent / "data"
 WAIT = (0, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dpukv_xdp import abi
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.wire import abi
 
 BUCKET_BYTES = 128
 BUCKET_WAYS = 15

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from dpukv_xdp._core._native import lib
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"

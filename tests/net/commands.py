@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp.lab import LabRecord
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import LabRecord
 
 DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp"]
 SMALL = ["--keys", "20000", "--seconds", "0.3"]

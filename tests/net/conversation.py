@@ -11,10 +11,10 @@ from functools import cache
 from net.serving import CLIENT_PORT, PORT, Wire, ends
 from reference import COUNTER_BYTES, NOOPS, execute
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.codec import Reply, Request, item_bytes
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.server import Server
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Reply, Request, item_bytes
 
 SEED = 20250720
 GROUPS = 16

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
 
 START_SECONDS = patient(30.0)
 STOP_SECONDS = patient(10.0)

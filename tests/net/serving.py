@@ -16,16 +16,19 @@ from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
-from dpukv_xdp import abi, codec, engine, loadgen, nic
-from dpukv_xdp import lab as labs
-from dpukv_xdp.client import Client
-from dpukv_xdp.codec import Endpoint
-from dpukv_xdp.config import ServerConfig, load_config
-from dpukv_xdp.lab import End, Lab
-from dpukv_xdp.loadgen import LoadGenerator, Loop, latency_summary
-from dpukv_xdp.patience import patient
-from dpukv_xdp.server import Server
-from dpukv_xdp.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.client.client import Client
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import End, Lab
+from dpukv_xdp.load import loadgen
+from dpukv_xdp.load.loadgen import LoadGenerator, Loop, latency_summary
+from dpukv_xdp.load.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
+from dpukv_xdp.native import engine
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.topology.config import ServerConfig, load_config
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint
 
 CPUS = sorted(os.sched_getaffinity(0))
 ENGINE_CPU, OTHER_CPU = CPUS[0], CPUS[-1]

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, wait_for
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp import nic
-from dpukv_xdp.config import DEFAULT_DIRECTORY
-from dpukv_xdp.directory import open_directory, server_name
-from dpukv_xdp.lab import Lab, LabRecord
-from dpukv_xdp.service import services
+from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab, LabRecord
+from dpukv_xdp.server.service import services
+from dpukv_xdp.topology.config import DEFAULT_DIRECTORY
 
 BENCH_FIELDS = {
     "design": str,

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from net.commands import SMALL, dpukv
 
-from dpukv_xdp import abi, comparison
-from dpukv_xdp.bench import BenchOptions
-from dpukv_xdp.comparison import ABLATIONS, run_ablations
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import DESIGNS
+from dpukv_xdp.bench import all_designs
+from dpukv_xdp.bench.all_designs import ABLATIONS, run_ablations
+from dpukv_xdp.bench.bench import BenchOptions
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.wire import abi
 
 pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
 
@@ -76,7 +77,7 @@ test_transports.py, ways for frames in test_frames.py."""
 @pytest.mark.parametrize("design", SWITCHES)
 def test_switches_serve_as_well(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = tuple(each for each in ABLATIONS if each.label in SWITCHES[design])
-    monkeypatch.setattr(comparison, "ABLATIONS", chosen)
+    monkeypatch.setattr(all_designs, "ABLATIONS", chosen)
     options = BenchOptions(keys=20_000, seconds=0.3)
     found = run_ablations(ServerConfig(design=design), options, lambda what, fraction: None)
     assert [run["label"] for run in found.runs] == ["as it is", *SWITCHES[design]]

@@ -20,15 +20,15 @@ from net.serving import (
     sharing_cores,
 )
 
-from dpukv_xdp import abi
-from dpukv_xdp import lab as labs
-from dpukv_xdp.config import FRAMES, FRAMES_PAST_XDP, TRANSPORTS
-from dpukv_xdp.designs import DESIGNS, Design
-from dpukv_xdp.errors import ResultError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.loadgen import LoadGenerator, Loop
-from dpukv_xdp.server import Server
-from dpukv_xdp.workload import WORKLOADS
+from dpukv_xdp.base.errors import ResultError
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.load.loadgen import LoadGenerator, Loop
+from dpukv_xdp.load.workload import WORKLOADS
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.topology.config import FRAMES, FRAMES_PAST_XDP, TRANSPORTS
+from dpukv_xdp.topology.designs import DESIGNS, Design
+from dpukv_xdp.wire import abi
 
 ROWS = DESIGNS.values()
 LONG_MTU = 3506

@@ -14,10 +14,10 @@ import pytest
 import requests
 from net.etcd import Etcd, running_etcd
 
-from dpukv_xdp.directory import Publisher, ServerRecord, open_directory
-from dpukv_xdp.directory_watch import Watch
-from dpukv_xdp.errors import DirectoryError, RecordError
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.errors import DirectoryError, RecordError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.discovery.directory import Publisher, ServerRecord, open_directory
+from dpukv_xdp.discovery.watch import Watch
 
 SCHEMES = ("etcd2", "etcd3")
 MAC = "02:00:00:00:00:01"

@@ -12,13 +12,13 @@ from net.commands import TIMEOUT_SECONDS, wait_for
 from net.etcd import Etcd, running_etcd
 from net.serving import ENGINE_CPU, PORT, serving_child
 
-from dpukv_xdp import abi
-from dpukv_xdp import lab as labs
-from dpukv_xdp.client import Client
-from dpukv_xdp.directory import open_directory, server_name
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.patience import patient
-from dpukv_xdp.service import call_service, services
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.client.client import Client
+from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.server.service import call_service, services
+from dpukv_xdp.wire import abi
 
 ENGINES, PARTITIONS = 2, 8
 ITEMS = {b"key %d" % number: b"value %d" % number for number in range(200)}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from net.commands import DPUKV, TIMEOUT_SECONDS
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp.builds import usual_builds
-from dpukv_xdp.features import FEATURES, TRIED_KERNELS
+from dpukv_xdp.kernel.features import FEATURES, TRIED_KERNELS
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.ops.builds import usual_builds
 
 
 def doctor(*around: str) -> subprocess.CompletedProcess[str]:

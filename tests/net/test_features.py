@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from net.serving import client_of, generating, native_threads, programs_on, serving
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp import probes
-from dpukv_xdp.errors import MissingError
-from dpukv_xdp.features import FEATURES
-from dpukv_xdp.lab import Lab
+from dpukv_xdp.base.errors import MissingError
+from dpukv_xdp.kernel.features import FEATURES
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.native import probes
 
 
 @pytest.fixture

@@ -45,14 +45,15 @@ from net.test_transports import expected_drops, readdress
 from net.test_wire import LONG_MTU
 from scapy.layers.inet import IP, fragment
 
-from dpukv_xdp import abi, codec, dpdk
-from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Request
-from dpukv_xdp.config import FRAMES_PAST_XDP, ServerConfig
-from dpukv_xdp.errors import MissingError, UsageError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.loadgen import Loop
-from dpukv_xdp.server import Server
+from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.load.loadgen import Loop
+from dpukv_xdp.native import dpdk
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.topology.config import FRAMES_PAST_XDP, ServerConfig
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Request
 
 PACKETS = 120
 RUN_SECONDS = 0.2

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 import pytest
 from pyroute2 import IPRoute, netns
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp import nic
-from dpukv_xdp.errors import BusyError, DpukvError, UsageError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.errors import BusyError, DpukvError, UsageError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
 
 TIMEOUT_SECONDS = patient(10)
 

@@ -34,23 +34,24 @@ from net.serving import (
 )
 from pyroute2 import IPRoute
 
-from dpukv_xdp import abi, codec, nic
-from dpukv_xdp import lab as labs
-from dpukv_xdp import server as server_module
-from dpukv_xdp.codec import Request
-from dpukv_xdp.directory import server_name
-from dpukv_xdp.engine import NativeThread, ProcessingEngine
-from dpukv_xdp.errors import (
+from dpukv_xdp.base.errors import (
     BusyError,
     DpukvError,
     MissingError,
     NoResponseError,
     UsageError,
 )
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.loadgen import Loop
-from dpukv_xdp.patience import patient
-from dpukv_xdp.workload import WORKLOADS, build_templates
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.load.loadgen import Loop
+from dpukv_xdp.load.workload import WORKLOADS, build_templates
+from dpukv_xdp.native.engine import NativeThread, ProcessingEngine
+from dpukv_xdp.server import server as server_module
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Request
 
 START_SECONDS = patient(60.0)
 EXIT_SECONDS = patient(20.0)

@@ -24,15 +24,15 @@ from net.serving import (
     sharing_cores,
 )
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Request
-from dpukv_xdp.errors import ResultError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.loadgen import LoadGenerator, Loop
-from dpukv_xdp.patience import patient, slowness
-from dpukv_xdp.server import Server
-from dpukv_xdp.workload import WORKLOADS, key_bytes
+from dpukv_xdp.base.errors import ResultError
+from dpukv_xdp.base.patience import patient, slowness
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.load.loadgen import LoadGenerator, Loop
+from dpukv_xdp.load.workload import WORKLOADS, key_bytes
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Request
 
 pytestmark = pytest.mark.needs("live frames")
 

@@ -10,11 +10,11 @@ from net.mica2 import Item, accepted, roundup8
 from net.serving import PORT, Wire, answer_of, ends, serving, sharing_cores
 from scapy.utils import rdpcap
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Endpoint, Request
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.lab import Lab
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Request
 
 GOLDEN = Path(__file__).parents[1] / "data"
 OUTSIDE = ((24, 26), (44, 48))

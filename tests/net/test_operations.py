@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from net.serving import CLIENT_PORT, PORT, Wire, answer_of, ends, serving, sharing_cores
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import UsageError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.server import Server
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Reply, Request
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 MODES = ("erew", "crew", "crcw")

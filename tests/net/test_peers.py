@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from net.commands import TIMEOUT_SECONDS, dpukv, lab_of, started, wait_for
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp.bench import BenchOptions
-from dpukv_xdp.errors import DpukvError
-from dpukv_xdp.limits import LIMITS
-from dpukv_xdp.peers import PEERS, PeerSession
-from dpukv_xdp.workload import Distribution
+from dpukv_xdp.base.errors import DpukvError
+from dpukv_xdp.bench.bench import BenchOptions
+from dpukv_xdp.bench.limits import LIMITS
+from dpukv_xdp.bench.peers import PEERS, PeerSession
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.load.workload import Distribution
 
 OPTIONS = BenchOptions(keys=20_000, seconds=0.3, window=16)
 FAST = ["--keys", "20000", "--seconds", "0.1", "--repeats", "1"]

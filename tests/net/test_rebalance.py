@@ -14,14 +14,14 @@ import pytest
 from net.commands import TIMEOUT_SECONDS, dpukv, wait_for
 from net.serving import ENGINE_CPU, client_of, serving, serving_child, sharing_cores
 
-from dpukv_xdp import abi
-from dpukv_xdp import lab as labs
-from dpukv_xdp.client import Client
-from dpukv_xdp.directory import open_directory, server_name
-from dpukv_xdp.errors import ResultError, UsageError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.patience import patient
-from dpukv_xdp.service import Service, call_service, services
+from dpukv_xdp.base.errors import ResultError, UsageError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.client.client import Client
+from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.server.service import Service, call_service, services
+from dpukv_xdp.wire import abi
 
 PARTITIONS = 16
 MOVES = 200

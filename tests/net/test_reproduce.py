@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from net.commands import dpukv, started, wait_for
 
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
 
 pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
 

@@ -15,11 +15,13 @@ from net.serving import DROPS, PORT, TIMEOUT_SECONDS, gained, serving
 from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
-from dpukv_xdp import codec, nic, segmentation
-from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Request
-from dpukv_xdp.lab import End, Lab
+from dpukv_xdp import segmentation
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import End, Lab
 from dpukv_xdp.segmentation import RECEIVE_FEATURES, SEND_FEATURE
+from dpukv_xdp.wire import codec
+from dpukv_xdp.wire.codec import Request
 
 UDP_SEGMENT = 103  # linux/udp.h
 SIZES = [(1, 1), (2, 1), (4, 3), (10, 45), (40, 45)]

@@ -32,15 +32,15 @@ from net.serving import (
     serving,
 )
 
-from dpukv_xdp import codec
-from dpukv_xdp import lab as labs
-from dpukv_xdp.client import Client
-from dpukv_xdp.codec import Endpoint, Request
-from dpukv_xdp.config import RESPOND_WAYS
-from dpukv_xdp.errors import KeyValueError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.patience import patient
-from dpukv_xdp.server import Server
+from dpukv_xdp.base.errors import KeyValueError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.client.client import Client
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.topology.config import RESPOND_WAYS
+from dpukv_xdp.wire import codec
+from dpukv_xdp.wire.codec import Endpoint, Request
 
 DATA = Path(__file__).parent.parent / "data"
 

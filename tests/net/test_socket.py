@@ -21,13 +21,13 @@ from unittest import mock
 import pytest
 from pyroute2 import IPRoute
 
-from dpukv_xdp import lab as labs
-from dpukv_xdp import loader, nic
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.errors import SocketError
-from dpukv_xdp.lab import End, Lab
-from dpukv_xdp.patience import patient
-from dpukv_xdp.sockets import ReceiveSocket, open_socket
+from dpukv_xdp.base.errors import SocketError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel import loader, nic
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import End, Lab
+from dpukv_xdp.native.sockets import ReceiveSocket, open_socket
 
 pytestmark = pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup")
 

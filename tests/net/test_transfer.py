@@ -19,11 +19,12 @@ import pytest
 from net.commands import dpukv, lab_of, started, wait_for
 from pyroute2 import IPRoute
 
-from dpukv_xdp import abi, transfer
-from dpukv_xdp import lab as labs
-from dpukv_xdp.errors import DpukvError
-from dpukv_xdp.patience import patient
-from dpukv_xdp.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
+from dpukv_xdp.base.errors import DpukvError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.bench import transfer
+from dpukv_xdp.bench.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.wire import abi
 
 pytestmark = pytest.mark.needs("live frames", "AF_XDP", "AF_XDP need_wakeup", "threaded NAPI")
 

@@ -32,10 +32,13 @@ from net.serving import (
 )
 from pyroute2 import IPRoute
 
-from dpukv_xdp import abi, nic
-from dpukv_xdp import lab as labs
-from dpukv_xdp.codec import Endpoint
-from dpukv_xdp.config import (
+from dpukv_xdp.base.errors import SocketError, UsageError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.loader import LoadedObject
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.topology.config import (
     FRAMES,
     FRAMES_PAST_XDP,
     RESPOND_WAYS,
@@ -45,12 +48,10 @@ from dpukv_xdp.config import (
     ServerConfig,
     Transfer,
 )
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import SocketError, UsageError
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.loader import LoadedObject
-from dpukv_xdp.patience import patient
-from dpukv_xdp.profiles import PROFILES
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.profiles import PROFILES
+from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import Endpoint
 
 PACKETS = 120
 STACK_PORT = PORT - 1

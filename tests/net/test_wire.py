@@ -14,12 +14,12 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from dpukv_xdp import abi
-from dpukv_xdp import lab as labs
-from dpukv_xdp.lab import Lab
-from dpukv_xdp.layers import KVBatch, KVItem
-from dpukv_xdp.patience import patient
-from dpukv_xdp.server import Server
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.server.server import Server
+from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 DATA = Path(__file__).parent.parent / "data"
 README = Path(__file__).parent.parent.parent / "README.md"

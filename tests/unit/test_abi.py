@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp import abi, codec
 from dpukv_xdp._core._native import ffi
-from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.layers import KVBatch, KVItem
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "PROTOCOL.md"
 

@@ -18,10 +18,16 @@ import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp import abi, bench, cli, config, errors, lab, profiles, server
-from dpukv_xdp.demo import story
-from dpukv_xdp.patience import patient
-from dpukv_xdp.report import results_table
+from dpukv_xdp.base import errors
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.bench import bench
+from dpukv_xdp.cli import main
+from dpukv_xdp.lab import lab
+from dpukv_xdp.ops.demo import story
+from dpukv_xdp.report.tables import results_table
+from dpukv_xdp.server import server
+from dpukv_xdp.topology import config, profiles
+from dpukv_xdp.wire import abi
 
 COMMANDS = {
     *("add", "delete", "get", "increment", "set"),
@@ -58,7 +64,7 @@ Run = Callable[..., Outcome]
 @pytest.fixture
 def run() -> Iterator[Run]:
     """main() in this process, whose signal handlers come back afterwards."""
-    handlers = {number: signal.getsignal(number) for number in cli.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in main.SIGNALS}
 
     def run_main(*arguments: str) -> Outcome:
         output, errors = io.StringIO(), io.StringIO()
@@ -66,7 +72,7 @@ def run() -> Iterator[Run]:
         status = 0
         try:
             with redirect_stdout(output), redirect_stderr(errors):
-                cli.main()
+                main.main()
         except SystemExit as leaving:
             status = int(leaving.code or 0)
         finally:
@@ -113,7 +119,7 @@ def test_help_names_every_command(run: Run) -> None:
 
 def commands() -> Iterator[tuple[str, ...]]:
     """Every command's path, hidden ones too."""
-    for name, command in cli.cli.commands.items():
+    for name, command in main.cli.commands.items():
         yield (name,)
         if isinstance(command, click.Group):
             yield from ((name, inner) for inner in command.commands)
@@ -124,7 +130,7 @@ def test_every_command_explains_itself(run: Run, path: tuple[str, ...]) -> None:
     outcome = run(*path, "--help")
     assert outcome.status == 0
     assert outcome.output.startswith(f"Usage: dpukv {' '.join(path)}")
-    command = cli.cli
+    command = main.cli
     for name in path:
         command = command.commands[name]
     for parameter in command.params:
@@ -347,12 +353,12 @@ def test_a_lab_s_server_that_ends_or_hangs_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Whatever has answered at its address."""
-    monkeypatch.setattr(cli, "LAB_READY_SECONDS", 0.2 if command == "sleep" else 60)
+    monkeypatch.setattr(main, "LAB_READY_SECONDS", 0.2 if command == "sleep" else 60)
     log = tmp_path / "log"
     log.write_text("note: it runs\ndpukv: it broke\n")
     with subprocess.Popen([command, "60"]) as process, log.open("rb") as said:
         with pytest.raises(errors.DpukvError, match="server did not start: it broke"):
-            cli._await_lab_server(process, said.fileno(), lambda: False)
+            main._await_lab_server(process, said.fileno(), lambda: False)
         process.kill()
 
 
@@ -360,7 +366,7 @@ def test_a_lab_s_server_that_gets_further_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For longer than LAB_READY_SECONDS altogether: each line of its log counts."""
-    monkeypatch.setattr(cli, "LAB_READY_SECONDS", 0.2)
+    monkeypatch.setattr(main, "LAB_READY_SECONDS", 0.2)
     log = tmp_path / "log"
     log.write_text("")
     end = time.monotonic() + patient(1.0)
@@ -371,7 +377,7 @@ def test_a_lab_s_server_that_gets_further_is_waited_for(
         return time.monotonic() > end
 
     with subprocess.Popen(["sleep", "60"]) as process, log.open("rb") as said:
-        cli._await_lab_server(process, said.fileno(), answers)
+        main._await_lab_server(process, said.fileno(), answers)
         process.kill()
 
 
@@ -395,12 +401,12 @@ def test_every_setting_is_an_option_of_serve() -> None:
     }
     place = SimpleNamespace(server=SimpleNamespace(interface="lo"))
     wanted = config.ServerConfig(**settings)
-    arguments = cli._serve_arguments(place, wanted)
-    command = cli.cli.commands["serve"]
+    arguments = main._serve_arguments(place, wanted)
+    command = main.cli.commands["serve"]
     given = command.make_context("serve", arguments[1:]).params
     assert given.pop("iface") == "lo"
     assert given.pop("json_path") is None
-    assert cli._server_config(given) == wanted
+    assert main._server_config(given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -476,7 +482,7 @@ def a_result(**changes: object) -> dict[str, object]:
 )
 def test_the_table_fits_and_cuts_nothing(changes: dict[str, object]) -> None:
     output = io.StringIO()
-    Console(file=output, width=cli.PLAIN_COLUMNS).print(results_table([a_result(**changes)] * 3))
+    Console(file=output, width=main.PLAIN_COLUMNS).print(results_table([a_result(**changes)] * 3))
     text = output.getvalue()
     assert "…" not in text
     assert text.count("123.45") == 3
@@ -486,7 +492,7 @@ def test_the_story_says_which_core_does_what() -> None:
     told = story(config.ServerConfig(), bench.BenchOptions(keys=1234, seconds=1.5))
     assert "1,234 keys" in told
     assert f"core {min(os.sched_getaffinity(0))}" in told
-    assert max(len(line) for line in told.splitlines()) <= cli.PLAIN_COLUMNS
+    assert max(len(line) for line in told.splitlines()) <= main.PLAIN_COLUMNS
 
 
 def test_lab_status_without_a_lab_is_an_empty_list(

@@ -17,11 +17,7 @@ from typing import Any
 
 import pytest
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.client import Client
-from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.directory import FileDirectory, ServerRecord
-from dpukv_xdp.errors import (
+from dpukv_xdp.base.errors import (
     DirectoryError,
     KeyValueError,
     NoResponseError,
@@ -29,7 +25,11 @@ from dpukv_xdp.errors import (
     ResultError,
     UsageError,
 )
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.client.client import Client
+from dpukv_xdp.discovery.directory import FileDirectory, ServerRecord
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Reply, Request
 
 Fault = Callable[["StandIn", int, bytes], list[bytes]]
 """(server, number of the datagram, right answer) to the datagrams that go back instead."""

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.utils import RawPcapReader
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.codec import Endpoint, Reply, Request
-from dpukv_xdp.errors import (
+from dpukv_xdp.base.errors import (
     BatchLengthError,
     FrameError,
     KeyValueError,
@@ -21,6 +19,8 @@ from dpukv_xdp.errors import (
     TruncatedError,
     UsageError,
 )
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 DATA = Path(__file__).parent.parent / "data"
 CLIENT = Endpoint("02:00:00:00:00:02", "10.0.0.2", 49152)

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from dpukv_xdp import comparison
-from dpukv_xdp.bench import BenchOptions, Progress
-from dpukv_xdp.comparison import ABLATIONS, effects, run_ablations, run_designs
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.report import ablations_table
+from dpukv_xdp.bench import all_designs
+from dpukv_xdp.bench.all_designs import ABLATIONS, effects, run_ablations, run_designs
+from dpukv_xdp.bench.bench import BenchOptions, Progress
+from dpukv_xdp.report.tables import ablations_table
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS
 
 COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 
@@ -63,7 +63,7 @@ class FakeBench:
 
 @pytest.fixture(autouse=True)
 def fake_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "Bench", FakeBench)
+    monkeypatch.setattr(all_designs, "Bench", FakeBench)
     monkeypatch.setattr(FakeBench, "runs", 0)
 
 

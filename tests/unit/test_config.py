@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dpukv_xdp import abi
-from dpukv_xdp.config import (
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.topology.config import (
     FRAMES,
     FRAMES_PAST_XDP,
     GIB,
@@ -18,8 +18,8 @@ from dpukv_xdp.config import (
     TRANSPORTS,
     ServerConfig,
 )
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.wire import abi
 
 ENGINES_MAX = abi.KV_ENGINES_MAX
 CPUS = tuple(sorted(os.sched_getaffinity(0)))

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp import abi, cli
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import DESIGNS, Design, find_design
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.cli import main
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
+from dpukv_xdp.wire import abi
 
 PACKAGE = Path(__file__).parents[2] / "dpukv_xdp"
-THE_TABLE = "designs.py"
-DEFAULTS = {("config.py", "ServerConfig", "design")}
+THE_TABLE = "topology/designs.py"
+DEFAULTS = {("topology/config.py", "ServerConfig", "design")}
 """Settings whose default is a design's name: module, class and field."""
 
-NO_ROW = {("cli.py", "given['design'] == ALL_DESIGNS")}
+NO_ROW = {("cli/main.py", "given['design'] == ALL_DESIGNS")}
 """What the option --design may be compared with: the word for all rows, which names none."""
 STRING_TESTS = ("startswith", "endswith", "find", "index", "count")
 
@@ -62,7 +63,7 @@ def test_an_unknown_design_is_named_beside_the_known() -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.name)
 def test_no_module_knows_a_design_s_name(path: Path) -> None:
-    assert branches_on_names(path.name, path.read_text()) == []
+    assert branches_on_names(path.relative_to(PACKAGE).as_posix(), path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", c_sources(), ids=lambda path: path.name)
@@ -80,7 +81,7 @@ def test_the_defaults_are_where_they_are_said_to_be() -> None:
 def test_the_word_for_all_designs_names_none() -> None:
     for module, expression in NO_ROW:
         assert expression in (PACKAGE / module).read_text().replace('"', "'")
-    assert cli.ALL_DESIGNS not in DESIGNS
+    assert main.ALL_DESIGNS not in DESIGNS
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_the_word_for_all_designs_names_none() -> None:
     ],
 )
 def test_a_branch_on_a_name_would_be_seen(line: str) -> None:
-    assert len(branches_on_names("config.py", line)) >= 1
+    assert len(branches_on_names("topology/config.py", line)) >= 1
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_name_in_c_would_be_seen(line: str) -> None:
 
 def test_what_is_allowed_is_not_seen() -> None:
     fine = "class ServerConfig:\n    design: str = 'lat'\n    'A row; lat unless given.'"
-    assert branches_on_names("config.py", fine) == []
+    assert branches_on_names("topology/config.py", fine) == []
     assert len(branches_on_names("server.py", fine)) == 1
     assert branches_on_names(THE_TABLE, "NAME = 'lat'") == []
     assert names_in_c("/* lat */ late = latency; // sav\n") == []

@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpukv_xdp import directory_watch
-from dpukv_xdp.directory import (
+from dpukv_xdp.base.errors import DirectoryError, RecordError, UsageError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.discovery import watch
+from dpukv_xdp.discovery.directory import (
     ENDPOINTS_MAX,
     TTL_SECONDS,
     Directory,
@@ -29,9 +31,7 @@ from dpukv_xdp.directory import (
     open_directory,
     server_name,
 )
-from dpukv_xdp.directory_watch import Watch
-from dpukv_xdp.errors import DirectoryError, RecordError, UsageError
-from dpukv_xdp.patience import patient
+from dpukv_xdp.discovery.watch import Watch
 
 MAC = "02:00:00:00:00:01"
 MICA2_LINE = (
@@ -600,7 +600,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(directory_watch, "time", made)
+    monkeypatch.setattr(watch, "time", made)
     return made
 
 

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dpukv_xdp import cli, doctor, kernel_headers, loader, probes
-from dpukv_xdp.doctor import Check
-from dpukv_xdp.errors import DpukvError, LoadError, MissingError
-from dpukv_xdp.features import FEATURES, TRIED_KERNELS
+from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.cli import main
+from dpukv_xdp.kernel import kernel_headers, loader
+from dpukv_xdp.kernel.features import FEATURES, TRIED_KERNELS
+from dpukv_xdp.native import probes
+from dpukv_xdp.ops import doctor
+from dpukv_xdp.ops.doctor import Check
 
 
 @pytest.fixture(autouse=True)
@@ -205,13 +208,13 @@ def test_the_command_s_lines_and_status(
     monkeypatch: pytest.MonkeyPatch, found: list[Check], status: int, marks: list[str]
 ) -> None:
     monkeypatch.setattr(doctor, "checks", lambda _progress: found)
-    run = CliRunner().invoke(cli.cli, ["doctor"])
+    run = CliRunner().invoke(main.cli, ["doctor"])
     assert (run.exit_code, run.stdout.splitlines()) == (status, marks)
 
 
 def test_the_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "checks", lambda _progress: [REQUIRED])
-    run = CliRunner().invoke(cli.cli, ["doctor", "--json", "-"])
+    run = CliRunner().invoke(main.cli, ["doctor", "--json", "-"])
     assert json.loads(run.stdout) == [
         {
             "name": "needed",

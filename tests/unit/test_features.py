@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from dpukv_xdp import features, probes
-from dpukv_xdp.errors import MissingError
-from dpukv_xdp.features import FEATURES
+from dpukv_xdp.base.errors import MissingError
+from dpukv_xdp.kernel import features
+from dpukv_xdp.kernel.features import FEATURES
+from dpukv_xdp.native import probes
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import pytest
 
-from dpukv_xdp.errors import DpukvError, MissingError, UsageError
-from dpukv_xdp.lab import start_ticks
+from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.lab.lab import start_ticks
 from kernels import __main__ as command
 from kernels import guests, hosts, images, matrix, processes, results
 from kernels.images import KERNELS, Image, Kernel

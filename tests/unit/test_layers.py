@@ -12,9 +12,9 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import RawPcapReader
 
-from dpukv_xdp import abi, codec, layers
-from dpukv_xdp.codec import Reply, Request
-from dpukv_xdp.layers import KVBatch, KVItem
+from dpukv_xdp.wire import abi, codec, layers
+from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dpukv_xdp import limits
+from dpukv_xdp.bench import limits
 
 XDP_STAGES = {"dpu": {"parse": 5.0, "prepare": 5.0}, "host": {"receive": 0.0, "process": 25.0}}
 HOST_STAGES = {"dpu": {}, "host": {"receive": 20.0, "parse": 10.0, "process": 30.0, "send": 38.0}}

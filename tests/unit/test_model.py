@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import MissingError, UsageError
-from dpukv_xdp.model import Point, figure12, plot_sweep, simulate, sweep
-from dpukv_xdp.model_costs import (
+from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.model.costs import (
     MEASURED_PATH,
     BusCosts,
     ClientCosts,
@@ -31,7 +29,7 @@ from dpukv_xdp.model_costs import (
     table1_shares,
     thread_speed,
 )
-from dpukv_xdp.model_events import (
+from dpukv_xdp.model.events import (
     BLOCK_BATCHES,
     BLOCKS_MAX,
     BLOCKS_MIN,
@@ -39,7 +37,8 @@ from dpukv_xdp.model_events import (
     Machine,
     run_events,
 )
-from dpukv_xdp.model_validation import (
+from dpukv_xdp.model.model import Point, figure12, plot_sweep, simulate, sweep
+from dpukv_xdp.model.validation import (
     MEASURED_ERROR_MAX,
     VALIDATION_PATH,
     Check,
@@ -48,6 +47,7 @@ from dpukv_xdp.model_validation import (
     validate_paper,
     validation_json,
 )
+from dpukv_xdp.topology.designs import DESIGNS
 
 COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 ENGINE = EngineCosts(
@@ -517,7 +517,7 @@ def test_results_are_read_as_one_as_a_list_and_as_a_comparison(tmp_path: Path) -
 
 
 def test_missing_measurements_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dpukv_xdp.model_costs.MEASURED_PATH", tmp_path / "none.json")
+    monkeypatch.setattr("dpukv_xdp.model.costs.MEASURED_PATH", tmp_path / "none.json")
     with pytest.raises(MissingError, match="--costs here"):
         find_costs("committed", "local", "C")
 

@@ -3,9 +3,8 @@
 
 import pytest
 
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import UsageError
-from dpukv_xdp.paper import (
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.model.paper_values import (
     INCONSISTENCIES,
     PaperRange,
     own_name,
@@ -14,6 +13,7 @@ from dpukv_xdp.paper import (
     paper_results,
     paper_values,
 )
+from dpukv_xdp.topology.designs import DESIGNS
 
 
 def test_every_row_is_there() -> None:

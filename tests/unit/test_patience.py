@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dpukv_xdp import patience
-from dpukv_xdp.errors import UsageError
+from dpukv_xdp.base import patience
+from dpukv_xdp.base.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -17,19 +17,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp import abi, peers, workload
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.bench import BenchOptions
-from dpukv_xdp.compare import OURS, Outcome, contenders_of, loads, rounds_of, server_of, summary
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import MissingError, UsageError
-from dpukv_xdp.peers_import import imported_rows, read_results
-from dpukv_xdp.peers_load import PROTOCOLS, PeerPlan, Snapshot, stream_of_requests
-from dpukv_xdp.peers_report import compare_tables, imported_tables, plot_compare
-from dpukv_xdp.workload import WORKLOADS
+from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.bench import peers
+from dpukv_xdp.bench.bench import BenchOptions
+from dpukv_xdp.bench.compare import (
+    OURS,
+    Outcome,
+    contenders_of,
+    loads,
+    rounds_of,
+    server_of,
+    summary,
+)
+from dpukv_xdp.bench.peers_import import imported_rows, read_results
+from dpukv_xdp.bench.peers_load import PROTOCOLS, PeerPlan, Snapshot, stream_of_requests
+from dpukv_xdp.load import workload
+from dpukv_xdp.load.workload import WORKLOADS
+from dpukv_xdp.report.peers_report import compare_tables, imported_tables, plot_compare
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.wire import abi
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "results" / "bluefield_from_paper.json"
-PAPER = Path(__file__).parents[2] / "dpukv_xdp" / "data" / "paper_results.csv"
+PAPER = Path(__file__).parents[2] / "dpukv_xdp" / "model" / "data" / "paper_results.csv"
 EPROTO = -71
 UDP_HEADER = bytes.fromhex("0000 0000 0001 0000")
 RANKS = [3, 258, 5, 7]

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpukv_xdp import abi
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.placement import (
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.placement import (
     SHARED_PARTITIONS,
     Placement,
     default_host_cpus,
@@ -21,6 +20,7 @@ from dpukv_xdp.placement import (
     partition_table,
     place_engines,
 )
+from dpukv_xdp.wire import abi
 
 CORES = (10, 11, 12)
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from dpukv_xdp import abi
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import UsageError
-from dpukv_xdp.profiles import PROFILES, find_profile
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.profiles import PROFILES, find_profile
+from dpukv_xdp.wire import abi
 
 REFUSED = {("bf3", "dual"), ("bf3", "shrd")}
 

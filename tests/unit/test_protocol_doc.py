@@ -6,8 +6,8 @@ by test_abi.py).
 import re
 from pathlib import Path
 
-from dpukv_xdp import abi, codec
-from dpukv_xdp.codec import Endpoint, Reply, Request
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.rebalance import IMBALANCE, Move, plan_moves
+from dpukv_xdp.server.rebalance import IMBALANCE, Move, plan_moves
 
 
 def loads_after(

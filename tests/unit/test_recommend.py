@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dpukv_xdp import cli_model
-from dpukv_xdp.errors import UsageError
-from dpukv_xdp.model import Point, Prediction, simulate
-from dpukv_xdp.model_costs import MEASURED_PATH, costs_from_paper, read_results
-from dpukv_xdp.recommend import Recommendation, _choice_quick, _limit, recommend
-from dpukv_xdp.reproduce import expand, find_plans, gives_costs
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.cli import model
+from dpukv_xdp.model.costs import MEASURED_PATH, costs_from_paper, read_results
+from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.recommend import Recommendation, _choice_quick, _limit, recommend
+from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
 
 
 @cache
@@ -133,9 +133,9 @@ def test_the_command_says_it(
     arguments: list[str], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "dpukv_xdp.recommend.recommend", lambda costs, dpu, **options: of_paper(dpu)
+        "dpukv_xdp.model.recommend.recommend", lambda costs, dpu, **options: of_paper(dpu)
     )
-    result = CliRunner().invoke(cli_model.recommend, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(model.recommend, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert all(word in result.output for word in words)
 
@@ -146,7 +146,7 @@ def test_the_model_s_command_prints_and_plots_a_point(
     """The issue's own words."""
     monkeypatch.chdir(tmp_path)
     asked = ["--design", "lat", "--dpu-cores", "8", "--host-cores", "8", "--dpu", "bf3"]
-    result = CliRunner().invoke(cli_model.model, asked, catch_exceptions=False)
+    result = CliRunner().invoke(model.model, asked, catch_exceptions=False)
     assert "lat       8    8" in result.output.replace("lat     8", "lat       8")
     assert "As a picture: dpukv-model.png" in result.output
     assert (tmp_path / "dpukv-model.png").stat().st_size > 10_000
@@ -157,7 +157,7 @@ def test_the_model_s_json_is_quiet_and_draws_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ["--design", "lat", "--dpu", "bf3", "--rate", "2e7", "--json", "-"]
-    result = CliRunner().invoke(cli_model.model, asked, catch_exceptions=False)
+    result = CliRunner().invoke(model.model, asked, catch_exceptions=False)
     (point,) = json.loads(result.output)["points"]
     assert point["host_cores"] == point["dpu_cores"] == 8
     assert point["rate_mops"] == 20.0
@@ -168,13 +168,13 @@ def test_the_model_s_command_draws_a_curve_and_lists_what_it_assumes(tmp_path: P
     runner = CliRunner()
     picture = str(tmp_path / "curve.png")
     curve = ["--design", "sav", "--sweep", "dpu-cores", "--dpu-cores", "2", "--output", picture]
-    result = runner.invoke(cli_model.model, curve, catch_exceptions=False)
+    result = runner.invoke(model.model, curve, catch_exceptions=False)
     assert picture in result.output.replace("\n", "")
-    result = runner.invoke(cli_model.model, ["--fits"], catch_exceptions=False)
+    result = runner.invoke(model.model, ["--fits"], catch_exceptions=False)
     assert "host_request_ns_C" in result.output
     assert "tuned by hand" in result.output
     missing = ["--design", "lat", "--output", str(tmp_path / "none" / "picture.png")]
-    assert isinstance(runner.invoke(cli_model.model, missing).exception, UsageError)
+    assert isinstance(runner.invoke(model.model, missing).exception, UsageError)
 
 
 def test_costs_of_here_take_each_design_s_two_ends_once() -> None:
@@ -201,17 +201,17 @@ def test_costs_of_here_are_measured_and_used(
         return committed
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dpukv_xdp.reproduce.measure_costs", measure)
-    monkeypatch.setattr("dpukv_xdp.cli._require_root", lambda command: None)
-    monkeypatch.setattr("dpukv_xdp.cli.signals.catch", lambda: None)
+    monkeypatch.setattr("dpukv_xdp.paper.reproduce.measure_costs", measure)
+    monkeypatch.setattr("dpukv_xdp.cli.main._require_root", lambda command: None)
+    monkeypatch.setattr("dpukv_xdp.cli.main.signals.catch", lambda: None)
     here = ["--costs", "here", "--workload", "B"]
     runner = CliRunner()
-    result = runner.invoke(cli_model.recommend, [*here, "--json", "-"], catch_exceptions=False)
+    result = runner.invoke(model.recommend, [*here, "--json", "-"], catch_exceptions=False)
     found = json.loads(result.stdout)
     assert found["costs"].startswith("measured: 12 bench results, YCSB B, uniform keys")
     assert {each["design"] for each in found["candidates"]} >= {"cpu-only", "lat", "dual"}
     result = runner.invoke(
-        cli_model.model, [*here, "--design", "lat", "--json", "-"], catch_exceptions=False
+        model.model, [*here, "--design", "lat", "--json", "-"], catch_exceptions=False
     )
     assert json.loads(result.stdout)["points"][0]["throughput_mops"] > 1.0
     assert asked == ["B", "B"]
@@ -226,5 +226,5 @@ def test_the_model_s_command_refuses_what_a_dpu_cannot_run() -> None:
         ["--output", "point.txt"],
         ["--sweep", "load", "--output", "curve.txt"],
     ):
-        result = runner.invoke(cli_model.model, arguments)
+        result = runner.invoke(model.model, arguments)
         assert isinstance(result.exception, UsageError), arguments

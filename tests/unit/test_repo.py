@@ -67,7 +67,7 @@ def test_only_the_compiler_imports_bcc() -> None:
         for path in sources()
         if path.suffix == ".py" and "bcc" in imported_packages(path)
     ]
-    assert importers == ["dpukv_xdp/compiler.py"]
+    assert importers == ["dpukv_xdp/kernel/compiler.py"]
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dpukv_xdp.profiles import PROFILES
-from dpukv_xdp.report import designs_table, results_table
+from dpukv_xdp.report.tables import designs_table, results_table
+from dpukv_xdp.topology.profiles import PROFILES
 
 ROLE = {"cores": 1.0, "cpu_ns_per_op": 10.0}
 

@@ -21,16 +21,21 @@ import pytest
 from click.testing import CliRunner
 from matplotlib import pyplot
 
-from dpukv_xdp import abi
-from dpukv_xdp import reproduce as runner
-from dpukv_xdp.bench import BenchOptions
-from dpukv_xdp.cli_reproduce import reproduce as command
-from dpukv_xdp.designs import DESIGNS, find_design
-from dpukv_xdp.errors import DpukvError, UsageError
-from dpukv_xdp.paper import INCONSISTENCIES, paper_values
-from dpukv_xdp.patience import patient
-from dpukv_xdp.profiles import find_profile
-from dpukv_xdp.reproduce_plans import (
+from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.bench.bench import BenchOptions
+from dpukv_xdp.bench.transfer import PRIMITIVES, TransferPlan
+from dpukv_xdp.cli.reproduce import reproduce as command
+from dpukv_xdp.model.paper_values import INCONSISTENCIES, paper_values
+from dpukv_xdp.paper import reproduce as runner
+from dpukv_xdp.paper.html_report import (
+    Document,
+    compose,
+    to_html,
+    to_markdown,
+    write_document,
+)
+from dpukv_xdp.paper.plans import (
     Claim,
     PaperPlace,
     Run,
@@ -41,16 +46,11 @@ from dpukv_xdp.reproduce_plans import (
     matches,
     run_key,
 )
-from dpukv_xdp.reproduce_plots import DRAWINGS, Picture, Table
-from dpukv_xdp.reproduce_report import (
-    Document,
-    compose,
-    to_html,
-    to_markdown,
-    write_document,
-)
-from dpukv_xdp.reproduce_results import METRICS, Points, Spread, check_claim, text_of
-from dpukv_xdp.transfer import PRIMITIVES, TransferPlan
+from dpukv_xdp.paper.plots import DRAWINGS, Picture, Table
+from dpukv_xdp.paper.results import METRICS, Points, Spread, check_claim, text_of
+from dpukv_xdp.topology.designs import DESIGNS, find_design
+from dpukv_xdp.topology.profiles import find_profile
+from dpukv_xdp.wire import abi
 
 FIGURES = ["fig2", "table1", "fig5", "fig6", "fig8", "fig9", "fig10", "fig11", "fig12", "fig13"]
 MACHINE = {

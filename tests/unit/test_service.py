@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpukv_xdp import service as service_module
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.directory import server_name
-from dpukv_xdp.errors import DpukvError, UsageError
-from dpukv_xdp.service import Service, call_service, services
+from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.server import service as service_module
+from dpukv_xdp.server.service import Service, call_service, services
+from dpukv_xdp.topology.config import ServerConfig
 
 PARTITIONS = 8
 

@@ -10,12 +10,12 @@ import textwrap
 
 import pytest
 
-from dpukv_xdp.patience import patient
+from dpukv_xdp.base.patience import patient
 
 BEGIN = """
 import os, signal, time
-from dpukv_xdp import cli
-from dpukv_xdp.cli import signals
+from dpukv_xdp.cli import main as cli
+from dpukv_xdp.cli.main import signals
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGTERM)

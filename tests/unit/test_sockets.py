@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dpukv_xdp import sockets
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.errors import SocketError
-from dpukv_xdp.sockets import CAUSES, INSTEAD, MAP_STEP, STEPS, ReceiveSocket, socket_needs
+from dpukv_xdp.base.errors import SocketError
+from dpukv_xdp.native import sockets
+from dpukv_xdp.native.sockets import CAUSES, INSTEAD, MAP_STEP, STEPS, ReceiveSocket, socket_needs
 
 WORDS = [
     (lib.KV_SOCKET_ALLOCATE, errno.ENOMEM, "memory"),

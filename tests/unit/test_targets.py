@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp import targets
-from dpukv_xdp.client import Client
-from dpukv_xdp.directory import FileDirectory, ServerRecord
-from dpukv_xdp.errors import DpukvError, UsageError
+from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.bench import targets
+from dpukv_xdp.client.client import Client
+from dpukv_xdp.discovery.directory import FileDirectory, ServerRecord
 
 RECORD = ServerRecord(False, False, (0,), (("02:00:00:00:00:01", "127.0.0.1", 9800),))
 

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp import abi, codec, workload
-from dpukv_xdp.codec import Endpoint, Request
-from dpukv_xdp.errors import UsageError
-from dpukv_xdp.patience import patient
-from dpukv_xdp.workload import LOAD, WORKLOADS, Plan
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.patience import patient
+from dpukv_xdp.load import workload
+from dpukv_xdp.load.workload import LOAD, WORKLOADS, Plan
+from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire.codec import Endpoint, Request
 
 CHI_SQUARE_SIGMAS = 5.0
 """How far a chi-square may be off its mean, in standard deviations; seeds are fixed, so this cannot

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
-from dpukv_xdp.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from kernels import budget, guests, images, matrix, processes, results
 from kernels.results import KernelResult
 

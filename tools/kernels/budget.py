@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dpukv_xdp.builds import every_build
+from dpukv_xdp.ops.builds import every_build
 
 BUDGET = Path(__file__).parents[2] / "bpf" / "budget.toml"
 MARGIN = 0.02
@@ -22,10 +22,10 @@ Programs = Mapping[str, int]
 
 _HEAD = f"""\
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-# Instructions that the verifier may walk for each program of each build (dpukv_xdp/builds.py): the
-# most that any kernel of the matrix took, {MARGIN:.0%} more, rounded up to a multiple of {STEP}.
-# The kernel's limit is 1,000,000. Written by `sudo tools/test --kernels --quick --write-budget`
-# from the kernels that were tried together.
+# Instructions that the verifier may walk for each program of each build
+# (dpukv_xdp/ops/builds.py): the most that any kernel of the matrix took, {MARGIN:.0%} more,
+# rounded up to a multiple of {STEP}. The kernel's limit is 1,000,000. Written by
+# `sudo tools/test --kernels --quick --write-budget` from the kernels that were tried together.
 
 """
 

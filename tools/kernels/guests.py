@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from dpukv_xdp import patience
-from dpukv_xdp.errors import DpukvError
+from dpukv_xdp.base import patience
+from dpukv_xdp.base.errors import DpukvError
 from kernels import processes
 from kernels.images import Image, Say
 from kernels.processes import LimitError

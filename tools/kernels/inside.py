@@ -17,14 +17,18 @@ from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
-from dpukv_xdp import abi, builds, cli, compiler, loader, loadgen
-from dpukv_xdp.bench import BenchOptions, replace_config
-from dpukv_xdp.config import ServerConfig
-from dpukv_xdp.designs import DESIGNS
-from dpukv_xdp.errors import DpukvError
-from dpukv_xdp.kernel_headers import CACHE_DIRS
-from dpukv_xdp.loader import Build
-from dpukv_xdp.wiring import Wiring
+from dpukv_xdp.base.errors import DpukvError
+from dpukv_xdp.bench.bench import BenchOptions, replace_config
+from dpukv_xdp.cli import main as cli
+from dpukv_xdp.kernel import compiler, loader
+from dpukv_xdp.kernel.kernel_headers import CACHE_DIRS
+from dpukv_xdp.kernel.loader import Build
+from dpukv_xdp.load import loadgen
+from dpukv_xdp.ops import builds
+from dpukv_xdp.server.wiring import Wiring
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.wire import abi
 
 KEYS = 4096
 SECONDS = 0.5

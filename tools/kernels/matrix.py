@@ -12,8 +12,8 @@ from typing import IO
 
 import msgspec
 
-from dpukv_xdp import kernel_headers
-from dpukv_xdp.errors import DpukvError
+from dpukv_xdp.base.errors import DpukvError
+from dpukv_xdp.kernel import kernel_headers
 from kernels import budget, guests, images, processes, results
 from kernels.guests import Guest
 from kernels.images import ROOT, Image, Kernel, Say

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from dpukv_xdp.errors import DpukvError, MissingError
+from dpukv_xdp.base.errors import DpukvError, MissingError
 
 PR_SET_PDEATHSIG = 1
 KILL_SECONDS = 10.0

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Several runs on the same load: all designs, one design with its optimisations switched, or with
+more and more keys.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, replace_config
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS, Design
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One switch in another position than the default's."""
+
+    label: str
+    changes: dict[str, Any]
+    applies: Callable[[Design], bool]
+
+
+def _hands_over(design: Design) -> bool:
+    return any(door == "dpu" != design.processing_of(door) for door in design.communication)
+
+
+def _has_host_door(design: Design) -> bool:
+    return "host" in design.communication
+
+
+ABLATIONS = (
+    Ablation("one transfer for each request", {"transfer": "request"}, _hands_over),
+    Ablation("prepare before handing over", {"prepare": "serial"}, _hands_over),
+    Ablation("wait for each response", {"respond": "wait"}, _hands_over),
+    Ablation("always 4 batches parked", {"respond": "pipeline", "depth": 4}, _hands_over),
+    Ablation("always 24 batches parked", {"respond": "pipeline", "depth": 24}, _hands_over),
+    Ablation("responses by the sender alone", {"respond": "sender"}, _hands_over),
+    Ablation("requests by BPF ring buffer", {"transport": "ringbuf"}, _hands_over),
+    Ablation("frames with records by AF_XDP", {"transport": "af_xdp"}, _hands_over),
+    Ablation("send before the next parse", {"send": "before-parse"}, _has_host_door),
+    Ablation("whole frames by mapped ring", {"frames": "ring"}, _has_host_door),
+    Ablation("128 receive descriptors", {"rx_descriptors": 128}, _has_host_door),
+    Ablation("256 receive descriptors", {"rx_descriptors": 256}, _has_host_door),
+)
+"""The paper's optimisations (section 4.3) and this system's choices, each undone."""
+
+
+PAGES = {"huge pages": True, "small pages": False}
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of it."""
+
+    runs: list[Result] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """What could not be run, and why."""
+
+
+def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
+    """Every design that the paper compares, one after the other, each in a lab of its own.
+
+    A design that the profile cannot run is named with the reason. Raises UsageError if none can.
+    """
+    configs, comparison = {}, Comparison()
+    for design in (design for design in DESIGNS.values() if design.is_compared):
+        candidate = msgspec.structs.replace(config, design=design.name)
+        try:
+            candidate.check()
+        except UsageError as error:
+            comparison.refused[design.name] = str(error)
+        else:
+            configs[design.name] = candidate
+    if not configs:
+        raise UsageError("; ".join(comparison.refused.values()))
+    _run_each(
+        {name: (candidate, options) for name, candidate in configs.items()}, progress, comparison
+    )
+    return comparison
+
+
+def run_ablations(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
+    """The configuration as it is, then each switch that means something to its design, changed."""
+    comparison = Comparison()
+    configs = {"as it is": config}
+    for ablation in ABLATIONS:
+        if not ablation.applies(config.row()):
+            continue
+        candidate = msgspec.structs.replace(config, **ablation.changes)
+        try:
+            candidate.check()
+        except UsageError as error:
+            comparison.refused[ablation.label] = str(error)
+        else:
+            configs[ablation.label] = candidate
+    _run_each(
+        {label: (candidate, options) for label, candidate in configs.items()}, progress, comparison
+    )
+    return comparison
+
+
+def run_key_counts(
+    config: ServerConfig, options: BenchOptions, counts: Sequence[int], progress: Progress
+) -> Comparison:
+    """The same with each number of keys, on huge pages and on small ones.
+
+    A store that does not fit into memory is named with the reason. Raises UsageError if none does.
+    """
+    comparison = Comparison()
+    runs = {}
+    for count in counts:
+        for pages, huge_pages in PAGES.items():
+            label = f"{count:,} keys, {pages}"
+            candidate = msgspec.structs.replace(config, huge_pages=huge_pages)
+            candidate_options = replace(options, keys=count)
+            try:
+                candidate_options.check()
+                replace_config(candidate, candidate_options).check_memory()
+            except DpukvError as error:
+                comparison.refused[label] = str(error)
+            else:
+                runs[label] = (candidate, candidate_options)
+    if not runs:
+        raise UsageError("; ".join(comparison.refused.values()))
+    _run_each(runs, progress, comparison)
+    return comparison
+
+
+def _run_each(
+    runs: dict[str, tuple[ServerConfig, BenchOptions]], progress: Progress, comparison: Comparison
+) -> None:
+    for done, (label, (config, options)) in enumerate(runs.items()):
+
+        def step(what: str, fraction: float, label: str = label, done: int = done) -> None:
+            progress(f"{label}: {what}", (done + fraction) / len(runs))
+
+        step("starting", 0.0)
+        cpus = os.sched_getaffinity(0)
+        try:
+            with Bench(config, options) as bench:
+                config.leave_engine_cpus()
+                load = bench.load_keys(options)
+                result = bench.measure(options, step)
+        finally:
+            os.sched_setaffinity(0, cpus)  # what the next one's processes inherit
+        comparison.runs.append(
+            {"label": label, "huge_pages": config.huge_pages, **result, "load": load}
+        )
+
+
+def effects(runs: Sequence[Result]) -> list[tuple[str, float, float]]:
+    """Label, and change of throughput and of the median round trip against the first run, as
+    fractions.
+    """
+    first = runs[0]
+    return [
+        (
+            run["label"],
+            run["throughput_mops"] / first["throughput_mops"] - 1,
+            run["latency_us"]["p50"] / first["latency_us"]["p50"] - 1,
+        )
+        for run in runs
+    ]

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Our designs and other stores on the same cores, with the same keys and the same load, in one run.
+
+Contenders take turns, round by round and in an order shuffled by a fixed seed, so that a machine
+that drifts favours nobody; what is printed of each is the median of its rounds, with the smallest
+and the largest throughput beside it.
+"""
+
+import contextlib
+import os
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.base.machine import machine_facts
+from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
+from dpukv_xdp.bench.limits import is_disturbed, limit_of, server_busy_of, window_full
+from dpukv_xdp.bench.peers import PeerSession, find_peer
+from dpukv_xdp.topology.config import FRAMES, ServerConfig
+from dpukv_xdp.topology.designs import DESIGNS
+
+Result = dict[str, Any]
+
+REQUESTS_PER_PACKET = 45
+"""Of the full packets: what fits into one of ours with keys and values of 8 bytes."""
+REPEATS_MAX = 100
+BASE = ServerConfig().design
+"""Whose throughput the others' is compared with."""
+ORDER_SEED = 1
+"""Of the order within each round."""
+LATENCIES = ("p50", "p99", "p999", "mean")
+ROLES = ("client", "dpu", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One row of the comparison."""
+
+    label: str
+    summary: str
+    open: Callable[[ServerConfig, BenchOptions], contextlib.AbstractContextManager[Session]]
+
+
+def our_design(label: str, summary: str, **changes: Any) -> Contender:
+    """One of our designs: the configuration with these changes. A further way to get frames to our
+    engine, such as another `frames`, is one more of these in OURS.
+    """
+
+    @contextlib.contextmanager
+    def start(config: ServerConfig, options: BenchOptions) -> Iterator[Session]:
+        candidate = msgspec.structs.replace(config, **changes)
+        candidate.check()
+        with same_cpus(), Bench(candidate, options) as bench:
+            candidate.leave_engine_cpus()
+            yield bench
+
+    return Contender(label, summary, start)
+
+
+def other_store(name: str) -> Contender:
+    """A row of peers.PEERS."""
+    peer = find_peer(name)
+
+    @contextlib.contextmanager
+    def start(config: ServerConfig, options: BenchOptions) -> Iterator[Session]:
+        with same_cpus() as cpus, PeerSession(peer, options, config.engines) as session:
+            os.sched_setaffinity(0, cpus.difference(session.server_cpus) or cpus)
+            yield session
+
+    return Contender(name, peer.summary, start)
+
+
+def _our_contenders() -> Iterator[Contender]:
+    """Every design that the paper compares; one that is all on the host, by each way for frames."""
+    for design in DESIGNS.values():
+        if not design.is_compared:
+            continue
+        yield our_design(design.name, design.summary[0], design=design.name)
+        if design.communication == ("host",):
+            for frames in FRAMES[1:]:
+                yield our_design(
+                    f"{design.name} {frames}",
+                    f"the same, frames by {frames}",
+                    design=design.name,
+                    frames=frames,
+                )
+
+
+OURS = {contender.label: contender for contender in _our_contenders()}
+OURS_BY_DEFAULT = tuple(
+    label
+    for label in OURS
+    if label == BASE or DESIGNS[label.partition(" ")[0]].communication == ("host",)
+)
+"""What offloading is worth: the base, and what is all on the host."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a comparison."""
+
+    runs: list[Result] = field(default_factory=list)
+    """Every run: the result of Bench or PeerSession with its label and round."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """What could not be run, or not to the end, and why."""
+    labels: list[str] = field(default_factory=list)
+    """All contenders, in the order in which they were asked for."""
+
+    def rows(self) -> list[Result]:
+        """A row for each contender and number of requests in a packet; see summary()."""
+        ordered = sorted(self.runs, key=lambda run: self.labels.index(run["label"]))
+        return summary(ordered, BASE)
+
+
+def contenders_of(ours: Sequence[str], peers: Sequence[str]) -> list[Contender]:
+    """Ours, then the peers, by name. Raises UsageError for an unknown one."""
+    unknown = [name for name in ours if name not in OURS]
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is none of ours: choose among {', '.join(OURS)}")
+    return [*(OURS[name] for name in ours), *(other_store(name) for name in peers)]
+
+
+def server_of(server_cores: int) -> ServerConfig:
+    """Our server with an engine on each of so many cores. Raises UsageError if there is no core
+    left for the client.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= server_cores < cores:
+        raise UsageError(
+            f"{server_cores} server cores are not 1 to {cores - 1}: the load generator needs one "
+            f"of the {cores} cores that this process may use"
+        )
+    return ServerConfig(engines=server_cores)
+
+
+def rounds_of(contenders: Sequence[Contender], repeats: int) -> Iterator[tuple[int, Contender]]:
+    """Every contender in each round, in another order each time; the same orders every time."""
+    for round_number in range(repeats):
+        order = list(contenders)
+        random.Random(ORDER_SEED + round_number).shuffle(order)
+        yield from ((round_number, contender) for contender in order)
+
+
+def run_rounds(
+    contenders: Sequence[Contender],
+    config: ServerConfig,
+    options: BenchOptions,
+    repeats: int,
+    progress: Progress,
+) -> Outcome:
+    """All contenders in turn, `repeats` times: full packets, then single requests.
+
+    What cannot be run is left out and named. Raises UsageError if the load cannot be measured,
+    MissingError if our store, the smallest of all, would have no memory.
+    """
+    if not 1 <= repeats <= REPEATS_MAX:
+        raise UsageError(f"{repeats} repeats are not 1 to {REPEATS_MAX}")
+    options.check()
+    replace_config(config, options).check_memory()
+    outcome = Outcome(labels=[contender.label for contender in contenders])
+    for done, (round_number, contender) in enumerate(rounds_of(contenders, repeats)):
+        if contender.label in outcome.missing:
+            continue
+
+        def step(what: str, fraction: float, label: str = contender.label, at: int = done) -> None:
+            progress(f"{label}: {what}", (at + fraction) / (repeats * len(contenders)))
+
+        step("starting", 0.0)
+        try:
+            runs = _one_round(contender, config, options, step)
+        except DpukvError as error:
+            outcome.missing[contender.label] = _reason(contender, error, round_number)
+        else:
+            outcome.runs += [
+                {"label": contender.label, "round": round_number, **run} for run in runs
+            ]
+    return outcome
+
+
+def loads(options: BenchOptions) -> list[BenchOptions]:
+    """Full packets first, then one request in each."""
+    fit = options.requests_per_packet_max()
+    full = options.requests_per_packet or min(REQUESTS_PER_PACKET, fit)
+    return [replace(options, requests_per_packet=count) for count in dict.fromkeys((full, 1))]
+
+
+def summary(runs: Sequence[Result], base: str) -> list[Result]:
+    """For each label and number of requests in a packet the medians over the rounds, counts of
+    wrong answers added up, and how many times the throughput the row `base` has (`ratio`).
+    """
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for run in runs:
+        groups.setdefault((run["label"], run["requests_per_packet"]), []).append(run)
+    rows = [_row(label, count, group) for (label, count), group in groups.items()]
+    bases = {row["requests_per_packet"]: row for row in rows if row["label"] == base}
+    for row in rows:
+        row["ratio"] = _ratio(bases.get(row["requests_per_packet"]), row)
+    counts = list(dict.fromkeys(row["requests_per_packet"] for row in rows))
+    return sorted(rows, key=lambda row: counts.index(row["requests_per_packet"]))
+
+
+def document(outcome: Outcome, config: ServerConfig, options: BenchOptions, repeats: int) -> Result:
+    """The comparison as it is written with --json."""
+    return {
+        "rows": outcome.rows(),
+        "runs": outcome.runs,
+        "missing": outcome.missing,
+        "base": BASE,
+        "repeats": repeats,
+        "server_cores": config.engines,
+        "options": msgspec.to_builtins(options),
+        "machine": machine_facts(),
+    }
+
+
+def _one_round(
+    contender: Contender, config: ServerConfig, options: BenchOptions, progress: Progress
+) -> list[Result]:
+    """Each load on a server of its own: our generator's prepared frames are as long as its load
+    needs, and longer ones cost it a quarter of its speed with single requests.
+    """
+    each = loads(options)
+    runs = []
+    for done, wanted in enumerate(each):
+
+        def step(what: str, fraction: float, done: int = done) -> None:
+            progress(what, (done + fraction) / len(each))
+
+        with contender.open(config, wanted) as session:
+            step("storing the keys", 0.0)
+            load = session.load_keys(wanted)
+            runs.append({**session.measure(wanted, step), "load": load})
+    return runs
+
+
+def _row(label: str, requests_per_packet: int, group: Sequence[Result]) -> Result:
+    throughput = [run["throughput_mops"] for run in group]
+    first = group[0]
+    row: Result = {
+        "label": label,
+        "target": first["target"],
+        "workload": first["workload"],
+        "distribution": first["distribution"],
+        "requests_per_packet": requests_per_packet,
+        "window": first["window"],
+        "rounds": len(group),
+        "disturbed_rounds": sum(is_disturbed(run) for run in group),
+        "throughput_mops": statistics.median(throughput),
+        "throughput_spread_mops": [min(throughput), max(throughput)],
+        "latency_us": {
+            name: statistics.median(run["latency_us"][name] for run in group) for name in LATENCIES
+        },
+        "cpu_ns_per_op": {
+            name: _median_of([(run["roles"][name] or {}).get("cpu_ns_per_op") for run in group])
+            for name in ROLES
+        },
+        "client_busy": _median_of([run.get("client_busy") for run in group]),
+        "server_busy": _median_of([server_busy_of(run) for run in group]),
+        "window_full": _median_of([window_full(run) for run in group]),
+        "limit": statistics.mode(limit_of(run) for run in group),
+    }
+    for name in ("misses", "corrupt", "refused", "lost"):
+        row[name] = sum(run[name] for run in group)
+    return row
+
+
+def _median_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _ratio(base: Result | None, row: Result) -> float | None:
+    if base is None or not row["throughput_mops"]:
+        return None
+    return float(base["throughput_mops"] / row["throughput_mops"])
+
+
+def _reason(contender: Contender, error: DpukvError, round_number: int) -> str:
+    if isinstance(error, MissingError) or round_number == 0:
+        return str(error)
+    return f"{error} (in round {round_number + 1}; the rounds before it count)"

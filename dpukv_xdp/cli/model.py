@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The commands `dpukv model` and `dpukv recommend`; no privilege, and nothing is measured but for
+`--costs here`.
+
+main.py registers them: `main.add_command(model)` and `main.add_command(recommend)`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from dpukv_xdp.base.errors import UsageError
+
+PLAIN_COLUMNS = 80
+PICTURE_DEFAULT = Path("dpukv-model.png")
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+ALL_DESIGNS = "all"
+MEASURED_DPUS = ("local", "bf2", "bf3")
+PAPER_DPUS = ("bf2", "bf3")
+HERE = "here"
+
+costs_option = click.option(
+    "--costs",
+    "source",
+    default="paper",
+    show_default=True,
+    metavar="paper|here|committed|FILE",
+    help="What everything costs: Table 1 of the paper; this machine, measured now (a minute or "
+    "two, root); the two-core machine of docs/results; a JSON file of `dpukv bench --json`; or a "
+    "TOML file of --write-costs.",
+)
+dpu_option = click.option(
+    "--dpu",
+    type=click.Choice(MEASURED_DPUS),
+    help="The DPU (the paper's costs: bf2, else local).",
+)
+workload_option = click.option(
+    "--workload",
+    default="C",
+    show_default=True,
+    type=click.Choice(("A", "B", "C")),
+    help="YCSB's; of measured costs, if they have it.",
+)
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="Write the result as JSON to FILE; - is standard output, which then gets nothing else.",
+)
+
+
+@click.command()
+@click.option("--design", help="See `dpukv designs`, or all (the server's default).")
+@click.option("--dpu-cores", type=int, help="Communication cores (the paper's: 8).")
+@click.option("--host-cores", type=int, help="Host cores (the paper's, by design).")
+@dpu_option
+@click.option("--requests-per-packet", type=int, help="Requests in a packet (as the costs say).")
+@click.option("--window", type=int, help="Packets outstanding at an endpoint (as the costs say).")
+@click.option("--rate", type=float, default=0.0, help="Requests a second of an open loop.")
+@costs_option
+@workload_option
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
+@click.option(
+    "--sweep", "over", type=click.Choice(("dpu-cores", "host-cores", "load")), help="A curve."
+)
+@click.option("--figure12", is_flag=True, help="The paper's Figure 12d-e (bf2) or i-j (bf3).")
+@click.option("--fits", is_flag=True, help="The fitted parameters, and what each is fitted on.")
+@click.option("--validate", is_flag=True, help="The model's errors, against the paper and here.")
+@click.option("--write-costs", type=click.Path(path_type=Path), help="The costs as TOML, to edit.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"The picture [default: {PICTURE_DEFAULT}; none with --json -].",
+)
+@json_option
+def model(
+    json_path: str | None,
+    output: Path | None,
+    figure12: bool,
+    fits: bool,
+    validate: bool,
+    **given: Any,
+) -> None:
+    """What a design would do elsewhere, by a model.
+
+    A discrete-event one, for any number of cores and for BlueField-2 and -3.
+    """
+    _check_picture(output)
+    if output is None and json_path != "-":
+        output = PICTURE_DEFAULT
+    if fits:
+        _print_fits(json_path)
+    elif validate:
+        _print_validation(json_path, given["seed"])
+    elif figure12:
+        _print_figure12(json_path, output, given)
+    else:
+        _print_points(json_path, output, given)
+
+
+@click.command()
+@costs_option
+@dpu_option
+@click.option("--host-cores", type=int, help="Host cores that there are (the paper's).")
+@click.option("--dpu-cores", type=int, help="Communication cores that there are (the paper's: 8).")
+@click.option(
+    "--share",
+    "percent",
+    type=float,
+    default=90.0,
+    show_default=True,
+    help="Percent of the throughput without offloading that is enough with few host cores.",
+)
+@workload_option
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
+@json_option
+def recommend(
+    source: str,
+    dpu: str | None,
+    host_cores: int | None,
+    dpu_cores: int | None,
+    percent: float,
+    workload: str,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """Which design to use, and why.
+
+    For the most throughput, the lowest latency, and the fewest host cores.
+    """
+    from dpukv_xdp.model.recommend import recommend as choose
+
+    dpu = _dpu_of(source, dpu)
+    found = choose(
+        _costs(source, dpu, workload),
+        dpu,
+        host_cores=host_cores,
+        dpu_cores=dpu_cores,
+        share=percent / 100,
+        seed=seed,
+    )
+    if _emit_json(json_path, found.to_json()):
+        return
+    console = _console()
+    console.print(_points_table(found.candidates, f"{dpu}, {found.costs}"))
+    for choice in found.choices():
+        console.print(f"\n{choice.question}: [bold]{choice.design}[/bold]\n  {choice.reason}.")
+    for note in found.notes:
+        console.print(f"\n{note}")
+    for name, reason in found.refused.items():
+        console.print(f"\n{name}: {reason}.")
+
+
+def _costs(source: str, dpu: str, workload: str) -> Any:
+    from dpukv_xdp.model.costs import costs_of_results, find_costs
+
+    if source != HERE:
+        return find_costs(source, dpu, workload)
+    from dpukv_xdp.cli import main
+    from dpukv_xdp.paper.reproduce import measure_costs
+
+    main._require_root(f"model --costs {HERE}")
+    main.signals.catch()
+    with main._progress() as progress:
+        return costs_of_results(measure_costs(workload, progress), dpu, workload)
+
+
+def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
+    from dpukv_xdp.model.costs import costs_toml
+    from dpukv_xdp.model.model import Point, load_around, plot_points, plot_sweep, simulate, sweep
+    from dpukv_xdp.topology.config import ServerConfig
+    from dpukv_xdp.topology.designs import DESIGNS
+    from dpukv_xdp.topology.profiles import find_profile
+
+    dpu = _dpu_of(given["source"], given["dpu"])
+    costs = _costs(given["source"], dpu, given["workload"])
+    if given["write_costs"] is not None:
+        given["write_costs"].write_text(costs_toml(costs), encoding="utf-8")
+    chosen = given["design"] or ServerConfig().design
+    names = [chosen]
+    if chosen == ALL_DESIGNS:
+        names = [d.name for d in DESIGNS.values() if d.is_compared and _can_run(dpu, d.name)]
+    over = given["over"]
+    curves = {}
+    for name in names:
+        point = Point(
+            design=name,
+            dpu_cores=given["dpu_cores"],
+            host_cores=given["host_cores"],
+            requests_per_packet=given["requests_per_packet"],
+            window=given["window"],
+            rate_mops=given["rate"] / 1e6,
+            seed=given["seed"],
+        )
+        if name in DESIGNS:
+            find_profile(dpu).check(DESIGNS[name])
+        if over:
+            curves[name] = sweep(costs, point, over)
+        else:
+            curves[name] = load_around(costs, point) if output else [simulate(costs, point)]
+    rows = [each for curve in curves.values() for each in (curve if over else curve[-1:])]
+    title = f"{dpu}, {costs.source}"
+    if output is not None and over:
+        plot_sweep(curves, over, f"Model: {title}", output)
+    elif output is not None:
+        plot_points(curves, f"Model: {title}", output)
+    if _emit_json(json_path, {"costs": costs.source, "points": [row.to_json() for row in rows]}):
+        return
+    console = _console()
+    console.print(_points_table(rows, title))
+    if output is not None:
+        console.print(f"As a picture: {output}")
+
+
+def _print_figure12(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
+    from dataclasses import asdict
+
+    from dpukv_xdp.model.model import figure12, plot_sweep
+
+    dpu = given["dpu"] or "bf2"
+    if dpu not in PAPER_DPUS or given["source"] != "paper":
+        raise UsageError("Figure 12 is of bf2 or bf3, with the paper's costs")
+    rows = figure12(dpu, workload="B", seed=given["seed"])
+    curves: dict[str, list[Any]] = {}
+    for row in rows:
+        curves.setdefault(row.design, []).append(row.prediction)
+    letters = {"bf2": "12d-e", "bf3": "12i-j"}[dpu]
+    title = f"Figure {letters}, YCSB B, {dpu}, by the model"
+    if output is not None:
+        marks: dict[str, list[tuple[float, float, float]]] = {}
+        for row in rows:
+            if row.paper_mops is not None:
+                marks.setdefault(row.design, []).append((row.cores, *row.paper_mops))
+        plot_sweep(curves, "cores", f"{title} (bars: the paper)", output, marks)
+    if _emit_json(json_path, [asdict(row) for row in rows]):
+        return
+    table = _table(title, ("design", "cores", "Mops", "mean, us", "paper, Mops", "paper says"))
+    for row in rows:
+        allowed = row.paper_mops
+        table.add_row(
+            row.design,
+            str(row.cores),
+            f"{row.prediction.throughput_mops:.2f}",
+            f"{row.prediction.latency_us['mean']:.0f}",
+            "-" if allowed is None else _range(*allowed),
+            row.paper_says if row.cores == 1 else "",
+        )
+    console = _console()
+    console.print(table)
+    console.print("Cores are the DPU's; the host's for cpu-only. Keys are uniform.")
+    if output is not None:
+        console.print(f"As a picture: {output}")
+
+
+def _print_fits(json_path: str | None) -> None:
+    from dataclasses import asdict
+
+    from dpukv_xdp.model.costs import ASSUMPTIONS, fit_paper
+    from dpukv_xdp.model.paper_values import INCONSISTENCIES
+
+    fits = [fit_paper(dpu) for dpu in PAPER_DPUS]
+    content = {
+        "fits": [asdict(fit) for fit in fits],
+        "assumptions": [asdict(each) for each in ASSUMPTIONS],
+        "inconsistencies": INCONSISTENCIES,
+    }
+    if _emit_json(json_path, content):
+        return
+    console = _console()
+    for fit in fits:
+        table = _table(fit.column, ("parameter", "value", "fitted on"))
+        for each in fit.parameters:
+            table.add_row(each.name, f"{each.value:.4g} {each.unit}", each.fitted_on)
+        console.print(table)
+    table = _table("Assumed", ("what", "value", "why"))
+    for assumption in ASSUMPTIONS:
+        table.add_row(assumption.name, f"{assumption.value:g} {assumption.unit}", assumption.why)
+    console.print(table)
+    console.print("\nWhat the paper's own numbers contradict:")
+    for sentence in INCONSISTENCIES:
+        console.print(f"-  {sentence}")
+
+
+def _print_validation(json_path: str | None, seed: int) -> None:
+    from dpukv_xdp.model.costs import MEASURED_PATH, read_results
+    from dpukv_xdp.model.validation import (
+        summary,
+        validate_measured,
+        validate_paper,
+        validation_json,
+    )
+
+    paper = validate_paper(seed)
+    results = read_results(MEASURED_PATH) if MEASURED_PATH.exists() else []
+    measured = validate_measured(results, seed)
+    found = {"paper": validation_json(paper), "measured": validation_json(measured)}
+    if _emit_json(json_path, found):
+        return
+    console = _console()
+    for title, checks in (("The paper", paper), ("The committed runs", measured)):
+        if not checks:
+            continue
+        table = _table(title, ("", "what", "model", "ought to be", "error"))
+        for check in checks:
+            what = check.name if title == "The paper" else f"{check.name}: {check.where}"
+            table.add_row(
+                check.standing,
+                what,
+                f"{check.model:.2f}",
+                _range(check.low, check.high),
+                f"{check.error:+.1%}",
+            )
+        console.print(table)
+        for name, errors in summary(checks).items():
+            console.print(
+                f"{name}: {errors['count']} values, mean error {errors['mean']:.1%}, "
+                f"largest {errors['max']:.1%}"
+            )
+        for why in dict.fromkeys(check.why for check in checks if check.why and check.error):
+            console.print(f"-  {why}.")
+
+
+def _points_table(rows: Sequence[Any], title: str) -> Table:
+    headings = ("design", "cores\ndpu host", "offered\nMops", "Mops", "mean", "p50", "p99", "busy")
+    table = _table(f"{title}\nround trip in us", headings)
+    for row in rows:
+        busy = " ".join(f"{k} {v:.0%}" for k, v in row.utilisation.items() if v >= 0.005)
+        table.add_row(
+            row.design,
+            f"{row.dpu_cores} {row.host_cores:4}",
+            f"{row.rate_mops:.2f}" if row.rate_mops else "-",
+            f"{row.throughput_mops:.2f}{' !' if row.is_saturated else ''}",
+            *(f"{row.latency_us[name]:.1f}" for name in ("mean", "p50", "p99")),
+            busy,
+        )
+    return table
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+def _dpu_of(source: str, dpu: str | None) -> str:
+    if source == "paper" and dpu == "local":
+        raise UsageError("the paper has no costs of this machine: choose bf2 or bf3, or --costs")
+    return dpu or ("bf2" if source == "paper" else "local")
+
+
+def _can_run(dpu: str, design: str) -> bool:
+    from dpukv_xdp.topology.designs import find_design
+    from dpukv_xdp.topology.profiles import find_profile
+
+    try:
+        find_profile(dpu).check(find_design(design))
+    except UsageError:
+        return False
+    return True
+
+
+def _check_picture(path: Path | None) -> None:
+    if path is not None and path.suffix not in PICTURE_SUFFIXES:
+        raise UsageError(f"{path} is no picture: end its name in {', '.join(PICTURE_SUFFIXES)}")
+
+
+def _emit_json(path: str | None, value: Any) -> bool:
+    """Write it if that is wanted; whether standard output is taken by it."""
+    if path is None:
+        return False
+    text = json.dumps(value, indent=2)
+    if path == "-":
+        click.echo(text)
+        return True
+    try:
+        Path(path).write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    return False
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_COLUMNS + 40)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The command `dpukv reproduce`; main.py registers it: `main.add_command(reproduce)`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from dpukv_xdp.base.errors import UsageError
+
+SIZE_DEFAULT = "default"
+
+
+@click.command()
+@click.argument("figures", nargs=-1, metavar="[FIGURE...]")
+@click.option("--smoke", "size", flag_value="smoke", help="Seconds: to see that all of it works.")
+@click.option("--paper", "size", flag_value="paper", help="As in the paper: 90 s a run, 3 times.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("dpukv-reproduce"),
+    show_default=True,
+    help="Directory of the runs and of the report.",
+)
+@click.option("--resume", is_flag=True, help="Keep the runs that are there, and go on.")
+@click.option("--list", "wants_list", is_flag=True, help="Say which figures there are.")
+def reproduce(
+    figures: tuple[str, ...], size: str | None, output: Path, resume: bool, wants_list: bool
+) -> None:
+    """The paper's figures, measured here, beside its values.
+
+    FIGURE is one of fig2, table1, fig5, fig6, fig8, fig9, fig10, fig11, fig12, fig13 and model,
+    several of them, or all. The report is DIR/report.html and DIR/report.md, every run a line of
+    DIR/runs.jsonl. Ctrl-C keeps what was measured.
+    """
+    from dpukv_xdp.paper.plans import expand, find_plans, load_sizes
+
+    size_name = size or SIZE_DEFAULT
+    plans = find_plans(figures)
+    runs = expand(plans, size_name)
+    if wants_list:
+        for plan in plans:
+            own = sum(plan.id in run.plans for run in runs)
+            click.echo(f"{plan.id:8} {own:4} runs  {plan.title}")
+        click.echo(f"{len(runs)} runs in all, {load_sizes()[size_name].summary}".rstrip())
+        return
+    from dpukv_xdp.cli import main
+    from dpukv_xdp.paper import reproduce as runner
+
+    if runner.needs_root(runs):
+        main._require_root("reproduce")
+    path = _prepared(output) / runner.RUNS_NAME
+    main.signals.catch()
+    with _progress() as progress:
+        measured = runner.reproduce(runs, size_name, path, progress, resume=resume)
+        progress("writing the report", 1.0)
+        from dpukv_xdp.paper.html_report import write_report
+
+        written = write_report(plans, runs, size_name, runner.read_lines(path), output)
+    console = main._console()
+    rest = "" if measured == len(runs) else ", the others were there"
+    console.print(f"{measured} of {len(runs)} runs measured{rest}")
+    for name, reason in written.missing.items():
+        console.print(f"{name}: {reason}")
+    console.print(f"Report: {written.html} and {written.markdown}")
+
+
+def _prepared(output: Path) -> Path:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output}: {error.strerror}") from error
+    return output
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar with the time left on stderr, if somebody watches."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    with Progress(
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        speed_estimate_period=600,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Compile BPF programs with bcc, once: what was compiled is kept. The only module that knows bcc.
+
+clang takes 1 to 5 seconds for one of our sources, and a bench needs two; loading what it made takes
+a tenth of that. bcc compiles and makes the maps at the same time, so what is kept is described as
+the kernel sees it: its maps, its programs' instructions, and the types (BTF) that a map with a lock
+is refused without.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import re
+import stat
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.kernel import kernel_headers
+from dpukv_xdp.wire import abi
+
+KEPT_OBJECTS_MAX = 500
+"""Compiled objects that stay; the oldest go first."""
+
+# Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
+# own headers, not ours.
+_INCLUDE = f"-I{abi.BPF_DIR}"
+_WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
+_KEEPS = "2"
+"""Changes with the layout of CompiledObject, and with what its key is made of."""
+_INSTRUCTION = struct.Struct("=BBhi")
+_LOAD_WORD = 0x18
+"""Of an instruction that loads 64 bits: BPF_LD | BPF_IMM | BPF_DW."""
+_MAP_FD = 1
+"""In its source register: the number is a map's file descriptor, BPF_PSEUDO_MAP_FD."""
+
+
+class MapPlan(msgspec.Struct, frozen=True):
+    """A map as bpf_map_create() takes it."""
+
+    name: str
+    type: int
+    key_bytes: int
+    value_bytes: int
+    entries: int
+    flags: int
+    key_type: int
+    """In the object's BTF; 0 = none."""
+    value_type: int
+
+
+class CompiledObject(msgspec.Struct, frozen=True):
+    """One source file, compiled with some settings."""
+
+    maps: tuple[MapPlan, ...]
+    programs: dict[str, bytes]
+    """Their instructions; where a map's file descriptor belongs stands its number in `maps`."""
+    btf: bytes
+
+
+def compile_source(
+    source: Path, programs: Sequence[str], settings: Mapping[str, int]
+) -> CompiledObject:
+    """`source` with `settings` as -D, or what was kept of the last time.
+
+    Raises MissingError without bcc, LoadError when clang refuses.
+    """
+    defines = tuple(f"-D{name}={value}" for name, value in settings.items())
+    key = _key(source, programs, defines)
+    found = _kept(key)
+    if found is None:
+        found = _compile(source, programs, defines)
+        _keep(key, found)
+    return found
+
+
+def telling_line(source: Path, log: str, error: str) -> str:
+    """The line that says what is wrong: clang's first error, or the verifier's last words before
+    its summary.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in lines:
+        if re.search(r"\berror:", line):
+            return line
+    verdicts = [
+        line for line in lines if not re.match(r"(processed \d+ insns|verification time)", line)
+    ]
+    detail = verdicts[-1] if verdicts else error
+    return f"{source.name} was refused by the kernel's verifier: {detail}"
+
+
+# ---- Compiling
+
+
+def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> CompiledObject:
+    bcc = _import_bcc()
+    with _captured_stderr() as read_log:
+        try:
+            module = bcc.BPF(src_file=str(source).encode(), cflags=[_INCLUDE, *_WARNINGS, *defines])
+        except Exception as error:  # bcc raises bare Exception; its reason is on stderr
+            log = read_log()
+            raise LoadError(telling_line(source, log, str(error)), log) from error
+    try:
+        fds = _map_fds(bcc, module)
+        numbers = {fd: number for number, fd in enumerate(fds.values())}
+        infos = {name: _info("struct bpf_map_info", fd) for name, fd in fds.items()}
+        return CompiledObject(
+            maps=tuple(_map_plan(name, info) for name, info in infos.items()),
+            programs={
+                name: patched(module.dump_func(name.encode()), numbers.__getitem__)
+                for name in programs
+            },
+            btf=_btf({info.btf_id for info in infos.values()} - {0}),
+        )
+    finally:
+        module.cleanup()
+
+
+def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
+    """All maps by name; bcc has no Python for it, and so has not said what the functions take."""
+    table_count, table_name = bcc.lib.bpf_num_tables, bcc.lib.bpf_table_name
+    table_count.argtypes = [ctypes.c_void_p]
+    table_name.argtypes, table_name.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_char_p
+    names = [table_name(module.module, number) for number in range(table_count(module.module))]
+    return {name.decode(): bcc.lib.bpf_table_fd(module.module, name) for name in names}
+
+
+def _map_plan(name: str, info: Any) -> MapPlan:
+    return MapPlan(
+        name=name,
+        type=info.type,
+        key_bytes=info.key_size,
+        value_bytes=info.value_size,
+        entries=info.max_entries,
+        flags=info.map_flags,
+        key_type=info.btf_key_type_id,
+        value_type=info.btf_value_type_id,
+    )
+
+
+def _btf(btf_ids: set[int]) -> bytes:
+    """The types that the maps' plans name, which are all in one place; empty if none does."""
+    for btf_id in btf_ids:
+        fd = lib.bpf_btf_get_fd_by_id(btf_id)
+        if fd < 0:
+            raise DpukvError(f"cannot read the types of a BPF map: {os.strerror(-fd)}")
+        try:
+            size = _info("struct bpf_btf_info", fd).btf_size
+            data = ffi.new("uint8_t[]", size)
+            _info("struct bpf_btf_info", fd, btf=int(ffi.cast("uintptr_t", data)), btf_size=size)
+            return bytes(ffi.buffer(data))
+        finally:
+            os.close(fd)
+    return b""
+
+
+def _info(kind: str, fd: int, **asked: int) -> Any:
+    """What the kernel says of a map or of types; `asked` says where more of it is to go."""
+    info = ffi.new(f"{kind} *", asked)
+    status = lib.bpf_obj_get_info_by_fd(fd, info, ffi.new("__u32 *", ffi.sizeof(kind)))
+    if status < 0:
+        raise DpukvError(f"cannot ask for a BPF object's properties: {os.strerror(-status)}")
+    return info
+
+
+def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
+    """The instructions with other numbers where maps are named."""
+    found = bytearray(instructions)
+    for at in range(0, len(found), _INSTRUCTION.size):
+        code, registers, offset, number = _INSTRUCTION.unpack_from(found, at)
+        if code == _LOAD_WORD and registers >> 4 == _MAP_FD:
+            _INSTRUCTION.pack_into(found, at, code, registers, offset, number_of(number))
+    return bytes(found)
+
+
+def _import_bcc() -> Any:
+    source = kernel_headers.kernel_source()
+    if source is not None:
+        os.environ.setdefault("BCC_KERNEL_SOURCE", str(source))
+    try:
+        import bcc
+    except ImportError as error:
+        raise MissingError("bcc", "Debian's package python3-bpfcc: run tools/setup") from error
+    return bcc
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Any]:
+    """File descriptor 2 into a file: clang writes there from C++."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as capture:
+        os.dup2(capture.fileno(), 2)
+
+        def read() -> str:
+            capture.seek(0)
+            return capture.read().decode(errors="replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+# ---- Keeping
+
+
+def _key(source: Path, programs: Sequence[str], defines: Sequence[str]) -> str:
+    """Digest of all that the result depends on: our sources, the settings, bcc, the architecture
+    and the release of the kernel headers.
+
+    Neither the running kernel nor the checkout's path is part of it: what one kernel's machine
+    compiled loads on another that has the same headers, as in the guests of tools/test --kernels.
+    """
+    digest = hashlib.sha256()
+    headers = kernel_headers.headers_release()
+    machine = os.uname().machine
+    facts = [_KEEPS, _bcc_version(), headers, machine, *programs, *_WARNINGS, *defines]
+    for fact in (*facts, *_texts(source)):
+        digest.update(fact.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _texts(source: Path) -> Iterator[str]:
+    """The source and all headers of ours that it includes."""
+    waiting, seen = [source], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        text = path.read_text()
+        yield text
+        for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
+            places = (path.parent / name, abi.BPF_DIR / name)
+            waiting += [place for place in places if place.is_file()][:1]
+
+
+def _bcc_version() -> str:
+    """The text of bcc's version file, read without importing bcc, which takes LLVM into memory."""
+    spec = importlib.util.find_spec("bcc")
+    if spec is None or spec.origin is None:
+        return "none"
+    return Path(spec.origin).with_name("version.py").read_text()
+
+
+def _kept(key: str) -> CompiledObject | None:
+    """None if it is not there, or not ours alone to write: it would run in the kernel."""
+    for cache in kernel_headers.CACHE_DIRS:
+        path = cache / "programs" / key
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_uid not in (0, os.geteuid()) or status.st_mode & (
+                    stat.S_IWGRP | stat.S_IWOTH
+                ):
+                    continue
+                return msgspec.msgpack.decode(file.read(), type=CompiledObject)
+        except (OSError, msgspec.DecodeError):
+            continue
+    return None
+
+
+def _keep(key: str, compiled: CompiledObject) -> None:
+    """For the next time. Where nothing can be written it is compiled again."""
+    with suppress(DpukvError, OSError):
+        directory = kernel_headers.writable_cache() / "programs"
+        directory.mkdir(mode=0o755, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".", delete=False) as file:
+            file.write(msgspec.msgpack.encode(compiled))
+        Path(file.name).chmod(0o644)
+        Path(file.name).rename(directory / key)
+        kept = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in kept[KEPT_OBJECTS_MAX:]:
+            path.unlink(missing_ok=True)

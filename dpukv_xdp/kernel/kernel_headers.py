@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Kernel headers for bcc where the running kernel has none of its own.
+
+Our programs use only structures that are part of the kernel's user interface, so any distribution's
+headers will do. Debian splits them into two trees, one common and one for the architecture: they
+are merged once into a directory of symbolic links, which bcc takes as BCC_KERNEL_SOURCE.
+"""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from dpukv_xdp.base.errors import DpukvError, MissingError
+
+SOURCES_DIR = Path("/usr/src")
+CACHE_DIRS = (
+    Path("/var/cache/dpukv_xdp"),
+    Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpukv_xdp",
+)
+UTS_RELEASE = "include/generated/utsrelease.h"
+NEEDED = ("include/generated/autoconf.h", "include/linux/kconfig.h", "include/uapi/linux/bpf.h")
+
+
+def kernel_source() -> Path | None:
+    """The tree for BCC_KERNEL_SOURCE, made if need be; None where the kernel has its own headers.
+
+    One that the environment names already is taken as it is. Raises MissingError when no headers at
+    all are installed.
+    """
+    named = os.environ.get("BCC_KERNEL_SOURCE")
+    if named:
+        return Path(named)
+    if (Path("/lib/modules") / os.uname().release / "build").exists():
+        return None
+    for tree in _installed_trees():
+        common = _common_tree(tree)
+        if common is None:
+            candidate = tree
+        elif common.is_dir():
+            candidate = _merged_tree(tree, common)
+        else:
+            continue
+        if _is_complete(candidate):
+            return candidate
+    raise MissingError("compiling BPF programs", "kernel headers: tools/setup installs them")
+
+
+def headers_release() -> str:
+    """Release of the kernel that the headers for bcc belong to, such as "6.1.0-56-amd64".
+
+    Raises MissingError when no headers at all are installed.
+    """
+    tree = kernel_source() or Path("/lib/modules") / os.uname().release / "build"
+    found = re.search(r'UTS_RELEASE "(.*)"', (tree / UTS_RELEASE).read_text())
+    return found[1] if found else str(tree)
+
+
+def source_in(root: Path) -> Path:
+    """Return one tree of the headers that lie under another system's root directory, made if need
+    be in that directory.
+
+    Raises MissingError when there are none.
+    """
+    for tree in _installed_trees(root / SOURCES_DIR.relative_to("/")):
+        common = _common_tree(tree)
+        if common is None:
+            return tree
+        target = root / f"merged-{tree.name}"
+        if not _is_complete(target):
+            _merge(target, (tree, root / common.relative_to("/")))
+        return target
+    raise MissingError("compiling BPF programs for another kernel", f"its headers in {root}")
+
+
+def _installed_trees(sources_dir: Path = SOURCES_DIR) -> list[Path]:
+    """Header trees of an architecture, newest first."""
+    trees = [tree for tree in sources_dir.glob("linux-headers-*") if (tree / NEEDED[0]).is_file()]
+    return sorted(trees, key=_version, reverse=True)
+
+
+def _version(tree: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", tree.name)]
+
+
+def _common_tree(tree: Path) -> Path | None:
+    """The common half that Debian's Makefile in the architecture's half includes; None if whole."""
+    makefile = tree / "Makefile"
+    found = re.match(r"include (/\S+)/Makefile\s*$", makefile.read_text()[:4096])
+    return Path(found[1]) if found else None
+
+
+def _is_complete(tree: Path) -> bool:
+    return all((tree / path).is_file() for path in NEEDED)
+
+
+# ---- Merging
+
+
+def _merged_tree(tree: Path, common: Path) -> Path:
+    """A directory in which the two trees lie on top of each other; found again the next time."""
+    key = f"{tree.name}-{int(max(tree.stat().st_mtime, common.stat().st_mtime))}"
+    for cache in CACHE_DIRS:
+        if _is_complete(cache / key):
+            return cache / key
+    target = writable_cache() / key
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merging-") as scratch:
+        fresh = Path(scratch) / key
+        _merge(fresh, (tree, common))
+        fresh.chmod(0o755)
+        _put_in_place(fresh, target)
+    return target
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    """Rename; a whole tree that somebody else finished meanwhile stays, a broken one goes."""
+    if target.exists() and not _is_complete(target):
+        with suppress(FileNotFoundError):  # another process may have moved it just now
+            target.rename(fresh.with_name("broken"))
+    try:
+        fresh.rename(target)
+    except OSError:
+        if not _is_complete(target):
+            raise
+
+
+def _merge(target: Path, sources: tuple[Path, ...]) -> None:
+    """Links in `target` to everything in `sources`; of two files of one name, the first wins."""
+    target.mkdir()
+    for name, paths in _entries(sources):
+        if len(paths) > 1 and all(path.is_dir() for path in paths):
+            _merge(target / name, paths)
+        else:
+            (target / name).symlink_to(paths[0])
+
+
+def _entries(sources: tuple[Path, ...]) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    for name in sorted({path.name for source in sources for path in source.iterdir()}):
+        paths = tuple(source / name for source in sources if (source / name).exists())
+        if paths:  # a link that leads nowhere does not exist
+            yield name, paths
+
+
+def writable_cache() -> Path:
+    """The first of CACHE_DIRS that can be written, made if need be; DpukvError if none can."""
+    for cache in CACHE_DIRS:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:  # no permission, a read-only file system, a file of that name
+            continue
+        if os.access(cache, os.W_OK):
+            return cache
+    raise DpukvError(f"none of {', '.join(map(str, CACHE_DIRS))} can be written: make one writable")
+
+
+def _main() -> int:
+    """`python -m dpukv_xdp.kernel_headers`: make the tree, say which headers bcc will use."""
+    try:
+        source = kernel_source()
+    except DpukvError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - a command of its own
+        return error.exit_status
+    print(source or f"/lib/modules/{os.uname().release}/build")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

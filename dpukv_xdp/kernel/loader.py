@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Load BPF programs into the kernel, and reach their maps. compiler.py makes them; file descriptors
+are all that leaves this module.
+"""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.kernel import compiler, features
+from dpukv_xdp.kernel.compiler import CompiledObject, MapPlan
+from dpukv_xdp.wire import abi
+
+VERIFIER_LOG_BYTES = 16 << 20
+"""Room for what the verifier says of a program that it refuses."""
+_MODEL_SUFFIX = "_model"
+"""A map so named is never used: it says what a map of maps holds, see bpf/maps.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One of our sources with the settings of one use, and the programs that are wanted of it."""
+
+    name: str
+    """For people: a design and what differs from its default, or what else the build is for."""
+    source: str
+    """File in bpf/."""
+    programs: tuple[str, ...]
+    settings: Mapping[str, int]
+    """Passed as -D."""
+    tail_calls: tuple[str, ...] = ()
+
+    def load(self) -> "LoadedObject":
+        """Compile it, or take what was kept, and load all its programs.
+
+        Raises MissingError without bcc, LoadError when clang or the verifier refuses.
+        """
+        return load(self.source, self.programs, self.settings, self.tail_calls)
+
+
+class LoadedObject:
+    """One compiled source file: its programs' and maps' file descriptors live as long as this
+    object.
+    """
+
+    def __init__(
+        self, maps: Mapping[str, tuple[int, MapPlan]], programs: Mapping[str, int], kept: ExitStack
+    ) -> None:
+        """`kept` closes the file descriptors."""
+        self._maps = dict(maps)
+        self._kept = kept
+        self.programs = dict(programs)
+
+    def map_fd(self, name: str) -> int:
+        """The file descriptor of a map."""
+        return self._maps[name][0]
+
+    def read_array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """A copy of an array map, all entries: shape [entries], or [entries, cores] for a per-core
+        map. Values are multiples of eight bytes, which the kernel rounds them up to.
+        """
+        plan = self._maps[name][1]
+        values = b"".join(self.read_entry(name, index) for index in range(plan.entries))
+        array = np.frombuffer(values, dtype=dtype)
+        return array.reshape(plan.entries, -1) if _is_per_core(plan) else array
+
+    def write_array(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Set an array map's first entries."""
+        for index, value in enumerate(values):
+            self.write_entry(name, index, value.tobytes())
+
+    def read_entry(self, name: str, index: int) -> bytes:
+        """The value of one entry; of a per-core map, the values of all cores."""
+        fd, plan = self._maps[name]
+        cores = lib.libbpf_num_possible_cpus() if _is_per_core(plan) else 1
+        value = ffi.new("uint8_t[]", cores * plan.value_bytes)
+        status = lib.bpf_map_lookup_elem(fd, ffi.new("__u32 *", index), value)
+        if status < 0:
+            raise DpukvError(f"cannot read entry {index} of {name}: {os.strerror(-status)}")
+        return bytes(ffi.buffer(value))
+
+    def write_entry(self, name: str, index: int, value: bytes) -> None:
+        """Set one entry, of a map that is not per core."""
+        fd, plan = self._maps[name]
+        if len(value) != plan.value_bytes:
+            raise DpukvError(f"{name} has values of {plan.value_bytes} bytes, not {len(value)}")
+        status = lib.bpf_map_update_elem(fd, ffi.new("__u32 *", index), value, 0)
+        if status < 0:
+            reason = OSError(-status, os.strerror(-status))
+            raise DpukvError(f"cannot set entry {index} of {name}: {reason.strerror}") from reason
+
+    def set_fd(self, name: str, index: int, fd: int) -> None:
+        """Put a socket or a map into a map of such."""
+        self.write_entry(name, index, fd.to_bytes(4, sys.byteorder))
+
+    def close(self) -> None:
+        """Unload the programs and maps that nothing else holds."""
+        self._kept.close()
+
+
+def _is_per_core(plan: MapPlan) -> bool:
+    return bool(plan.type == lib.BPF_MAP_TYPE_PERCPU_ARRAY)
+
+
+def load(
+    source_name: str,
+    programs: Sequence[str],
+    settings: Mapping[str, int],
+    tail_calls: Sequence[str] = (),
+) -> LoadedObject:
+    """Compile bpf/`source_name` with `settings` as -D and load `programs` as XDP programs.
+
+    `tail_calls` names those that other programs call through kv_programs, by their index there.
+    Raises MissingError without bcc, LoadError when clang or the verifier refuses.
+    """
+    source = abi.BPF_DIR / source_name
+    compiled = compiler.compile_source(source, [*programs, *tail_calls], settings)
+    with ExitStack() as kept:
+        maps = _make_maps(source, compiled, kept)
+        fds = [fd for fd, _ in maps.values()]
+        functions = {
+            name: _load_program(source, name, compiler.patched(instructions, fds.__getitem__), kept)
+            for name, instructions in compiled.programs.items()
+        }
+        loaded = LoadedObject(maps, functions, kept.pop_all())
+    for index, name in enumerate(tail_calls):
+        loaded.set_fd("kv_programs", index, functions[name])
+    return loaded
+
+
+def _make_maps(
+    source: Path, compiled: CompiledObject, kept: ExitStack
+) -> dict[str, tuple[int, MapPlan]]:
+    """Each map's file descriptor and plan, by name, in the order of their numbers."""
+    maps: dict[str, tuple[int, MapPlan]] = {}
+    with ExitStack() as temporary:
+        btf_fd = 0
+        if any(plan.value_type for plan in compiled.maps):
+            btf_fd = lib.bpf_btf_load(compiled.btf, len(compiled.btf), ffi.NULL)
+            _check(btf_fd, f"{source.name}: the kernel refused its types")
+            temporary.callback(os.close, btf_fd)
+        maps_of_maps = lib.BPF_MAP_TYPE_ARRAY_OF_MAPS
+        for plan in sorted(compiled.maps, key=lambda plan: plan.type == maps_of_maps):
+            options = ffi.new("struct bpf_map_create_opts *")
+            options.sz = ffi.sizeof("struct bpf_map_create_opts")
+            options.map_flags = plan.flags
+            if plan.value_type:
+                options.btf_fd = btf_fd
+                options.btf_key_type_id, options.btf_value_type_id = plan.key_type, plan.value_type
+            if plan.type == maps_of_maps:
+                models = [fd for name, (fd, _) in maps.items() if name.endswith(_MODEL_SUFFIX)]
+                options.inner_map_fd = models[-1]
+            fd = lib.bpf_map_create(
+                plan.type,
+                plan.name[: lib.BPF_OBJ_NAME_LEN - 1].encode(),
+                plan.key_bytes,
+                plan.value_bytes,
+                plan.entries,
+                options,
+            )
+            _check(fd, f"{source.name}: the kernel refused its map {plan.name}")
+            kept.callback(os.close, fd)
+            maps[plan.name] = (fd, plan)
+    return {plan.name: maps[plan.name] for plan in compiled.maps}
+
+
+def _load_program(source: Path, name: str, instructions: bytes, kept: ExitStack) -> int:
+    options = ffi.new("struct bpf_prog_load_opts *")
+    options.sz = ffi.sizeof("struct bpf_prog_load_opts")
+    arguments = (lib.BPF_PROG_TYPE_XDP, name.encode(), b"GPL", instructions, len(instructions) // 8)
+    fd = int(lib.bpf_prog_load(*arguments, options))
+    if fd < 0:
+        room = ffi.new("char[]", VERIFIER_LOG_BYTES)
+        options.log_level, options.log_size, options.log_buf = 1, VERIFIER_LOG_BYTES, room
+        fd = int(lib.bpf_prog_load(*arguments, options))
+        if fd < 0:
+            log = ffi.string(room).decode(errors="replace")
+            raise LoadError(compiler.telling_line(source, log, os.strerror(-fd)), log)
+    kept.callback(os.close, fd)
+    return fd
+
+
+def _check(status: int, what: str) -> None:
+    if status < 0:
+        raise LoadError(f"{what}: {os.strerror(-status)}")
+
+
+def map_memory(map_fd: int, element: str, count: int) -> Any:
+    """A mapped BPF_F_MMAPABLE array as a C array pointer, for example of "struct kv_queue_pair".
+
+    The mapping stays until the process ends. Raises DpukvError if the kernel refuses it.
+    """
+    memory = lib.kv_bpf_map_memory(map_fd, count * ffi.sizeof(element))
+    if memory == ffi.NULL:
+        raise DpukvError(f"cannot map {count} x {element}: {os.strerror(ffi.errno)}")
+    return ffi.cast(f"{element} *", memory)
+
+
+def map_array(map_fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """A mapped BPF_F_MMAPABLE array as a numpy array: reading and writing it is reading and writing
+    the map.
+    """
+    memory = map_memory(map_fd, "uint8_t", count * dtype.itemsize)
+    return np.frombuffer(ffi.buffer(memory, count * dtype.itemsize), dtype=dtype)
+
+
+def program_stats(program_fd: int) -> tuple[int, int]:
+    """Run time in nanoseconds and number of runs, counted while `enabled_stats` was on anywhere."""
+    info = ffi.new("struct bpf_prog_info *")
+    info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
+    status = lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes)
+    if status < 0:
+        raise DpukvError(f"cannot ask for a program's statistics: {os.strerror(-status)}")
+    return int(info.run_time_ns), int(info.run_cnt)
+
+
+def verified_instructions(program_fd: int) -> int:
+    """Return how many instructions the verifier walked to accept a program: at most a million."""
+    text = Path(f"/proc/self/fdinfo/{program_fd}").read_text()
+    found = re.search(r"^verified_insns:\s*(\d+)", text, re.MULTILINE)
+    if found is None:
+        wanted = "counting a program's verified instructions"
+        raise features.missing("verified instruction counts", wanted, "it does not tell")
+    return int(found[1])
+
+
+@contextmanager
+def enabled_stats() -> Iterator[None]:
+    """The kernel's BPF run-time statistics are on within the block; they cost two clock reads a
+    run.
+    """
+    stats_fd = lib.bpf_enable_stats(lib.BPF_STATS_RUN_TIME)
+    if stats_fd in (-errno.EPERM, -errno.EACCES):
+        raise MissingError("BPF run-time statistics", "CAP_SYS_ADMIN: run it with sudo")
+    if stats_fd < 0:
+        wanted = "measuring XDP's CPU time"
+        raise features.missing("BPF run-time statistics", wanted, os.strerror(-stats_fd))
+    try:
+        yield
+    finally:
+        os.close(stats_fd)

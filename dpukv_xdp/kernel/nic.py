@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Network interfaces: what they are, their offloads, and the XDP program on them.
+
+Every function works in the network namespace of the calling thread. A program is attached by
+netlink, so it stays when its process is killed: dpukv_xdp.lab keeps the register that cleans up
+after that.
+"""
+
+import errno
+import os
+import socket
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice, NotSupportedError
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.ifinfmsg import (
+    IFF_UP,
+    XDP_FLAGS_DRV_MODE,
+    XDP_FLAGS_REPLACE,
+    XDP_FLAGS_SKB_MODE,
+    XDP_FLAGS_UPDATE_IF_NOEXIST,
+)
+
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.base.errors import BusyError, DpukvError, MissingError, UsageError
+
+DEFAULT_MODES = ("native", "generic")
+XDP_MODE_FLAGS = {"native": XDP_FLAGS_DRV_MODE, "generic": XDP_FLAGS_SKB_MODE}
+XDP_MODE_ATTRIBUTES = {
+    "native": "IFLA_XDP_DRV_PROG_ID",
+    "generic": "IFLA_XDP_SKB_PROG_ID",
+    "offload": "IFLA_XDP_HW_PROG_ID",
+}
+NO_PROGRAM_FD = -1
+
+
+@dataclass(frozen=True)
+class XdpProgram:
+    """An XDP program that an interface runs."""
+
+    program_id: int
+    """The kernel's number for the program."""
+    mode: str
+    """`native`, `generic` or `offload`."""
+    name: str
+    """What its author called it, at most 15 characters; empty if it cannot be asked."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface as it was when asked for."""
+
+    name: str
+    index: int
+    mac: str
+    mtu: int
+    """Bytes of the largest IP packet."""
+    is_up: bool
+    address: str | None
+    """The first IPv4 address, without prefix length."""
+    programs: tuple[XdpProgram, ...]
+    """The XDP programs on it: none, or one for each mode."""
+
+
+@dataclass(frozen=True)
+class VethPeer:
+    """The other end of a veth pair."""
+
+    index: int
+    namespace_id: int | None
+    """Number of its network namespace as seen from the interface's; None if it is the same."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Our program on an interface."""
+
+    interface: str
+    index: int
+    program_id: int
+    mode: str
+    """`native` or `generic`."""
+    native_refused: str | None = None
+    """One sentence on why the mode is generic; None when native was had, or not asked for."""
+
+
+def find(name: str) -> Interface:
+    """The interface of that name. Raises UsageError if there is none."""
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.link("get", ifname=name)
+        except NetlinkError as error:
+            if error.code in (errno.ENODEV, errno.ERANGE, errno.EINVAL):
+                known = ", ".join(
+                    sorted(link.get_attr("IFLA_IFNAME") for link in netlink.get_links())
+                )
+                raise UsageError(
+                    f"there is no interface {name!r}: choose one of {known}"
+                ) from error
+            raise
+        index = link["index"]
+        addresses = netlink.get_addr(family=socket.AF_INET, index=index)
+        first = next((message.get_attr("IFA_LOCAL") for message in addresses), None)
+        return Interface(
+            name=link.get_attr("IFLA_IFNAME"),
+            index=index,
+            mac=link.get_attr("IFLA_ADDRESS") or "",
+            mtu=link.get_attr("IFLA_MTU"),
+            is_up=bool(link["flags"] & IFF_UP),
+            address=first,
+            programs=_programs_of(link),
+        )
+
+
+def programs(index: int) -> tuple[XdpProgram, ...]:
+    """The XDP programs on the interface of that index; empty also if the interface is gone."""
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.link("get", index=index)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return ()
+            raise
+        return _programs_of(link)
+
+
+# ---- Attach and detach
+
+
+def attach_xdp(
+    interface: str,
+    program_fd: int,
+    *,
+    modes: tuple[str, ...] = DEFAULT_MODES,
+    instead_of: int | None = None,
+) -> Attachment:
+    """Our program on the interface, in the first of `modes` that it takes, read back to be sure.
+
+    It may take the place of the program with the number `instead_of`. Raises BusyError, with
+    nothing changed, if another program is there; UsageError if there is no such interface;
+    MissingError without the privilege; DpukvError if no mode was taken.
+    """
+    index = find(interface).index
+    program_id = program_info(program_fd)[0]
+    refusals: list[str] = []
+    for mode in modes:
+        refusal = _try_attach(interface, index, program_fd, mode, instead_of)
+        if refusal is None:
+            _verify_attached(interface, index, program_id, mode)
+            native_refused = "; ".join(refusals) or None
+            return Attachment(interface, index, program_id, mode, native_refused)
+        refusals.append(f"{interface} refused {mode} XDP: {refusal}")
+    raise DpukvError("; ".join(refusals))
+
+
+def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD) -> bool:
+    """Take the program off the interface if it is the one that runs there; whether it was.
+
+    A successor takes its place. The kernel compares and removes in one step, so somebody else's
+    program is never taken off.
+    """
+    mode = next((p.mode for p in programs(index) if p.program_id == program_id), None)
+    if mode is None:
+        return False
+    try:
+        expected_fd = _program_fd(program_id)
+    except FileNotFoundError:
+        return False
+    flags = XDP_MODE_FLAGS[mode] | XDP_FLAGS_REPLACE
+    try:
+        _set_xdp(index, successor_fd, flags, expected_fd)
+    except NetlinkError as error:
+        if error.code in (
+            errno.ENODEV,
+            errno.EEXIST,
+            errno.ENOENT,
+        ):  # went, or was replaced, meanwhile
+            return False
+        raise
+    finally:
+        os.close(expected_fd)
+    return True
+
+
+def veth_peer(interface: str) -> VethPeer | None:
+    """Return the other end of a veth pair; None if the interface is no veth's end."""
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", ifname=interface)
+    kind = link.get_attr("IFLA_LINKINFO")
+    if kind is None or kind.get_attr("IFLA_INFO_KIND") != "veth":
+        return None
+    return VethPeer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID"))
+
+
+def name_of(index: int) -> str:
+    """Return the name of the interface with that number. Raises NetlinkError if there is none."""
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", index=index)
+    return str(link.get_attr("IFLA_IFNAME"))
+
+
+def deaf_veth_peer(interface: str) -> str | None:
+    """One sentence if what native XDP sends back on the interface would not arrive; else None.
+
+    The kernel wakes a veth peer for such frames only if it runs a native XDP program itself
+    (veth_xdp_flush(); GRO, which is enough for redirected frames, is not). A peer in a namespace
+    that we may not look into counts as awake.
+    """
+    found = veth_peer(interface)
+    if found is None:
+        return None
+    where = {} if found.namespace_id is None else {"if_netnsid": found.namespace_id}
+    with IPRoute() as netlink:
+        try:
+            (peer,) = netlink.link("get", index=found.index, **where)
+        except NetlinkError as error:
+            if error.code in (errno.EPERM, errno.EACCES):
+                return None
+            raise
+    if any(program.mode == "native" for program in _programs_of(peer)):
+        return None
+    return (
+        f"{interface} is one end of a veth pair whose other end runs no XDP program, and the "
+        "kernel would leave native answers lying there: attach one to it for native mode"
+    )
+
+
+def _try_attach(
+    interface: str, index: int, program_fd: int, mode: str, instead_of: int | None
+) -> str | None:
+    """None on success, else the driver's reason for not taking this mode."""
+    if instead_of is not None and detach_xdp(index, instead_of, successor_fd=program_fd):
+        return None
+    try:
+        _set_xdp(index, program_fd, XDP_MODE_FLAGS[mode] | XDP_FLAGS_UPDATE_IF_NOEXIST)
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise MissingError("attaching XDP", "CAP_NET_ADMIN: run it with sudo") from error
+        if error.code in (errno.EBUSY, errno.EEXIST):
+            for other in programs(index):
+                raise BusyError(interface, other.program_id, other.name) from error
+        return str(error.args[1])
+    return None
+
+
+def _verify_attached(interface: str, index: int, program_id: int, mode: str) -> None:
+    found = [(p.program_id, p.mode) for p in programs(index)]
+    if (program_id, mode) not in found:
+        raise DpukvError(
+            f"{interface} accepted XDP program {program_id} ({mode}) but runs {found or 'none'}: "
+            "another process manages this interface, stop it first"
+        )
+
+
+def _set_xdp(index: int, program_fd: int, flags: int, expected_fd: int | None = None) -> None:
+    attributes = [("IFLA_XDP_FD", program_fd), ("IFLA_XDP_FLAGS", flags)]
+    if expected_fd is not None:
+        attributes.append(("IFLA_XDP_EXPECTED_FD", expected_fd))
+    with IPRoute(ext_ack=True) as netlink:  # ext_ack: the driver's own words on a refusal
+        netlink.link("set", index=index, xdp={"attrs": attributes})
+
+
+def _programs_of(link: object) -> tuple[XdpProgram, ...]:
+    """From a netlink link message."""
+    xdp = link.get_attr("IFLA_XDP")  # type: ignore[attr-defined] # pyroute2 has no types
+    if xdp is None:
+        return ()
+    ids = {mode: xdp.get_attr(attribute) for mode, attribute in XDP_MODE_ATTRIBUTES.items()}
+    return tuple(XdpProgram(id_, mode, program_name(id_)) for mode, id_ in ids.items() if id_)
+
+
+# ---- Offloads
+
+
+def set_offloads(
+    interface: str, *, tx_checksum: bool | None = None, gro: bool | None = None
+) -> None:
+    """Turn offloads on or off; None leaves one as it is.
+
+    Without transmit checksumming, UDP checksums are complete before XDP at the far end of a veth
+    pair sees them. With GRO a veth end has NAPI, which the far end's XDP_TX needs. Raises
+    UsageError if the interface cannot.
+    """
+    wanted = {"tx-checksumming": tx_checksum, "generic-receive-offload": gro}
+    with closing(IoctlEthtool(interface)) as ethtool:
+        for feature, is_on in wanted.items():
+            if is_on is None:
+                continue
+            with suppress(NotSupportedError):  # the read-back below says it in one sentence
+                ethtool.set_offload_flag(feature, is_on)
+            if ethtool.get_offload_flags().get(feature) != is_on:
+                raise UsageError(f"{interface} cannot turn {feature} {'on' if is_on else 'off'}")
+
+
+def turn_off(interface: str, feature: str) -> bool:
+    """Turn a feature off, by its name in `ethtool -k`; whether it was wanted."""
+    with closing(IoctlEthtool(interface)) as ethtool:
+        features = ethtool.get_features()
+        if feature not in features or not features.is_requested(feature):
+            return False
+        features[feature] = False
+        with suppress(NotSupportedError):  # the driver insists: the counters tell
+            ethtool.set_features(features)
+    return True
+
+
+def turn_on(interface: str, feature: str) -> None:
+    """Turn a feature on that turn_off() has turned off, unless the interface has gone."""
+    with closing(IoctlEthtool(interface)) as ethtool:
+        try:
+            features = ethtool.get_features()
+            features[feature] = True
+            ethtool.set_features(features)
+        except (NoSuchDevice, NotSupportedError):
+            return  # the latter: noted, and in force once what it depends on is on
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+
+# ---- BPF programs that need no compiler
+
+PASS_PROGRAM = bytes.fromhex("b700000002000000 9500000000000000")  # r0 = XDP_PASS; exit
+DROP_PROGRAM = bytes.fromhex("b700000001000000 9500000000000000")  # r0 = XDP_DROP; exit
+
+
+def load_pass_program(name: str = "kv_pass") -> int:
+    """A descriptor of an XDP program that lets every frame pass. Raises OSError."""
+    return load_program(PASS_PROGRAM, name)
+
+
+def load_program(instructions: bytes, name: str) -> int:
+    """Return a descriptor of an XDP program that uses no maps. Raises OSError."""
+    count = len(instructions) // 8
+    arguments = (name.encode(), b"Dual BSD/GPL", instructions, count, ffi.NULL)
+    return checked(lib.bpf_prog_load(lib.BPF_PROG_TYPE_XDP, *arguments))
+
+
+def program_info(program_fd: int) -> tuple[int, str]:
+    """The number and the name of a loaded program. Raises OSError if it is not one."""
+    info = ffi.new("struct bpf_prog_info *")
+    info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
+    checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
+    return info.id, ffi.string(info.name).decode(errors="replace")
+
+
+def program_name(program_id: int) -> str:
+    """The name of the program with that number; empty if it is gone, or not ours to ask."""
+    try:
+        program_fd = _program_fd(program_id)
+    except (FileNotFoundError, PermissionError):
+        return ""
+    try:
+        return program_info(program_fd)[1]
+    finally:
+        os.close(program_fd)
+
+
+def _program_fd(program_id: int) -> int:
+    return checked(lib.bpf_prog_get_fd_by_id(program_id))
+
+
+def checked(result: int) -> int:
+    """Return what a function of libbpf or of the core returned, if it is no negative errno.
+
+    Raises OSError.
+    """
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return int(result)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Receive queues of an interface: how many, on which cores, and which UDP port goes to which.
+
+Every function works in the network namespace of the calling thread.
+"""
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from dpukv_xdp.kernel import features
+from dpukv_xdp.wire import abi
+
+
+def receive_queues(interface: str) -> int:
+    """Receive queues of the interface, at most KV_QUEUES_MAX."""
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", ifname=interface)
+        return min(int(link.get_attr("IFLA_NUM_RX_QUEUES") or 1), abi.KV_QUEUES_MAX)
+
+
+def set_napi_threads(interface: str, on: bool) -> None:
+    """Have the queues served by kernel threads of their own instead of softirqs.
+
+    Raises MissingError where the kernel or the driver cannot. Only sysfs has the switch, and /sys
+    shows the network namespace that it was mounted in: a child mounts one of ours.
+    """
+    script = f"mount -t sysfs none /sys && echo {int(on)} > /sys/class/net/{interface}/threaded"
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    if result.returncode and on:
+        reason = OSError(errno.EOPNOTSUPP, result.stderr.strip())
+        raise features.missing(
+            "threaded NAPI", f"--dpu-cpus on {interface}", str(reason.strerror)
+        ) from reason
+
+
+def napi_threads(interface: str) -> dict[int, dict[str, int]]:
+    """The kernel threads that serve the interface: process number, then core and CPU time in
+    nanoseconds.
+    """
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if path.read_text().startswith(f"napi/{interface}-"):
+                pid = int(path.parent.name)
+                cpu_ns = int((path.parent / "schedstat").read_text().split()[0])
+                found[pid] = {"cpu": min(os.sched_getaffinity(pid)), "cpu_ns": cpu_ns}
+    return found
+
+
+def pin_napi_threads(interface: str, cpus: Sequence[int]) -> None:
+    """Deal the queues' threads out to cores."""
+    for index, pid in enumerate(sorted(napi_threads(interface))):
+        os.sched_setaffinity(pid, {cpus[index % len(cpus)]})
+
+
+def steer_udp_ports(
+    interface: str, ports: Sequence[int], cleanup: contextlib.ExitStack
+) -> str | None:
+    """Each UDP port to a receive queue in turn, by the NIC's ntuple filters; `cleanup` takes them
+    out again.
+
+    One sentence if the NIC cannot: then its hash spreads packets, any queue may get any port, and
+    all works, with less locality. None if there is nothing to steer.
+    """
+    queues = receive_queues(interface)
+    if queues == 1 or len(ports) == 1:
+        return None
+    for index, port in enumerate(ports):
+        rule = f"flow-type udp4 dst-port {port} action {index % queues}"
+        result = subprocess.run(
+            ["ethtool", "-N", interface, *rule.split()], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            return (
+                f"{interface} cannot steer UDP ports to queues ({result.stderr.strip()}): its own "
+                "hash spreads packets over all of them"
+            )
+        added = result.stdout.rpartition(" ")[2].strip()
+        cleanup.callback(
+            subprocess.run,
+            ["ethtool", "-N", interface, "delete", added],
+            capture_output=True,
+            check=False,
+        )
+    return None

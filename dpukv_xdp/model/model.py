@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""A model of what two cores cannot show: throughput, latency and utilisation of any design, with
+any number of cores, on any DPU.
+
+`simulate` is one point, `sweep` a curve, `figure12` the paper's scaling beside the model's. Costs
+come from model_costs.py, events from model_events.py.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.model.costs import SPARE_HOST_CORES, Costs, costs_from_paper
+from dpukv_xdp.model.events import Machine, Observation, run_events
+from dpukv_xdp.model.paper_values import paper_names, paper_values
+from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
+from dpukv_xdp.topology.profiles import PROFILES
+
+CORES_MAX = 256
+WINDOW_MAX = 1 << 16
+REQUESTS_PER_PACKET_MAX = 64
+SHARED_LIMIT = 0.9
+"""Of the busiest resource's utilisation: from there on a resource counts as a bottleneck."""
+TITLE_COLUMNS = 110
+LOAD_FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+"""Of the windows, in a sweep over the load."""
+
+SCALING = ("arm_cores_at_saturation", "scaling_with_arm_cores_1_to_8", "arm_cores_at_peak")
+"""What the paper says about curves over cores (section 6.4)."""
+
+Sweep = Literal["dpu-cores", "host-cores", "load"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What to simulate; None is what the costs and the design suggest."""
+
+    design: str
+    dpu_cores: int | None = None
+    host_cores: int | None = None
+    """All that the design may use."""
+    requests_per_packet: int | None = None
+    window: int | None = None
+    """Packets outstanding, for each endpoint (in the veth lab: in all)."""
+    rate_mops: float = 0.0
+    """Of an open loop; 0 for a closed one."""
+    host_share: float = 0.0
+    """Of the requests, behind the host's door; 0 = endpoints are alike."""
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One simulated point."""
+
+    design: str
+    costs: str
+    """Their name."""
+    dpu_cores: int
+    host_cores: int
+    """That work: the paper's host core use."""
+    requests_per_packet: int
+    window: int
+    rate_mops: float
+    throughput_mops: float
+    interval: float
+    """Half of the throughput's 95 % confidence interval, relative."""
+    latency_us: dict[str, float]
+    """mean, p50, p99: of what the model knows. No time slices of other programs."""
+    door_mops: dict[str, float]
+    """Of the throughput, what came in by each door."""
+    transfer_us: float
+    """Mean time from handing a transfer over to its arrival beyond the bus; 0 without any."""
+    utilisation: dict[str, float]
+    """By resource: client, wire, bus, and the cores of dpu and host (mean)."""
+    peak_utilisation: dict[str, float]
+    """The same of the busiest core: cores of one side need not have the same to do."""
+    bottleneck: str
+    """The resource with the busiest part; `none` if nothing is busy for most of the time."""
+    is_saturated: bool
+    """An open loop asked for more than was answered: latency grows for ever."""
+    batches: int
+    """Answered."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return asdict(self)
+
+
+def simulate(costs: Costs, point: Point) -> Prediction:
+    """One point. Deterministic by the seed; raises UsageError for what cannot be."""
+    design = find_design(point.design)
+    dpu_cores = costs.dpu_cores if point.dpu_cores is None else point.dpu_cores
+    host_cores = (
+        default_host_cores(design, costs, dpu_cores)
+        if point.host_cores is None
+        else usable_host_cores(design, point.host_cores, dpu_cores)
+    )
+    requests = point.requests_per_packet or costs.requests_per_packet
+    window = point.window or costs.window
+    _check(design, point, dpu_cores, host_cores, requests, window)
+    seen = run_events(
+        Machine(
+            design=design,
+            costs=costs,
+            dpu_cores=dpu_cores,
+            host_cores=host_cores,
+            requests_per_packet=requests,
+            window=window,
+            host_window=point.window or costs.host_window or window,
+            rate_mops=point.rate_mops,
+            host_share=point.host_share,
+            seed=point.seed,
+        )
+    )
+    uses_dpu = "dpu" in seen.utilisation
+    return Prediction(
+        design=design.name,
+        costs=costs.name,
+        dpu_cores=dpu_cores if uses_dpu else 0,
+        host_cores=host_cores,
+        requests_per_packet=requests,
+        window=window,
+        rate_mops=point.rate_mops,
+        throughput_mops=seen.throughput_mops,
+        interval=seen.interval,
+        latency_us=_latency(seen),
+        door_mops={str(door): mops for door, mops in seen.door_mops.items()},
+        transfer_us=seen.transfer_us,
+        utilisation=seen.utilisation,
+        peak_utilisation=seen.peak_utilisation,
+        bottleneck=_bottleneck(seen.peak_utilisation),
+        is_saturated=point.rate_mops > 0 and seen.throughput_mops < 0.97 * point.rate_mops,
+        batches=seen.answered_batches,
+    )
+
+
+def default_host_cores(design: Design, costs: Costs, dpu_cores: int) -> int:
+    """The paper's (section 6.1): one for many-to-one and two spare ones if the host has a door,
+    one for each DPU core for one-to-one, else what the costs say.
+    """
+    if "host" not in (*design.communication, *design.processing):
+        return 0
+    if design.pairing == "many-to-one":
+        return min(
+            1 + SPARE_HOST_CORES * ("host" in design.communication), max(costs.host_cores, 1)
+        )
+    if design.pairing == "one-to-one":
+        return dpu_cores
+    return costs.host_cores
+
+
+def usable_host_cores(design: Design, host_cores: int, dpu_cores: int) -> int:
+    """How many of the host cores at hand a design makes use of."""
+    if "host" not in (*design.communication, *design.processing):
+        return 0
+    if design.pairing == "many-to-one" and "host" not in design.communication:
+        return min(host_cores, 1)
+    if design.pairing == "one-to-one":
+        return min(host_cores, dpu_cores)
+    return host_cores
+
+
+def sweep(
+    costs: Costs, point: Point, over: Sweep, values: Sequence[float] = ()
+) -> list[Prediction]:
+    """A curve: over cores from 1 to what the point has, or over the load.
+
+    The load grows with the packets outstanding, as with the paper's client threads, or, if there
+    are `values`, is an open loop of so many Mops.
+    """
+    if over == "load":
+        if values:
+            return [simulate(costs, replace(point, rate_mops=rate)) for rate in values]
+        whole = point.window or costs.window
+        host = point.window or costs.host_window or whole
+        point = replace(point, window=None)
+        loads = [
+            replace(
+                costs,
+                window=max(round(part * whole), 1),
+                host_window=max(round(part * host), 1),
+            )
+            for part in LOAD_FRACTIONS
+        ]
+        return [simulate(load, point) for load in loads]
+    base = simulate(costs, point)
+    if over == "dpu-cores":
+        counts = [int(value) for value in values] or range(1, (base.dpu_cores or 1) + 1)
+        return [simulate(costs, replace(point, dpu_cores=count)) for count in counts]
+    most = point.host_cores or base.host_cores
+    counts = [int(value) for value in values] or range(1, max(most, 1) + 1)
+    return [simulate(costs, replace(point, host_cores=count)) for count in counts]
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingRow:
+    """One point of Figure 12d-e or i-j, with what the paper says about it."""
+
+    design: str
+    cores: int
+    """DPU cores; host cores of a design without any (section 6.4)."""
+    prediction: Prediction
+    paper_mops: tuple[float, float] | None
+    """The range that the paper's numbers allow; None where it prints none."""
+    paper_says: str
+    """The paper's words about the curve."""
+
+
+def figure12(
+    dpu: str, *, workload: str = "B", cores: Sequence[int] = range(1, 9), seed: int = 1
+) -> list[ScalingRow]:
+    """Throughput over cores of every design that the DPU can run: Figure 12d-e (bf2), i-j (bf3).
+
+    e and j, under skew, are not checked: the model's client has a window for each endpoint, so that
+    skew leaves none without work, and how much faster the caches make the cores under skew the
+    paper does not print. Where dual meets the bus's limit (six ARM cores in e) depends on that.
+    """
+    costs = costs_from_paper(dpu, workload)
+    rows = []
+    for design in DESIGNS.values():
+        if not design.is_compared or not _can_run(dpu, design):
+            continue
+        for count in cores:
+            has_dpu = "dpu" in design.communication
+            point = Point(
+                design=design.name,
+                dpu_cores=count if has_dpu else None,
+                host_cores=None if has_dpu else count,
+                seed=seed,
+            )
+            prediction = simulate(costs, point)
+            allowed, says = _paper_scaling(dpu, design.name, workload, count)
+            rows.append(ScalingRow(design.name, count, prediction, allowed, says))
+    return rows
+
+
+def plot_sweep(
+    curves: Mapping[str, Sequence[Prediction]],
+    over: Sweep | Literal["cores"],
+    title: str,
+    path: Path,
+    marks: Mapping[str, Sequence[tuple[float, float, float]]] = MappingProxyType({}),
+) -> None:
+    """Throughput and latency of some curves as a picture; the format is the path's suffix.
+
+    Over `cores` they are the DPU's, and the host's of a design that has none of those. `marks` are
+    the paper's: a place on the axis, and the ends of a range of throughput.
+    """
+    figure, left, right = _two_axes()
+    for name, points in curves.items():
+        throughput = [point.throughput_mops for point in points]
+        mean = [point.latency_us["mean"] for point in points]
+        p99 = [point.latency_us["p99"] for point in points]
+        across = [float(point.window) for point in points]
+        if over != "load":
+            across = _cores(points, over)
+        (line,) = left.plot(across, throughput, "o-", label=name, markersize=4)
+        for place, low, high in marks.get(name, ()):
+            left.plot([place, place], [low, high], "_-", color=line.get_color(), markersize=14)
+        where = throughput if over == "load" else across
+        right.plot(where, mean, "o-", color=line.get_color(), markersize=4)
+        right.plot(where, p99, "s--", color=line.get_color(), markersize=3, alpha=0.6)
+    labels = {
+        "cores": "cores of the DPU (cpu-only: of the host)",
+        "dpu-cores": "DPU cores",
+        "host-cores": "host cores",
+        "load": "packets outstanding at an endpoint",
+    }
+    left.set(xlabel=labels[over], ylabel="million requests a second", ylim=(0, None))
+    right.set(
+        xlabel="million requests a second" if over == "load" else labels[over],
+        ylabel="round trip, µs (dashed: 99 %)",
+        ylim=(0, None),
+    )
+    for axes in (left, right):
+        axes.grid(True, alpha=0.3)
+        axes.margins(y=0.1)
+    left.legend(fontsize="small")
+    _save(figure, title, path)
+
+
+def load_around(costs: Costs, point: Point) -> list[Prediction]:
+    """A curve over the load that ends in the point: with fewer packets outstanding, or, of an open
+    loop, with lower rates.
+    """
+    rates = [part * point.rate_mops for part in LOAD_FRACTIONS] if point.rate_mops else []
+    return sweep(costs, point, "load", rates)
+
+
+def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Path) -> None:
+    """Some points as a picture: each at the end of its curve over the load, and how busy what is.
+
+    A bar is the mean over cores, the line on it the busiest one. The format is the path's suffix.
+    """
+    figure, left, right = _two_axes()
+    points = {name: curve[-1] for name, curve in curves.items()}
+    resources = sorted(
+        {
+            name
+            for each in points.values()
+            for name, part in each.utilisation.items()
+            if part >= 0.005
+        }
+    )
+    width = 0.8 / len(points)
+    for index, (name, point) in enumerate(points.items()):
+        throughput = [each.throughput_mops for each in curves[name]]
+        mean = [each.latency_us["mean"] for each in curves[name]]
+        (line,) = left.plot(throughput, mean, "o-", label=name, markersize=3)
+        left.plot(throughput[-1:], mean[-1:], "*", color=line.get_color(), markersize=14)
+        places = np.arange(len(resources)) + (index - (len(points) - 1) / 2) * width
+        means = [100 * point.utilisation.get(resource, 0.0) for resource in resources]
+        peaks = [100 * point.peak_utilisation.get(resource, 0.0) for resource in resources]
+        right.bar(places, means, width, color=line.get_color(), label=name)
+        right.plot(places, peaks, "_", color="black", markersize=300 * width / len(resources))
+    left.set(
+        xlabel="million requests a second",
+        ylabel="round trip, mean, µs",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
+    right.set(ylabel="busy, % (line: its busiest core)", ylim=(0, 105))
+    right.set_xticks(range(len(resources)), resources)
+    for axes in (left, right):
+        axes.grid(True, axis="y", alpha=0.3)
+    left.legend(fontsize="small", title="over the load; star: this point")
+    _save(figure, title, path)
+
+
+def _two_axes() -> tuple[Any, Any, Any]:
+    """A figure, and two places for a plot in it."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    return figure, left, right
+
+
+def _save(figure: Any, title: str, path: Path) -> None:
+    """Raises UsageError if it cannot be written."""
+    from matplotlib import pyplot as plt
+
+    figure.suptitle("\n".join(textwrap.wrap(title, TITLE_COLUMNS)), fontsize="medium")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        plt.close(figure)
+
+
+def _cores(points: Sequence[Prediction], over: str) -> list[float]:
+    if over == "cores":
+        return [float(point.dpu_cores or point.host_cores) for point in points]
+    return [float(point.dpu_cores if over == "dpu-cores" else point.host_cores) for point in points]
+
+
+def _paper_scaling(
+    dpu: str, design: str, workload: str, cores: int
+) -> tuple[tuple[float, float] | None, str]:
+    column = {"bf2": "BF-2", "bf3": "BF-3"}[dpu]
+    rows = [
+        row
+        for metric in ("throughput_peak", "saturation_throughput", *SCALING)
+        for row in paper_values(metric, dpu=column, design=paper_names()[design], workload=workload)
+        if "uniform" in row.distribution
+    ]
+    says = "; ".join(
+        dict.fromkeys(
+            f"{row.metric.replace('_', ' ')}: {row.text}"
+            for row in rows
+            if row.figure_table.startswith(("Fig.12d", "Fig.12i"))
+        )
+    )
+    values = [
+        row.value
+        for row in rows
+        if row.value is not None
+        and (row.metric == "saturation_throughput" and cores >= 4)
+        | (row.metric == "throughput_peak" and cores == 8)
+    ]
+    return ((min(values), max(values)) if values else None), says
+
+
+def _can_run(dpu: str, design: Design) -> bool:
+    try:
+        PROFILES[dpu].check(design)
+    except UsageError:
+        return False
+    return True
+
+
+def _latency(seen: Observation) -> dict[str, float]:
+    latencies = np.array(seen.latencies_us)
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return {"mean": float(latencies.mean()), "p50": float(p50), "p99": float(p99)}
+
+
+def _bottleneck(peak_utilisation: dict[str, float]) -> str:
+    name, busy = max(peak_utilisation.items(), key=lambda item: item[1])
+    return name if busy >= SHARED_LIMIT else "none"
+
+
+def _check(
+    design: Design, point: Point, dpu_cores: int, host_cores: int, requests: int, window: int
+) -> None:
+    for name, value, least, most in (
+        ("DPU cores", dpu_cores, 1, CORES_MAX),
+        ("host cores", host_cores, 0, CORES_MAX),
+        ("requests per packet", requests, 1, REQUESTS_PER_PACKET_MAX),
+        ("a window of packets", window, 1, WINDOW_MAX),
+    ):
+        if not least <= value <= most:
+            raise UsageError(f"{value} {name} are not {least} to {most}")
+    if point.rate_mops < 0 or not 0 <= point.host_share < 1:
+        raise UsageError("a rate is not negative, and a host's share is 0 to 1")
+    if host_cores == 0 and "host" in (*design.communication, *design.processing):
+        raise UsageError(f"design {design.name} needs a host core")

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""All builds of our BPF programs: servers, the load generator, transfer measurements.
+
+`dpukv doctor`, `tools/test --kernels` and the verifier's budget load them.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.bench import transfer
+from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.loader import Build
+from dpukv_xdp.lab import lab
+from dpukv_xdp.load import loadgen
+from dpukv_xdp.server.wiring import Wiring
+from dpukv_xdp.topology.config import (
+    FRAMES,
+    PREPARES,
+    RESPOND_WAYS,
+    TRANSFERS,
+    TRANSPORTS,
+    ServerConfig,
+)
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.profiles import PROFILES
+from dpukv_xdp.wire import abi
+
+CPUS = 2
+"""Cores of the machine that the listed builds are for; a server's own build has its machine's."""
+LINK = nic.Interface(
+    name="veth-server",
+    index=0,
+    mac="02:00:00:00:00:01",
+    mtu=abi.KV_FRAME_MAX - abi.KV_ETH_BYTES,
+    is_up=True,
+    address=lab.SERVER_ADDRESS,
+    programs=(),
+)
+"""The interface of the listed builds: a lab's."""
+SMALL_FRAME_BYTES = 1500
+"""Longest prepared frame of the load generator's smaller build."""
+
+
+def usual_builds() -> list[Build]:
+    """Return what the commands ask for by default: each compared design, and the load generator."""
+    servers = [
+        _server_build(design.name, design=design.name)
+        for design in DESIGNS.values()
+        if design.is_compared
+    ]
+    return [*servers, *_load_builds()]
+
+
+def every_build() -> list[Build]:
+    """Return all builds that differ: every design with each value of each setting that reaches the
+    programs, the load generator's and the transfer measurement's.
+    """
+    different: dict[str, Build] = {}
+    for build in _server_builds():
+        different.setdefault(f"{build.programs} {build.tail_calls} {build.settings}", build)
+    return [*different.values(), *_load_builds(), transfer.build()]
+
+
+def _server_builds() -> Iterator[Build]:
+    """Each design by default, then with one or two settings changed, as far as they go together."""
+    changes: list[dict[str, Any]] = [
+        {},
+        *({"transport": way, "respond": out} for way in TRANSPORTS for out in RESPOND_WAYS),
+        *({"frames": frames} for frames in FRAMES),
+        *({"transfer": transfer} for transfer in TRANSFERS),
+        *({"prepare": prepare} for prepare in PREPARES),
+        *({"profile": profile} for profile in PROFILES),
+        *({"engines": 2, "profile": profile} for profile in PROFILES),
+        {"engines": 2, "access": "crcw"},
+    ]
+    for design in DESIGNS:
+        for change in changes:
+            name = " ".join([design, *(f"{key}={value}" for key, value in change.items())])
+            with suppress(UsageError):  # a combination that no server can be asked for
+                yield _server_build(name, design=design, **change)
+
+
+def _server_build(name: str, **settings: Any) -> Build:
+    config = ServerConfig(**settings)
+    config.check()
+    return Wiring.of(config).build(name, config, CPUS, LINK)
+
+
+def _load_builds() -> list[Build]:
+    return [
+        loadgen.build("load", port=ServerConfig().port, engines=1),
+        loadgen.build(
+            "load small", port=ServerConfig().port, engines=1, frame_bytes_max=SMALL_FRAME_BYTES
+        ),
+    ]

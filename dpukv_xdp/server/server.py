@@ -1,0 +1,550 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""A running server: XDP programs on an interface, queue pairs, processing engines and senders,
+started and stopped.
+"""
+
+import contextlib
+import mmap
+import os
+import socket
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.base.errors import DpukvError, MissingError, SocketError, UsageError
+from dpukv_xdp.base.machine import possible_cpus
+from dpukv_xdp.kernel import features, loader, nic, queues
+from dpukv_xdp.lab import lab
+from dpukv_xdp.native import probes
+from dpukv_xdp.native.dpdk import DpdkDevice
+from dpukv_xdp.native.engine import (
+    Communicator,
+    HostCore,
+    LiveSender,
+    ProcessingEngine,
+    Senders,
+    Store,
+    catch_stop_signal,
+)
+from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
+from dpukv_xdp.segmentation import keep_datagrams_apart
+from dpukv_xdp.server.wiring import Wiring, network_order_word, response_bytes_max
+from dpukv_xdp.topology import dpu_store
+from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.designs import Place
+from dpukv_xdp.topology.placement import door_owners, partition_table
+from dpukv_xdp.wire import abi
+
+QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
+Queues = list[npt.NDArray[np.void]]
+"""Copies of the private sides of all queue pairs: XDP's, then each host communication engine's."""
+PER_STORE = ("count", "overflow_buckets", "index_bytes", "log_bytes")
+"""Counters that every handle of a store has alike."""
+RINGBUF_BYTES = 1 << 20
+"""Of each engine's BPF ring buffer: some hundred batches."""
+
+
+class Server:
+    """Serves from start() to stop(); a context manager that stops at the end."""
+
+    def __init__(self, config: ServerConfig, interface: str) -> None:
+        """Check what can be checked without changing anything. Raises UsageError."""
+        config.check()
+        self.config = config
+        self.interface = nic.find(interface)
+        self.attachment: nic.Attachment | None = None
+        self.placement = config.placement()
+        self.notes: list[str] = list(self.placement.notes)
+        self.owners = config.owners()
+        self._design = config.row()
+        self._profile = config.profile_row()
+        self._wiring = Wiring.of(config)
+        self._cpus = min(possible_cpus(), abi.KV_CPUS_MAX)
+        self._cleanup = contextlib.ExitStack()
+        self._engines: list[ProcessingEngine] = []
+        self._stores: list[Store] = []
+        self._communicators: list[Communicator] = []
+        self._sockets: list[ReceiveSocket] = []
+        self._past_xdp: list[UdpSocket | StackDrops | DpdkDevice] = []
+        self._hosts: dict[int, HostCore] = {}
+        self._senders: Senders | None = None
+
+    def start(self) -> None:
+        """Serve.
+
+        Where AF_XDP cannot be had, or is bound and receives nothing, mapped rings take its place,
+        and `notes` says so, unless the settings ask for a mode of it.
+        """
+        try:
+            self._start()
+        except SocketError as error:
+            if self.config.socket_mode != "auto":
+                raise
+            transport = "ring" if self.config.transport == "af_xdp" else self.config.transport
+            self.config = msgspec.structs.replace(self.config, frames="ring", transport=transport)
+            self._wiring = Wiring.of(self.config)
+            self.notes.append(f"mapped rings instead of AF_XDP: {error}")
+            self._engines, self._communicators, self._sockets = [], [], []
+            self._stores, self._hosts, self._senders = [], {}, None
+            self._start()
+
+    def _start(self) -> None:
+        """Load, allocate, serve, attach: the interface comes last. Nothing stays if it fails."""
+        if not self.interface.is_up:
+            raise UsageError(
+                f"{self.interface.name} is down: bring it up with 'ip link set "
+                f"{self.interface.name} up'"
+            )
+        with contextlib.ExitStack() as cleanup:
+            self._load(cleanup)
+            self._start_senders(cleanup)
+            self._make_engines(cleanup)
+            self._make_communicators(cleanup)
+            self._start_hosts(cleanup)
+            self._attach(cleanup)
+            self._place_receive_queues(cleanup)
+            self._check_sockets()
+            self._cleanup = cleanup.pop_all()
+
+    def stop(self) -> None:
+        """Detach, drain, and give everything back; harmless to repeat."""
+        self._cleanup.close()
+
+    def endpoint(self) -> dict[str, Any]:
+        """Where clients reach engine 0; engine e has port + e."""
+        return {
+            "interface": self.interface.name,
+            "mac": self.interface.mac,
+            "address": self.interface.address,
+            "port": self.config.port,
+            "engines": len(self.placement.engines),
+            "owners": list(self.owners),
+            "access": self.config.access_mode(),
+            "mtu": self.interface.mtu,
+        }
+
+    def set_host_share(self, host_share: float) -> None:
+        """Give the host's door another share of the keys. Keys that change sides are not moved:
+        meant for an empty store.
+        """
+        self.config = msgspec.structs.replace(self.config, host_share=host_share)
+        self.owners = self.config.owners()
+        self._write_partitions()
+
+    def give_all_to_door(self, door: Place) -> None:
+        """Put all keys behind one door until the next set_host_share(): to measure it alone."""
+        self.owners = door_owners(self.placement, door, len(self.owners))
+        self._write_partitions()
+
+    def move_partition(self, partition: int, engine: int) -> None:
+        """Give a partition with its items to another engine, while both serve.
+
+        Requests that arrive in between are rejected, unless all engines may write: clients that
+        look into the directory find the new owner there. Raises UsageError for an engine that
+        cannot reach the partition's memory, and DpukvError if a host core does not let go.
+        """
+        places = self.placement.engines
+        if not (0 <= partition < len(self.owners) and 0 <= engine < len(places)):
+            raise UsageError(
+                f"partition {partition} and engine {engine} are not 0 to {len(self.owners) - 1} "
+                f"and 0 to {len(places) - 1}"
+            )
+        if engine not in self.movable_to(partition):
+            raise UsageError(
+                f"partition {partition} cannot move to engine {engine}: its items are in the "
+                f"memory of engine {self.owners[partition]}, which that one does not reach"
+            )
+        hosts = [host.native for host in self._hosts.values()]
+        status = lib.kv_partition_move(self._partitions, partition, engine, hosts, len(hosts))
+        if status:
+            raise DpukvError(f"partition {partition} did not move: {os.strerror(-status)}")
+        owners = list(self.owners)
+        owners[partition] = engine
+        self.owners = tuple(owners)
+        self._note_readers()
+
+    def movable_to(self, partition: int) -> tuple[int, ...]:
+        """The engines that can own a partition as it is: those that reach its memory. The host's
+        engines reach all of the host's stores; in XDP each has its own, or all have one.
+        """
+        owner = self.placement.engines[self.owners[partition]]
+        if owner.processing == "dpu" and self.config.dpu_store_count() > 1:
+            return (owner.engine,)
+        return tuple(
+            place.engine for place in self.placement.engines if place.processing == owner.processing
+        )
+
+    def partition_requests(self) -> npt.NDArray[np.uint64]:
+        """Requests for each partition so far, over the host's engines."""
+        counted = [engine.partition_requests() for engine in self._engines]
+        total = np.zeros(len(self.owners), np.uint64)
+        for requests in counted:
+            total += requests
+        return total
+
+    def counters(self) -> dict[str, int]:
+        """The communication engines' counters over all queue pairs, by their names in kv_abi.h.
+
+        Bytes in a queue pair whose two ends are in the same place do not count: they cross nothing.
+        """
+        return self._counters(self._queues())
+
+    def _counters(self, queues_read: Queues) -> dict[str, int]:
+        totals = np.zeros(abi.KV_COUNTERS, np.uint64)
+        places = self.placement.engines
+        in_xdp, *on_host = queues_read
+        for here, own in (("dpu", in_xdp), *(("host", own) for own in on_host)):
+            by_engine = own["counters"].reshape(len(places), -1, abi.KV_COUNTERS)
+            counters = by_engine.sum(axis=1, dtype=np.uint64)
+            inside = [place.engine for place in places if place.door == place.processing == here]
+            counters[np.ix_(inside, QUEUE_PAIR_BYTES)] = 0
+            totals += counters.sum(axis=0, dtype=np.uint64)
+        return {counter.name.lower(): int(totals[counter]) for counter in abi.Counter}
+
+    def stats(self) -> dict[str, Any]:
+        """Everything that can be counted, for reports."""
+        program_fd = self._programs.programs["kv_receive"]
+        run_time_ns, run_count = loader.program_stats(program_fd)
+        queues_read = self._queues()
+        return {
+            "counters": self._counters(queues_read),
+            "stages": _stages(queues_read),
+            "engines": [engine.stats() for engine in self._engines],
+            "stores": _sums(self._stores),
+            "dpu_stores": self._dpu_stores(),
+            "hosts": [host.stats() for host in self._hosts.values()],
+            "senders": self._senders.stats() if self._senders else None,
+            "sockets": [socket.stats() for socket in self._sockets],
+            "past_xdp": [source.stats() for source in self._past_xdp],
+            "xdp": {"run_time_ns": run_time_ns, "run_count": run_count},
+            "napi": queues.napi_threads(self.interface.name) if self.config.dpu_cpus else None,
+            "ticks_per_second": self._ticks_per_second,
+        }
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _dpu_stores(self) -> list[dict[str, Any]]:
+        if not self._wiring.processes_here:
+            return []
+        return dpu_store.stats(self._programs, self._wiring.dpu_engines)
+
+    def _queues(self) -> Queues:
+        in_xdp = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
+        return [in_xdp, *(communicator.own_queues() for communicator in self._communicators)]
+
+    def _load(self, cleanup: contextlib.ExitStack) -> None:
+        build = self._wiring.build(self.config.design, self.config, self._cpus, self.interface)
+        self._programs = build.load()
+        cleanup.callback(self._programs.close)
+        self._partitions = self._map("kv_partitions", "kv_partition_table", 1, cleanup)
+        self._write_partitions()
+        pair_count = len(self.placement.engines) * self._cpus
+        self._pairs = self._map("kv_queue_pairs", "kv_queue_pair", pair_count, cleanup)
+        self._ticks_per_second = int(lib.kv_ticks_per_second())
+
+    def _write_partitions(self) -> None:
+        access = self.config.access_mode()
+        table = partition_table(
+            self.owners,
+            concurrent_read=access != "erew",
+            concurrent_write=access == "crcw",
+            reset_allowed=self.config.allow_reset,
+        )
+        ffi.memmove(self._partitions, table.tobytes(), table.nbytes)
+        self._note_readers()
+
+    def _map(self, name: str, struct: str, count: int, cleanup: contextlib.ExitStack) -> Any:
+        """A table shared with XDP until stop(): a mapping that stayed would keep it alive."""
+        memory = mmap.mmap(
+            self._programs.map_fd(name),
+            -(-count * abi.SIZE(struct) // mmap.PAGESIZE) * mmap.PAGESIZE,
+            flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+        )
+        cleanup.callback(memory.close)
+        view = ffi.from_buffer(f"struct {struct}[]", memory, require_writable=True)
+        cleanup.callback(ffi.release, view)
+        return view
+
+    def _start_senders(self, cleanup: contextlib.ExitStack) -> None:
+        if "kv_flush" in self._wiring.programs:
+            packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            cleanup.callback(packet_socket.close)
+            packet_socket.bind((self.interface.name, 0))
+            self._senders = Senders(
+                cpus=self._cpus,
+                engines=len(self.placement.engines),
+                program_fd=self._programs.programs["kv_flush"],
+                socket_fd=packet_socket.fileno(),
+                polled_engines=self._wiring.dpu_engines if self._wiring.processes_here else 0,
+            )
+            cleanup.callback(self._senders.stop)
+            self._senders.start()
+        if "kv_send" in self._wiring.programs:
+            probes.require("live frames", "--respond sender")
+            catch_stop_signal()
+            live = LiveSender(
+                cpu=self._sender_cpu(),
+                program_fd=self._programs.programs["kv_send"],
+                interface_index=self.interface.index,
+            )
+            cleanup.callback(live.stop)
+            live.start()
+
+    def _sender_cpu(self) -> int:
+        """A core without an engine, if there is one: the DPU's."""
+        cpus = os.sched_getaffinity(0)
+        free = cpus - set(self.placement.host_cpus)
+        return max(self.config.dpu_cpus or free or cpus)
+
+    def _make_engines(self, cleanup: contextlib.ExitStack) -> None:
+        config = self.config
+        is_shared = config.access_mode() != "erew"
+        takes_all = len(self.placement.engines) == 1 or config.access_mode() == "crcw"
+        own: list[Store] = []
+        for place in self.placement.native():
+            assert place.cpu is not None
+            if not own:
+                own = [
+                    self._keep(Store(config.partition_options(), partition), cleanup)
+                    for partition in range(len(self.owners))
+                ]
+                handles = own
+            elif is_shared:
+                handles = [self._keep(store.share(), cleanup) for store in own]
+            crosses_bus = place.door != place.processing
+            engine = ProcessingEngine(
+                engine_id=place.engine,
+                cpu=place.cpu,
+                stores=handles,
+                partitions=self._partitions,
+                takes_all=takes_all,
+                response_bytes_max=response_bytes_max(self.interface, config),
+                flush_after_us=config.flush_after_us,
+                transfer_per_request=config.transfer == "request"
+                and self._wiring.serves_pairs(place),
+                bus_latency_us=crosses_bus * self._profile.bus_latency_us,
+                bus_gbytes_per_s=crosses_bus * self._profile.bus_gbytes_per_s,
+                ring=self._request_ring(place.engine, cleanup),
+            )
+            if self._wiring.serves_pairs(place):
+                senders = self._senders.array if self._senders else ffi.NULL
+                engine.add_pairs(self._pairs + place.engine * self._cpus, self._cpus, senders)
+            self._host(place.cpu).add_engine(engine)
+            self._engines.append(engine)
+        self._note_readers()
+
+    def _note_readers(self) -> None:
+        """With concurrent reads only, GETs of others than the owner leave items where they are."""
+        if self.config.access_mode() != "crew":
+            return
+        for engine in self._engines:
+            for store in engine.stores:
+                store.set_reader(self.owners[store.partition] != engine.engine_id)
+
+    def _keep(self, store: Store, cleanup: contextlib.ExitStack) -> Store:
+        cleanup.callback(store.close)
+        self._stores.append(store)
+        return store
+
+    def _request_ring(self, engine: int, cleanup: contextlib.ExitStack) -> Any:
+        """The BPF ring buffer of an engine, in its map of such; NULL with another transport."""
+        if self.config.transport != "ringbuf" or self.placement.engines[engine].door != "dpu":
+            return ffi.NULL
+        ring_fd = lib.bpf_map_create(
+            lib.BPF_MAP_TYPE_RINGBUF, ffi.NULL, 0, 0, RINGBUF_BYTES, ffi.NULL
+        )
+        if ring_fd < 0:
+            raise features.missing("BPF ring buffer", "--transport ringbuf", os.strerror(-ring_fd))
+        cleanup.callback(os.close, ring_fd)
+        self._programs.set_fd("kv_request_rings", engine, ring_fd)
+        ring = lib.kv_ringbuf_create(ring_fd, RINGBUF_BYTES)
+        if ring == ffi.NULL:
+            raise MissingError("mapping a BPF ring buffer", os.strerror(ffi.errno))
+        cleanup.callback(lib.kv_ringbuf_destroy, ring)
+        return ring
+
+    def _make_communicators(self, cleanup: contextlib.ExitStack) -> None:
+        """One for each receive queue's socket, or one for each engine's rings of whole frames, or
+        for each endpoint's UDP socket, or one on each core for its queue of a DPDK device.
+        """
+        cpus = self._wiring.communication_cpus(self.placement)
+        if self._wiring.needs_sockets:
+            for queue in range(queues.receive_queues(self.interface.name)):
+                communicator = self._communicator(cpus[queue % len(cpus)], cleanup)
+                receive = ReceiveSocket(
+                    self.interface.name, queue, self.config.rx_descriptors, self.config.socket_mode
+                )
+                cleanup.callback(receive.close)
+                receive.join(self._programs)
+                communicator.native.socket = receive.native
+                self._sockets.append(receive)
+                self.notes += [receive.refused] if receive.refused else []
+        if self._wiring.needs_frame_rings:
+            for place in self.placement.behind("host"):
+                assert place.cpu is not None
+                communicator = self._communicator(place.cpu, cleanup)
+                communicator.native.rings = self._pairs + place.engine * self._cpus
+                communicator.native.ring_count = self._cpus
+                communicator.native.ring_engine = place.engine
+                ticks_per_us = self._ticks_per_second / 1e6
+                communicator.native.flush_after_ticks = int(
+                    self.config.flush_after_us * ticks_per_us
+                )
+                if self._senders:
+                    communicator.native.senders = self._senders.array
+        if self._wiring.frames_past_xdp:
+            self._past_xdp.append(drops := StackDrops())
+            cleanup.callback(drops.close)
+        if self._wiring.frames_past_xdp == "udp":
+            self._make_udp_sockets(cleanup)
+        elif self._wiring.frames_past_xdp == "dpdk":
+            self._make_dpdk_queues(cpus, cleanup)
+
+    def _make_udp_sockets(self, cleanup: contextlib.ExitStack) -> None:
+        if self.interface.address is None:
+            raise UsageError(
+                f"{self.interface.name} has no IPv4 address, which the kernel's UDP needs: give it "
+                f"one with 'ip address add', or leave out --frames udp"
+            )
+        for place in self.placement.behind("host"):
+            assert place.cpu is not None
+            communicator = self._communicator(place.cpu, cleanup)
+            endpoint = UdpSocket(
+                self.interface.address, self.config.port + place.engine, self.config.rx_descriptors
+            )
+            cleanup.callback(endpoint.close)
+            communicator.native.port, communicator.native.source = (
+                lib.kv_udp_port(),
+                endpoint.source,
+            )
+            self._past_xdp.append(endpoint)
+
+    def _make_dpdk_queues(self, cpus: tuple[int, ...], cleanup: contextlib.ExitStack) -> None:
+        communicators = [self._communicator(cpu, cleanup) for cpu in cpus]
+        first_port = self.config.port
+        device = DpdkDevice(
+            self.interface,
+            self.config.dpdk_device,
+            queues=len(cpus),
+            descriptors=self.config.rx_descriptors,
+            ports=range(first_port, first_port + len(self.placement.engines)),
+        )
+        cleanup.callback(device.close)
+        for communicator, source in zip(communicators, device.sources, strict=True):
+            communicator.native.port, communicator.native.source = device.port, source
+        self._past_xdp.append(device)
+
+    def _communicator(self, cpu: int, cleanup: contextlib.ExitStack) -> Communicator:
+        communicator = Communicator(
+            engines=len(self.placement.engines),
+            port=self.config.port,
+            address=network_order_word(self.interface.address),
+            send_after_parse=self.config.send == "after-parse",
+            noted=self._wiring.records_in_frames,
+        )
+        cleanup.callback(communicator.close)
+        for engine in self._engines:
+            engine.add_pairs(communicator.pair_of(engine.engine_id), 1)
+        self._host(cpu).add_communicator(communicator)
+        self._communicators.append(communicator)
+        return communicator
+
+    def _host(self, cpu: int) -> HostCore:
+        if cpu not in self._hosts:
+            self._hosts[cpu] = HostCore(cpu)
+        return self._hosts[cpu]
+
+    def _start_hosts(self, cleanup: contextlib.ExitStack) -> None:
+        for host in self._hosts.values():
+            cleanup.callback(host.stop)
+            host.start()
+
+    def _attach(self, cleanup: contextlib.ExitStack) -> None:
+        if self._wiring.frames_past_xdp:
+            self._attach_pass_program(cleanup)
+            return
+        deaf_peer = nic.deaf_veth_peer(self.interface.name)
+        attachment = lab.register_attachment(
+            self.interface.name,
+            self._programs.programs["kv_receive"],
+            modes=("generic",) if deaf_peer else nic.DEFAULT_MODES,
+        )
+        cleanup.callback(lab.release_attachment, attachment)
+        self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
+        if attachment.mode == "generic":
+            merged = keep_datagrams_apart(self.interface.name, cleanup)
+            self.notes += [merged] if merged else []
+
+    def _attach_pass_program(self, cleanup: contextlib.ExitStack) -> None:
+        """XDP has no part in it, and the interface must be ours all the same: another server's
+        program would take our frames.
+        """
+        pass_fd = nic.load_pass_program()
+        cleanup.callback(os.close, pass_fd)
+        self.attachment = lab.register_attachment(self.interface.name, pass_fd)
+        cleanup.callback(lab.release_attachment, self.attachment)
+
+    def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:
+        """Receive queues on the DPU's cores, and each endpoint's port to a queue of its own."""
+        if self.config.dpu_cpus:
+            queues.set_napi_threads(self.interface.name, True)
+            cleanup.callback(queues.set_napi_threads, self.interface.name, False)
+            queues.pin_napi_threads(self.interface.name, self.config.dpu_cpus)
+        ports = [self.config.port + place.engine for place in self.placement.engines]
+        refused = queues.steer_udp_ports(self.interface.name, ports, cleanup)
+        self.notes += [refused] if refused else []
+
+    def _check_sockets(self) -> None:
+        """A socket that is bound and receives nothing must not stay unnoticed, where the kernel can
+        make frames for a test.
+        """
+        if self._sockets and probes.lack_of("live frames"):
+            return
+        last_port = self.config.port + self.config.endpoint_count() - 1
+        for receive in self._sockets:
+            receive.check(self._programs, self.interface, last_port)
+
+
+def _sums(stores: list[Store]) -> dict[str, int]:
+    """The counters of all handles together; the pages are the log's of any of them."""
+    totals: dict[str, int] = {}
+    seen: set[int] = set()
+    for store in stores:
+        for name, value in store.stats().items():
+            if name == "pages":
+                totals[name] = value
+            elif name not in PER_STORE or store.partition not in seen:
+                totals[name] = totals.get(name, 0) + value
+        seen.add(store.partition)
+    return totals
+
+
+def _stages(queues_read: Queues) -> dict[str, dict[str, int]]:
+    """Stage clocks of the communication engines by side: see enum kv_stage."""
+    in_xdp, *on_host = queues_read
+    return {
+        side: {
+            "frames": sum(int(own["stage_frames"].sum()) for own in owns),
+            "requests": sum(int(own["stage_requests"].sum()) for own in owns),
+            **{
+                stage.name.lower(): sum(int(own["stage_ns"][:, stage].sum()) for own in owns)
+                for stage in abi.Stage
+            },
+        }
+        for side, owns in (("dpu", [in_xdp]), ("host", on_host))
+    }

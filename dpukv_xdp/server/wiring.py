@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""What a design's columns and a server's settings mean for the XDP programs: which are loaded, with
+which -D settings, and what they hand to the host.
+"""
+
+import socket
+from dataclasses import dataclass
+
+from dpukv_xdp.kernel import loader, nic
+from dpukv_xdp.topology.config import FRAMES_PAST_XDP, Frames, ServerConfig
+from dpukv_xdp.topology.placement import EnginePlace, Placement
+from dpukv_xdp.wire import abi
+
+TRANSPORTS = {
+    "ring": "KV_TRANSPORT_RING",
+    "ringbuf": "KV_TRANSPORT_RINGBUF",
+    "af_xdp": "KV_TRANSPORT_AF_XDP",
+}
+"""What configuration and kv_abi.h call the same transport."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What goes through which parts."""
+
+    programs: tuple[str, ...]
+    """XDP programs of kv_receive.c."""
+    tail_calls: tuple[str, ...]
+    """Programs that these go on in, in the order of enum kv_program in bpf/maps.h."""
+    dpu_engines: int
+    """Engines whose frames XDP parses: the first ones."""
+    sends_records: bool
+    """Whether what XDP parses is processed on the host."""
+    processes_here: bool
+    """Whether XDP processes what it parses."""
+    needs_sockets: bool
+    """Whether frames go to the host through AF_XDP."""
+    needs_frame_rings: bool
+    """Whether whole frames go to the host through mapped rings."""
+    records_in_frames: bool
+    """Whether records travel behind the frames that AF_XDP carries."""
+    frames_past_xdp: Frames | None
+    """How frames get to the host if XDP lets them all pass to the kernel's stack."""
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> "Wiring":
+        """The wiring of a server with these settings."""
+        placement = config.placement()
+        behind_dpu, behind_host = placement.behind("dpu"), placement.behind("host")
+        sends_records = any(place.processing == "host" for place in behind_dpu)
+        records_in_frames = sends_records and config.transport == "af_xdp"
+        needs_frame_rings = bool(behind_host) and config.frames == "ring"
+        is_past_xdp = bool(behind_host) and config.frames in FRAMES_PAST_XDP
+        parks_batches = (sends_records and not records_in_frames) or needs_frame_rings
+        processes_here = any(place.processing == "dpu" for place in behind_dpu)
+        if config.respond == "sender" and parks_batches:
+            respond: tuple[str, ...] = ("kv_send",)
+        else:
+            respond = ("kv_flush",) if parks_batches or processes_here else ()
+        return cls(
+            programs=("kv_receive", *respond),
+            tail_calls=("kv_wait",) if parks_batches else (),
+            dpu_engines=len(behind_dpu),
+            sends_records=sends_records,
+            processes_here=processes_here,
+            needs_sockets=records_in_frames or (bool(behind_host) and config.frames == "af_xdp"),
+            needs_frame_rings=needs_frame_rings,
+            records_in_frames=records_in_frames,
+            frames_past_xdp=config.frames if is_past_xdp else None,
+        )
+
+    def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
+        """The -D settings of bpf/maps.h."""
+        depth_min, depth_max = config.depths()
+        transport = config.transport if self.sends_records else "ring"
+        frames = config.frames if config.frames in TRANSPORTS and self.needs_sockets else "ring"
+        return {
+            "KV_ENGINES": config.endpoint_count(),
+            "KV_DPU_ENGINES": self.dpu_engines,
+            "KV_CPUS": cpus,
+            "KV_PORT": config.port,
+            "KV_ADDRESS": network_order_word(interface.address),
+            "KV_PROCESS_HERE": int(self.processes_here),
+            "KV_TRANSPORT": getattr(abi, TRANSPORTS[transport]),
+            "KV_HOST_FRAMES": getattr(abi, TRANSPORTS[frames]),
+            "KV_DEPTH_MIN": depth_min,
+            "KV_DEPTH_MAX": depth_max,
+            "KV_SENDER_ONLY": int(config.respond == "sender"),
+            "KV_TRANSFER_PER_REQUEST": int(config.transfer == "request"),
+            "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap"),
+            "KV_SLOWER_PERCENT": config.profile_row().slower_percent,
+            **(
+                config.dpu_store_sizes().settings(
+                    response_bytes_max(interface, config), stores=config.dpu_store_count()
+                )
+                if self.processes_here
+                else {}
+            ),
+        }
+
+    def build(
+        self, name: str, config: ServerConfig, cpus: int, interface: nic.Interface
+    ) -> loader.Build:
+        """Return the server's BPF programs: `cpus` cores may run them, behind `interface`."""
+        settings = self.settings(config, cpus, interface)
+        return loader.Build(name, "kv_receive.c", self.programs, settings, self.tail_calls)
+
+    def serves_pairs(self, place: EnginePlace) -> bool:
+        """Whether an engine serves queue pairs that XDP fills with requests."""
+        return place.door == "dpu" and place.processing == "host" and not self.records_in_frames
+
+    def communication_cpus(self, placement: Placement) -> tuple[int, ...]:
+        """The cores of the host's communication engines: those of the engines that they feed."""
+        fed = placement.behind("host") if placement.behind("host") else placement.engines
+        cpus = tuple(dict.fromkeys(place.cpu for place in fed if place.cpu is not None))
+        return cpus or placement.host_cpus
+
+
+def response_bytes_max(interface: nic.Interface, config: ServerConfig) -> int:
+    """Bytes of responses in one packet, behind the packet header, with room for a VLAN tag.
+
+    The sender alone has no other frames than those that BPF_PROG_RUN makes.
+    """
+    link_bytes_max = interface.mtu + abi.KV_ETH_BYTES + abi.KV_VLAN_BYTES
+    longest = abi.KV_LIVE_FRAME_MAX if config.respond == "sender" else abi.KV_FRAME_MAX
+    frame_bytes_max = min(link_bytes_max, longest)
+    return frame_bytes_max - abi.KV_VLAN_BYTES - abi.SIZE("kv_packet_header")
+
+
+def network_order_word(address: str | None) -> int:
+    """An IPv4 address as the word that XDP loads from the packet; 0 for none."""
+    return int.from_bytes(socket.inet_aton(address), "little") if address else 0

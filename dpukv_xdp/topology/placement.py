@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""From a design's columns to this machine: which engine has which port, door and core.
+
+Engines are numbered door by door, in the order of the design's `communication`; engine e answers on
+the server's port + e. Nothing here knows a design's name.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpukv_xdp.topology.designs import Design, Place
+from dpukv_xdp.wire import abi
+
+SHARED_PARTITIONS = 64
+"""Partitions of designs with two doors: the grain in which their share of the keys can be set."""
+SPREAD = 37
+"""A step through the table that meets neighbours late."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlace:
+    """One processing engine and the way to it."""
+
+    engine: int
+    door: Place
+    """Where frames for its port are parsed."""
+    processing: Place
+    cpu: int | None
+    """The core of its native thread; None if it is part of XDP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Everything that a server needs to know about who runs where."""
+
+    engines: tuple[EnginePlace, ...]
+    host_cpus: tuple[int, ...]
+    """Cores with a native thread."""
+    notes: tuple[str, ...]
+    """What has to share a core, one sentence each."""
+
+    def behind(self, door: Place) -> tuple[EnginePlace, ...]:
+        """The engines behind a door."""
+        return tuple(place for place in self.engines if place.door == door)
+
+    def native(self) -> tuple[EnginePlace, ...]:
+        """The engines that have a native thread."""
+        return tuple(place for place in self.engines if place.cpu is not None)
+
+
+def place_engines(design: Design, engines_per_door: int, host_cpus: tuple[int, ...]) -> Placement:
+    """Deal the engines of a design out to cores; `host_cpus` is used from its beginning.
+
+    Many to one: all engines behind the DPU's door have the first core, and a host door's engines
+    the ones behind it. Else each engine has the next core. Too few cores are shared, and it says
+    so.
+    """
+    engines: list[EnginePlace] = []
+    next_core = 0
+    for door in design.communication:
+        processing = design.processing_of(door)
+        shares_core = design.pairing == "many-to-one" and door != processing
+        for _ in range(engines_per_door):
+            in_xdp = door == processing == "dpu"
+            cpu = None if in_xdp else host_cpus[next_core % len(host_cpus)]
+            engines.append(EnginePlace(len(engines), door, processing, cpu))
+            next_core += not in_xdp and not shares_core
+        next_core += shares_core
+    cpus = tuple(dict.fromkeys(place.cpu for place in engines if place.cpu is not None))
+    notes = []
+    if next_core > len(host_cpus):
+        notes.append(
+            f"{next_core} engines want host cores of their own and share {len(host_cpus)}: "
+            f"{', '.join(map(str, host_cpus))}"
+        )
+    return Placement(tuple(engines), cpus, tuple(notes))
+
+
+def default_host_cpus() -> tuple[int, ...]:
+    """All cores that this process may use but the last one, which is left to the NIC and to the
+    client; the only one if there is no other.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    return tuple(cpus[:-1] or cpus)
+
+
+def partition_owners(placement: Placement, partitions: int, host_share: float) -> tuple[int, ...]:
+    """The engine that owns each partition.
+
+    With one door they are dealt out in turn. With two, the host door's engines share `host_share`
+    of them and the DPU door's the rest; each gets at least one.
+    """
+    doors = [placement.behind(door) for door in ("dpu", "host")]
+    if not all(doors):
+        return tuple(index % len(placement.engines) for index in range(partitions))
+    host_partitions = round(host_share * partitions)
+    fewest, most = len(doors[1]), partitions - len(doors[0])
+    host_partitions = min(max(host_partitions, fewest), most)
+    counts = (partitions - host_partitions, host_partitions)
+    owners: list[int] = []
+    for places, count in zip(doors, counts, strict=True):
+        owners += [places[index % len(places)].engine for index in range(count)]
+    # Spread over the whole table, so that any run of hashes meets both doors.
+    order = np.argsort(np.arange(partitions) * SPREAD % partitions, kind="stable")
+    return tuple(int(engine) for engine in np.array(owners)[order])
+
+
+def owners_of_hashes(
+    owners: tuple[int, ...], hashes: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.intp]:
+    """The engine of each key hash: KV_PARTITION of kv_abi.h, then the table."""
+    partitions = (hashes >> np.uint64(48)) % np.uint64(len(owners))
+    return np.array(owners, dtype=np.intp)[partitions.astype(np.intp)]
+
+
+def door_owners(placement: Placement, door: Place, partitions: int) -> tuple[int, ...]:
+    """The engine that owns each partition when all are behind one door."""
+    places = placement.behind(door)
+    return tuple(places[index % len(places)].engine for index in range(partitions))
+
+
+def partition_table(
+    owners: tuple[int, ...],
+    *,
+    concurrent_read: bool,
+    concurrent_write: bool,
+    reset_allowed: bool = False,
+) -> npt.NDArray[np.void]:
+    """struct kv_partition_table: one element."""
+    table = np.zeros(1, abi.dtype("kv_partition_table"))
+    table["partitions"] = len(owners)
+    table["concurrent_read"] = concurrent_read
+    table["concurrent_write"] = concurrent_write
+    table["reset_allowed"] = reset_allowed
+    table["owner"][0, : len(owners)] = owners
+    return table
