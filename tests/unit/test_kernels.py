@@ -52,8 +52,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 @pytest.fixture
-def packages(fake: Fake) -> None:
+def packages(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mmdebstrap, mkfs and isolation that succeed at once, and make next to nothing."""
+    monkeypatch.setattr(hosts, "pip_settings", list)  # asking pip takes long
     fake("unshare", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
     fake(
         "mmdebstrap",
