@@ -3,7 +3,7 @@
 any number of cores, on any DPU.
 
 `simulate` is one point, `sweep` a curve, `figure12` the paper's scaling beside the model's. Costs
-come from model_costs.py, events from model_events.py.
+come from costs.py, events from events.py.
 """
 
 import textwrap
@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.model.costs import SPARE_HOST_CORES, Costs, costs_from_paper
-from dpukv_xdp.model.events import Machine, Observation, run_events
+from dpukv_xdp.model.costs import Costs
+from dpukv_xdp.model.events import run_events
+from dpukv_xdp.model.paper_costs import SPARE_HOST_CORES, costs_from_paper
 from dpukv_xdp.model.paper_values import paper_names, paper_values
+from dpukv_xdp.model.world import Machine, Observation
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import PROFILES
 

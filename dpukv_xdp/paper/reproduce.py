@@ -303,8 +303,8 @@ OPENERS: dict[
 
 def _model_scaling(settings: Settings) -> list[dict[str, Any]]:
     """Throughput over cores: the DPU's, and the host's of a design that has none of those."""
-    from dpukv_xdp.model.costs import costs_from_paper
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     design = find_design(settings["design"])
     find_profile(settings["dpu"]).check(design)
@@ -321,8 +321,8 @@ def _model_scaling(settings: Settings) -> list[dict[str, Any]]:
 
 def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
     """Throughput by door and the time of a transfer over host cores."""
-    from dpukv_xdp.model.costs import costs_from_paper
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     design = find_design(settings["design"])
     find_profile(settings["dpu"]).check(design)
@@ -338,8 +338,8 @@ def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
 
 def _model_buffers(settings: Settings) -> list[dict[str, Any]]:
     """Throughput by door and the time of a transfer over the size of a transfer's buffer."""
-    from dpukv_xdp.model.costs import costs_from_paper
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     costs = costs_from_paper(settings["dpu"], settings["workload"])
     point = Point(design=settings["design"], host_cores=settings["host_cores"])
