@@ -27,7 +27,7 @@ from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
 from dpukv_xdp.paper.plans import Run, Settings, expand, find_plans
-from dpukv_xdp.paper.results import Points
+from dpukv_xdp.paper.points import Points
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import find_design
 from dpukv_xdp.topology.profiles import find_profile
