@@ -976,7 +976,7 @@ def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
     """The command line's options as ServerConfig and BenchOptions."""
     from dataclasses import fields
 
-    from dpukv_xdp.bench.bench import BenchOptions, replace_config
+    from dpukv_xdp.bench.options import BenchOptions, replace_config
     from dpukv_xdp.load.workload import DISTRIBUTIONS
 
     if given["distribution"] not in DISTRIBUTIONS:

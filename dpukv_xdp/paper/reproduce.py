@@ -25,7 +25,9 @@ import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.machine import machine_facts
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.runs import Session, same_cpus
 from dpukv_xdp.paper.plans import Run, Settings, expand, find_plans
 from dpukv_xdp.paper.points import Points
 from dpukv_xdp.topology.config import ServerConfig
@@ -245,7 +247,8 @@ def _bench(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
 @contextlib.contextmanager
 def _peer(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
     """A lab of another store's server."""
-    from dpukv_xdp.bench.peers import PeerSession, find_peer
+    from dpukv_xdp.bench.peer_stores import find_peer
+    from dpukv_xdp.bench.peers import PeerSession
 
     _, options = _largest(runs)
     with PeerSession(find_peer(runs[0].settings["peer"]), options) as session:

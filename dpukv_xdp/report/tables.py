@@ -8,8 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-Result = dict[str, Any]
-
+from dpukv_xdp.bench.limits import Result
 
 RESULTS_KEY = """
 Mops: million requests answered a second. Round trip: from sending a packet to

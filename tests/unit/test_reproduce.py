@@ -23,7 +23,7 @@ from matplotlib import pyplot
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.bench.bench import BenchOptions
+from dpukv_xdp.bench.options import BenchOptions
 from dpukv_xdp.bench.transfer import PRIMITIVES, TransferPlan
 from dpukv_xdp.cli.reproduce import reproduce as command
 from dpukv_xdp.model.paper_values import INCONSISTENCIES, paper_values
