@@ -86,9 +86,7 @@ def run_result(
             "mean": count("latency_sum_ns") / max(responses, 1) / 1e3,
             **latency_summary(latency),
         },
-        **{
-            name: count(name) for name in ("hits", "misses", "stored", "corrupt", "refused", "late")
-        },
+        **{name: count(name) for name in ANSWER_COUNTERS},
         "lost": lost,
         "machine": machine_facts(),
     }

@@ -9,7 +9,6 @@ not, apart.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.paper_values import PaperRange, own_name, paper_range, paper_values
 from dpukv_xdp.topology.designs import DESIGNS, find_design
 
-VALIDATION_PATH = Path(__file__).parents[2] / "docs" / "results" / "model_validation.json"
 MEASURED_ERROR_MAX = 0.15
 """What the model is meant to stay within on this machine."""
 CPU_ONLY, DPU_ONLY = "CPU-only", "DPU-only"

@@ -28,7 +28,6 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 ROLE_COLOURS = {"client": "tab:gray", "dpu": "tab:blue", "host": "tab:orange"}
 ROLE_LABELS = {"client": "client", "dpu": "dpu (XDP)", "host": "host or server"}
 BAR_INCHES = 0.27
-LABEL_CHARACTERS_MAX = 24
 
 
 def compare_tables(rows: Sequence[Row], base: str, load: str) -> list[Table]:

@@ -24,7 +24,6 @@ from dpukv_xdp.model.model import Point, figure12, plot_sweep, simulate, sweep
 from dpukv_xdp.model.paper_costs import costs_from_paper, fit_paper, table1_shares
 from dpukv_xdp.model.validation import (
     MEASURED_ERROR_MAX,
-    VALIDATION_PATH,
     Check,
     summary,
     validate_measured,
@@ -607,7 +606,7 @@ def test_this_machine_s_points_are_met_within_what_is_promised(
 def test_the_committed_errors_are_recomputed(
     paper_checks: list[Check], measured_checks: list[Check]
 ) -> None:
-    committed = json.loads(VALIDATION_PATH.read_text())
+    committed = json.loads(MEASURED_PATH.with_name("model_validation.json").read_text())
     for part, checks in (("paper", paper_checks), ("measured", measured_checks)):
         before = {(c["name"], c["where"]): c for c in committed[part]["checks"]}
         after = {(c["name"], c["where"]): c for c in validation_json(checks)["checks"]}
