@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.plotting import pyplot, save_figure
 from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.events import run_events
 from dpukv_xdp.model.paper_costs import SPARE_HOST_CORES, costs_from_paper
@@ -338,26 +339,13 @@ def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Pa
 
 def _two_axes() -> tuple[Any, Any, Any]:
     """A figure, and two places for a plot in it."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     return figure, left, right
 
 
 def _save(figure: Any, title: str, path: Path) -> None:
-    """Raises UsageError if it cannot be written."""
-    from matplotlib import pyplot as plt
-
     figure.suptitle("\n".join(textwrap.wrap(title, TITLE_COLUMNS)), fontsize="medium")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, path)
 
 
 def _cores(points: Sequence[Prediction], over: str) -> list[float]:

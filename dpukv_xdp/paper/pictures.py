@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.plotting import pyplot
 from dpukv_xdp.paper.plans import Panel, Plan
 from dpukv_xdp.paper.points import Spread
 
@@ -58,12 +59,8 @@ def grid_of_axes(
     rows: int, columns: int, *, width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT
 ) -> Any:
     """Return a figure and its axes by row; rows longer than COLUMNS_MAX are wrapped."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["axes.titlesize"] = "medium"
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
+    plt.rcParams["axes.titlesize"] = "medium"
     if rows == 1 and columns > COLUMNS_MAX:
         across = next(n for n in (COLUMNS_MAX, 2) if columns % n == 0 or n == 2)
         figure, grid = grid_of_axes(-(-columns // across), across, width=width, height=height)
@@ -100,8 +97,6 @@ def finish(
     plan: Plan, panel: Panel, figure: Any, all_axes: Sequence[Any], note: str = ""
 ) -> Picture:
     """Return the figure as a picture with a title and one legend for all axes."""
-    from matplotlib import pyplot as plt
-
     handles: dict[str, Any] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -118,7 +113,7 @@ def finish(
     figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    plt.close(figure)
+    pyplot().close(figure)
     name = f"{plan.id}-{panel.name.replace(' ', '-')}"
     return Picture(name, f"{plan.title}. {panel.title}", buffer.getvalue())
 
