@@ -246,13 +246,13 @@ class Transfers:
                 programs, "kv_transfer_control", "struct kv_transfer_control", 1
             )
             self._slots = _mapped_payloads(programs, "kv_transfer_slots", abi.KV_TRANSFER_SLOTS)
-            self._dpu_payloads = _mapped_payloads(
+            self.dpu_payloads = _mapped_payloads(
                 programs, "kv_transfer_payloads", abi.KV_TRANSFER_PAYLOADS
             )
             payload_bytes = abi.KV_TRANSFER_PAYLOADS * abi.KV_TRANSFER_BYTES_MAX
-            self._host_payloads = ffi.new("uint8_t[]", payload_bytes)
-            lib.kv_transfer_fill(self._dpu_payloads)
-            lib.kv_transfer_fill(self._host_payloads)
+            self.host_payloads = ffi.new("uint8_t[]", payload_bytes)
+            lib.kv_transfer_fill(self.dpu_payloads)
+            lib.kv_transfer_fill(self.host_payloads)
             if self._needs_link:
                 self._link = cleanup.enter_context(_link(programs, self.dpu_cpu))
             self._cleanup = cleanup.pop_all()
@@ -265,11 +265,6 @@ class Transfers:
         trace: TracebackType | None,
     ) -> None:
         self._cleanup.close()
-
-    def damage(self, payload: int, byte: int) -> None:
-        """Turn over a byte of one of the prepared payloads, at both senders: for the tests."""
-        for payloads in (self._dpu_payloads, self._host_payloads):
-            payloads[payload * abi.KV_TRANSFER_BYTES_MAX + byte] ^= 0xFF
 
     def run(self, way: Way, size: int, operations: int, window: int) -> dict[str, Any]:
         """Measure one way: see `measure`. Raises DpukvError when operations get lost."""
@@ -304,7 +299,7 @@ class Transfers:
         """The native core's plan of one measurement; `stamps` gets operations + 1 times."""
         transfer = ffi.new("struct kv_transfer *")
         transfer.control, transfer.slots = self._control, self._slots
-        transfer.payloads = self._host_payloads
+        transfer.payloads = self.host_payloads
         transfer.stamps = ffi.cast("uint64_t *", ffi.from_buffer(stamps))
         transfer.ringbuf_fd = self._programs.map_fd("kv_transfer_ringbuf")
         transfer.ringbuf_bytes = abi.KV_TRANSFER_RINGBUF_PAGES * os.sysconf("SC_PAGESIZE")

@@ -446,7 +446,8 @@ def _compare_key_counts(
     json_path: str | None, counts: tuple[int, ...], output: Path, given: dict[str, Any]
 ) -> None:
     from dpukv_xdp.bench.all_designs import run_key_counts
-    from dpukv_xdp.report.tables import KEY_COUNTS_KEY, key_counts_table, plot_key_counts
+    from dpukv_xdp.report.figures import plot_key_counts
+    from dpukv_xdp.report.tables import KEY_COUNTS_KEY, key_counts_table
 
     given["keys"] = min(counts)
     config, options = _settings(given, own_server=True)
@@ -473,13 +474,8 @@ def _compare_key_counts(
 
 def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str, Any]) -> None:
     from dpukv_xdp.bench.all_designs import run_ablations, run_designs
-    from dpukv_xdp.report.tables import (
-        DESIGNS_KEY,
-        ablations_table,
-        designs_table,
-        plot_designs,
-        stages_table,
-    )
+    from dpukv_xdp.report.figures import plot_designs
+    from dpukv_xdp.report.tables import DESIGNS_KEY, ablations_table, designs_table, stages_table
 
     if not ablate:
         given["design"] = None
@@ -565,7 +561,7 @@ def qp_bench(
     """
     _require_root("qp-bench")
     from dpukv_xdp.bench.transfer import PRIMITIVES, SIZES, TransferPlan, Transfers, measure
-    from dpukv_xdp.report.tables import (
+    from dpukv_xdp.report.transfers import (
         TRANSFERS_KEY,
         plot_transfers,
         transfers_notes,
@@ -976,7 +972,7 @@ def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
     """The command line's options as ServerConfig and BenchOptions."""
     from dataclasses import fields
 
-    from dpukv_xdp.bench.bench import BenchOptions, replace_config
+    from dpukv_xdp.bench.options import BenchOptions, replace_config
     from dpukv_xdp.load.workload import DISTRIBUTIONS
 
     if given["distribution"] not in DISTRIBUTIONS:

@@ -84,11 +84,15 @@ def test_nothing_behind_the_payload_is_looked_at(transfers: Transfers, way: Way,
 @contextmanager
 def damaged(transfers: Transfers, byte: int) -> Iterator[None]:
     """A byte of one of the prepared payloads is wrong within the block."""
-    transfers.damage(DAMAGED, byte)
+    at = DAMAGED * abi.KV_TRANSFER_BYTES_MAX + byte
+    senders = (transfers.dpu_payloads, transfers.host_payloads)
+    for payloads in senders:
+        payloads[at] ^= 0xFF
     try:
         yield
     finally:
-        transfers.damage(DAMAGED, byte)
+        for payloads in senders:
+            payloads[at] ^= 0xFF
 
 
 def test_an_end_without_the_other_gives_up(
