@@ -40,8 +40,10 @@ from dpukv_xdp.bench.peers_load import (
     total,
 )
 from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
-from dpukv_xdp.lab.lab import Lab, in_namespace
+from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import TEMPLATES, latency_summary
 from dpukv_xdp.load.workload import WORKLOADS
 from dpukv_xdp.native.engine import ENGINE_NICE
@@ -567,7 +569,7 @@ def idle_ns(cpus: Sequence[int], statistics: Path = Path("/proc/stat")) -> int:
     return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-def prepare_network(end: lab.End) -> str:
+def prepare_network(end: End) -> str:
     """The best that the kernel's stack can have on a veth end; TCP's congestion control then.
 
     The lab's NAPI program would have every segment copied, and its missing checksum offload turns

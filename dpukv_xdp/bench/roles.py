@@ -21,6 +21,7 @@ import numpy as np
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.machine import resident_bytes
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, Snapshot
@@ -201,7 +202,7 @@ def snapshot_of(fields: dict[str, Any]) -> Snapshot:
     return Snapshot(latency=latency, **fields)
 
 
-def start_in(place: lab.Lab, end: lab.End) -> Callable[..., subprocess.Popen[Any]]:
+def start_in(place: lab.Lab, end: End) -> Callable[..., subprocess.Popen[Any]]:
     """How to start a role in one end of a lab."""
     return lambda argv, **options: place.spawn(end, argv, **options)
 

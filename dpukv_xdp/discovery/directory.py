@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from dpukv_xdp.base.errors import DirectoryError, RecordError, UsageError
+from dpukv_xdp.base.processes import start_ticks
 from dpukv_xdp.wire import abi
 
 TTL_SECONDS = 10
@@ -358,8 +359,6 @@ def host_of(name: str) -> str:
 
 def is_dead(name: str) -> bool:
     """Whether that server was a process of this host, which has ended."""
-    from dpukv_xdp.lab.lab import start_ticks  # slow, and for servers only
-
     process = name.rpartition(".")[2]
     is_ours = process.isdecimal() and name == server_name(int(process))
     return is_ours and start_ticks(int(process)) is None

@@ -170,7 +170,7 @@ def test_a_malformed_record_is_named(shared: Etcd, scheme: str) -> None:
 
 PUBLISH_FOR_EVER = """
 import sys, time
-from dpukv_xdp.directory import Publisher, ServerRecord, open_directory
+from dpukv_xdp.discovery.directory import Publisher, ServerRecord, open_directory
 url, name, text = sys.argv[1:]
 with Publisher(open_directory(url), name, ServerRecord.from_json(text), print):
     print("published", flush=True)
