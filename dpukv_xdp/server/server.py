@@ -33,8 +33,8 @@ from dpukv_xdp.native.engine import (
     catch_stop_signal,
 )
 from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
+from dpukv_xdp.server.dpu_stats import dpu_store_stats
 from dpukv_xdp.server.wiring import Wiring, response_bytes_max
-from dpukv_xdp.topology import dpu_store
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.topology.placement import door_owners, partition_table
@@ -242,7 +242,7 @@ class Server:
     def _dpu_stores(self) -> list[dict[str, Any]]:
         if not self._wiring.processes_here:
             return []
-        return dpu_store.stats(self._programs, self._wiring.dpu_engines)
+        return dpu_store_stats(self._programs, self._wiring.dpu_engines)
 
     def _queues(self) -> Queues:
         in_xdp = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
