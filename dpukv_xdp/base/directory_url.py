@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""URLs of directories of servers: file:/path, etcd2://host:port/prefix, etcd3://host:port/prefix."""
+"""URLs of directories of servers: file:/path, etcd2://host:port/prefix or etcd3://host:port/prefix.
+
+Parsing one touches nothing and needs no library of etcd.
+"""
 
 import re
 from dataclasses import dataclass

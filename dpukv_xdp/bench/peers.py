@@ -46,7 +46,7 @@ from dpukv_xdp.lab import lab
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import TEMPLATES, latency_summary
 from dpukv_xdp.load.workload import WORKLOADS
-from dpukv_xdp.native.engine import ENGINE_NICE
+from dpukv_xdp.native.threads import ENGINE_NICE
 from dpukv_xdp.topology.placement import default_host_cpus
 from dpukv_xdp.wire import abi
 

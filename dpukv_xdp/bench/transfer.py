@@ -27,8 +27,8 @@ from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import raise_priority
 from dpukv_xdp.native.sockets import open_socket
+from dpukv_xdp.native.threads import raise_priority
 from dpukv_xdp.wire import abi
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)

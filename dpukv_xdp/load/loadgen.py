@@ -20,7 +20,8 @@ from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.workload import Plan
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import LIVE_BATCH_FRAMES, LiveFrames, NativeThread, catch_stop_signal
+from dpukv_xdp.native.senders import LIVE_BATCH_FRAMES, LiveFrames, catch_stop_signal
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 
 TEMPLATES = 32768

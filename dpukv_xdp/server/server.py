@@ -23,16 +23,10 @@ from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
 from dpukv_xdp.kernel.segmentation import keep_datagrams_apart
 from dpukv_xdp.native import probes
 from dpukv_xdp.native.dpdk import DpdkDevice
-from dpukv_xdp.native.engine import (
-    Communicator,
-    HostCore,
-    LiveSender,
-    ProcessingEngine,
-    Senders,
-    Store,
-    catch_stop_signal,
-)
+from dpukv_xdp.native.engines import Communicator, HostCore, ProcessingEngine
+from dpukv_xdp.native.senders import LiveSender, Senders, catch_stop_signal
 from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
+from dpukv_xdp.native.stores import Store
 from dpukv_xdp.server.dpu_stats import dpu_store_stats
 from dpukv_xdp.server.wiring import Wiring, response_bytes_max
 from dpukv_xdp.topology.config import ServerConfig

@@ -26,7 +26,7 @@ from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load import loadgen
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, latency_summary
 from dpukv_xdp.load.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
-from dpukv_xdp.native import engine
+from dpukv_xdp.native import threads
 from dpukv_xdp.server.server import Server
 from dpukv_xdp.topology.config import ServerConfig, load_config
 from dpukv_xdp.wire import abi, codec
@@ -111,7 +111,7 @@ def pinned(*cpus: int) -> Iterator[None]:
 
 def sharing_cores() -> Any:
     """Engines that spin on every core leave none to the test: let them share."""
-    return mock.patch.object(engine, "ENGINE_NICE", 0)
+    return mock.patch.object(threads, "ENGINE_NICE", 0)
 
 
 def let_probe_pass(server: Server) -> None:

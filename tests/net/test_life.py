@@ -48,7 +48,8 @@ from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import Loop
 from dpukv_xdp.load.workload import WORKLOADS, build_templates
-from dpukv_xdp.native.engine import NativeThread, ProcessingEngine
+from dpukv_xdp.native.engines import ProcessingEngine
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.server import server as server_module
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Request
