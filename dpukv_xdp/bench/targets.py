@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.client.client import Client
 from dpukv_xdp.discovery.directory import malformed, usable
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.wire.codec import Endpoint
 

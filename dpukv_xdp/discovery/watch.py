@@ -20,7 +20,7 @@ from dpukv_xdp.discovery.directory import (
     malformed,
     usable,
 )
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 
 PAUSE_SECONDS = 0.02
 """From one look into the directory to the next, however many ask for it."""

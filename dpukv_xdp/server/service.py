@@ -24,7 +24,7 @@ from dpukv_xdp.base import rpc
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.discovery.directory import Publisher, ServerRecord, is_dead, server_name, tell
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.server.rebalance import plan_moves
 from dpukv_xdp.server.server import Server
 

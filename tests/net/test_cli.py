@@ -16,7 +16,7 @@ from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, 
 from dpukv_xdp.base.processes import is_alive
 from dpukv_xdp.base.register import REGISTER_DIR
 from dpukv_xdp.discovery.directory import server_name
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.kernel.attachments import AttachmentRecord, list_attachments
 from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace

@@ -15,7 +15,7 @@ from net.serving import ENGINE_CPU, PORT, serving_child
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
 from dpukv_xdp.discovery.directory import server_name
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab

@@ -18,7 +18,7 @@ from dpukv_xdp.base.errors import ResultError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
 from dpukv_xdp.discovery.directory import server_name
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab

@@ -30,7 +30,7 @@ from dpukv_xdp.discovery.directory import (
     ServerRecord,
     server_name,
 )
-from dpukv_xdp.discovery.places import open_directory
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.discovery.watch import Watch
 
 MAC = "02:00:00:00:00:01"
