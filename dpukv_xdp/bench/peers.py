@@ -44,11 +44,13 @@ from dpukv_xdp.bench.peers_load import (
 )
 from dpukv_xdp.bench.runs import LOAD_WINDOW, WARM_UP_SECONDS, await_end, run_result
 from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
-from dpukv_xdp.lab.lab import Lab, in_namespace
+from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import TEMPLATES
 from dpukv_xdp.load.workload import WORKLOADS
-from dpukv_xdp.native.engine import ENGINE_NICE
+from dpukv_xdp.native.threads import ENGINE_NICE
 from dpukv_xdp.topology.placement import default_host_cpus
 from dpukv_xdp.wire import abi
 
@@ -309,7 +311,7 @@ def cores(server_cores: int = 1) -> tuple[tuple[int, ...], int]:
     return servers, others[0] if others else servers[0]
 
 
-def prepare_network(end: lab.End) -> str:
+def prepare_network(end: End) -> str:
     """The best that the kernel's stack can have on a veth end; TCP's congestion control then.
 
     The lab's NAPI program would have every segment copied, and its missing checksum offload turns

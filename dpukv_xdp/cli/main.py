@@ -770,13 +770,9 @@ def down(lab_id: str | None) -> None:
     """
     _require_root("lab down")
     signals.catch()
-    from dpukv_xdp.lab.lab import (
-        is_alive,
-        list_labs,
-        remove,
-        remove_stale,
-        remove_stale_attachments,
-    )
+    from dpukv_xdp.base.processes import is_alive
+    from dpukv_xdp.kernel.attachments import remove_stale_attachments
+    from dpukv_xdp.lab.lab import list_labs, remove, remove_stale
 
     removed = remove_stale()
     for record in list_labs():
@@ -1042,7 +1038,8 @@ def _client(
     """
     from dpukv_xdp.bench.targets import parse_address
     from dpukv_xdp.client.client import Client
-    from dpukv_xdp.lab.lab import Lab, in_namespace, list_labs
+    from dpukv_xdp.kernel.namespaces import in_namespace
+    from dpukv_xdp.lab.lab import Lab, list_labs
 
     if not 0 < timeout <= TIMEOUT_MAX_SECONDS:
         raise UsageError(f"a time-out of {timeout:g} s is not above 0 to {TIMEOUT_MAX_SECONDS:g}")
@@ -1114,7 +1111,7 @@ def _lab_server_answers(place: Any) -> bool:
     """Whether it serves, and is where its clients look for it."""
     from dpukv_xdp.base.errors import NoResponseError
     from dpukv_xdp.client.client import Client
-    from dpukv_xdp.lab.lab import in_namespace
+    from dpukv_xdp.kernel.namespaces import in_namespace
     from dpukv_xdp.server.service import services
 
     details = place.record.details
@@ -1178,7 +1175,7 @@ def _serve_arguments(place: Any, config: Any) -> list[str]:
 def _lab_facts(record: Any) -> dict[str, Any]:
     import msgspec
 
-    from dpukv_xdp.lab.lab import is_alive
+    from dpukv_xdp.base.processes import is_alive
 
     serving = any(is_alive(process) for process in record.processes)
     return {**msgspec.to_builtins(record), "serving": serving}
