@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """All readers of bpf/abi see the same bytes, and each witness notices a broken copy of it.
 
-The native compiler says how the headers lay out their structures; against that are held numpy's dtypes
-and constants, the scapy layers, the codec's bytes and the hex dumps of docs/PROTOCOL.md. The BPF
-compiler's view is in tests/bpf.
+The native compiler says how the headers lay out their structures. numpy's dtypes and constants, the
+scapy layers, the codec's bytes and the hex dumps of docs/PROTOCOL.md are compared with that; the
+BPF compiler's view is in tests/bpf.
 """
 
 import re
@@ -44,7 +44,7 @@ class HeaderError(Exception):
 
 
 def disagreements(include_dir: Path, tmp_path: Path) -> dict[str, list[str]]:
-    """Return what each witness sees otherwise than the native compiler does in `include_dir`/abi."""
+    """Return, by witness, what it sees otherwise than the native compiler does."""
     try:
         native = native_view(include_dir, tmp_path)
     except HeaderError as error:
@@ -68,9 +68,7 @@ def native_view(include_dir: Path, tmp_path: Path) -> NativeView:
     """
     text = header_text(include_dir)
     structs = declared_structs(text)
-    lines = [
-        '#include <stdio.h>\n#include <stddef.h>\n#include "abi/all.h"\nint main(void) {'
-    ]
+    lines = ['#include <stdio.h>\n#include <stddef.h>\n#include "abi/all.h"\nint main(void) {']
     lines += [
         f'printf("constant {name} %lld\\n", (long long){name});' for name in enumerators(text)
     ]
@@ -83,9 +81,8 @@ def native_view(include_dir: Path, tmp_path: Path) -> NativeView:
         ]
     source, program = tmp_path / "layout.c", tmp_path / "layout"
     source.write_text("\n".join([*lines, "return 0; }"]))
-    compiled = subprocess.run(
-        ["cc", f"-I{include_dir}", "-o", program, source], capture_output=True, text=True, check=False
-    )
+    command = ["cc", f"-I{include_dir}", "-o", program, source]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if compiled.returncode:
         raise HeaderError(compiled.stderr)
     printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
