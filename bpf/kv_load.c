@@ -6,6 +6,7 @@
  * The loader sets with -D: KV_TEMPLATES (prepared frames) and KV_TEMPLATE_ROOM (bytes for each); when it loads the
  * programs: KV_PORT and KV_PORT_COUNT (the server's UDP ports).
  */
+#include "abi/load.h"
 #include "side.h"
 
 #define KV_OFFSET_MASK 0xfffu
