@@ -12,6 +12,7 @@ from bpf.harness import run_once
 
 from dpukv_xdp.base.errors import DpukvError, LoadError
 from dpukv_xdp.kernel import compiler, kernel_headers, loader
+from dpukv_xdp.wire import abi
 
 SOURCE = """
 #include "{header}"
@@ -101,7 +102,8 @@ def test_a_setting_that_is_filled_in_is_not_compiled(
     source: Path, compilations: list[Path], name: str
 ) -> None:
     header = source.parent / "number.h"
-    header.write_text(f'#include "side.h"\n#define KV_NUMBER ({name} << 1)')
+    (side,) = abi.BPF_DIR.rglob("side.h")
+    header.write_text(f'#include "{side}"\n#define KV_NUMBER ({name} << 1)')
     for value in (0, 9800, 2**31, 2**32 - 1):
         assert told(source, **{name: value}) == value * 2 + 2
     assert len(compilations) == 1
