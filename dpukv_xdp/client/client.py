@@ -13,7 +13,6 @@ import errno
 import itertools
 import os
 import random
-import secrets
 import selectors
 import socket
 import time
@@ -232,7 +231,7 @@ class Client:
         _check_patience(timeout, retries)
         self._serve_by(servers)
         self._timeout, self._retries, self._mtu = timeout, retries, mtu
-        self._opaque = secrets.randbits(32)
+        self._opaque = int.from_bytes(os.urandom(4))
         self._is_open = True
         self._selector = selectors.DefaultSelector()
         self._sockets: dict[Address, socket.socket] = {}

@@ -26,7 +26,13 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from dpukv_xdp.base.errors import DirectoryError, RecordError, UsageError
+from dpukv_xdp.base.errors import (
+    DirectoryError,
+    MissingError,
+    RecordError,
+    UsageError,
+    install_advice,
+)
 from dpukv_xdp.wire import abi
 
 TTL_SECONDS = 10
@@ -158,7 +164,12 @@ def open_directory(url: str, ttl_seconds: int = TTL_SECONDS) -> Directory:
             f"{url!r} is no directory: use file:/path, etcd2://host:{_ETCD_PORT}/mica or "
             f"etcd3://host:{_ETCD_PORT}/mica"
         )
-    from dpukv_xdp.discovery.etcd import Etcd2Directory, Etcd3Directory  # slow: brings requests
+    try:
+        from dpukv_xdp.discovery.etcd import Etcd2Directory, Etcd3Directory  # slow: brings requests
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"the directory {url}", f"the Python package {error.name}: {install_advice('etcd')}"
+        ) from error
 
     host, port = _host_and_port(url, parts)
     prefix = parts.path.rstrip("/") or "/mica"

@@ -24,15 +24,15 @@ import msgspec
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.kernel import kernel_headers
-from dpukv_xdp.wire import abi
 
 KEPT_OBJECTS_MAX = 500
 """Compiled objects that stay; the oldest go first."""
 
 # Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
 # own headers, not ours.
-_INCLUDE = f"-I{abi.BPF_DIR}"
+_INCLUDE = f"-I{BPF_DIR}"
 _WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
 _KEEPS = "2"
 """Changes with the layout of CompiledObject, and with what its key is made of."""
@@ -240,7 +240,7 @@ def _texts(source: Path) -> Iterator[str]:
         text = path.read_text()
         yield text
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
-            places = (path.parent / name, abi.BPF_DIR / name)
+            places = (path.parent / name, BPF_DIR / name)
             waiting += [place for place in places if place.is_file()][:1]
 
 

@@ -21,13 +21,14 @@ import msgspec
 import numpy as np
 
 from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.base.places import RESULTS_DIR
 from dpukv_xdp.base.repeats import merged
 from dpukv_xdp.model.paper_values import paper_range, paper_results
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design, Place, find_design
 from dpukv_xdp.topology.profiles import find_profile
 
-MEASURED_PATH = Path(__file__).parents[2] / "docs" / "results" / "model_points.json"
+MEASURED_PATH = RESULTS_DIR / "model_points.json"
 """Results of `dpukv bench`, a list: what `--costs committed` reads."""
 
 AS_IT_IS = "as it is"
