@@ -52,6 +52,7 @@ def main() -> None:
             "dpukv_xdp.model": ["data/*.csv"],
             "dpukv_xdp.results": ["model_*.json"],
         },
+        include_package_data=False,  # not all of MANIFEST.in
         cmdclass={"build_py": BuildPy},
         cffi_modules=["dpukv_xdp/_core/build.py:ffibuilder"] if native else [],
         options={"bdist_wheel": {"py_limited_api": "cp311"}} if native and has_stable_abi() else {},
