@@ -7,11 +7,11 @@ setup.py maps the one to the other.
 from pathlib import Path
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
+IS_INSTALLED = (PACKAGE_DIR / "bpf").is_dir()
 
 
 def _folder(in_checkout: str, in_wheel: str) -> Path:
-    installed = PACKAGE_DIR / in_wheel
-    return installed if installed.is_dir() else PACKAGE_DIR.parent / in_checkout
+    return PACKAGE_DIR / in_wheel if IS_INSTALLED else PACKAGE_DIR.parent / in_checkout
 
 
 BPF_DIR = _folder("bpf", "bpf")
@@ -22,3 +22,6 @@ RESULTS_DIR = _folder("docs/results", "results")
 
 PLANS_DIR = _folder("tools/experiments", "experiments")
 """Plans of `dpukv reproduce`."""
+
+BUILD_DIR = _folder("build", "build")
+"""Where our port for DPDK is built, if it is."""

@@ -20,13 +20,12 @@ from typing import Any
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
-from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.base.places import BPF_DIR, BUILD_DIR
 from dpukv_xdp.kernel.nic import Interface
 from dpukv_xdp.wire import abi
 
 CORE_DIR = Path(__file__).resolve().parents[1] / "_core"
-BUILD_DIR = CORE_DIR.parent.parent / "build"
-SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", BPF_DIR / "kv_abi.h")
+SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", *sorted(abi.HEADER_DIR.glob("*.h")))
 ADVICE = "run sudo tools/setup --with-dpdk"
 MEMORY_MIB = 512
 """Of the EAL, for buffers; what is not used of it is not there."""

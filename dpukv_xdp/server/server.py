@@ -188,7 +188,7 @@ class Server:
         return total
 
     def counters(self) -> dict[str, int]:
-        """The communication engines' counters over all queue pairs, by their names in kv_abi.h.
+        """The communication engines' counters over all queue pairs, by their names in bpf/abi.
 
         Bytes in a queue pair whose two ends are in the same place do not count: they cross nothing.
         """

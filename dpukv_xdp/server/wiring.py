@@ -16,7 +16,7 @@ TRANSPORTS = {
     "ringbuf": "KV_TRANSPORT_RINGBUF",
     "af_xdp": "KV_TRANSPORT_AF_XDP",
 }
-"""What configuration and kv_abi.h call the same transport."""
+"""What configuration and bpf/abi call the same transport."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The constants, enumerations and structures of bpf/kv_abi.h for Python, without a C compiler.
+"""The constants, enumerations and structures of bpf/abi for Python, without a C compiler.
 
-Every `KV_...` enumerator and numeric macro of the header is an attribute of this module
-(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the header: `_layouts`
-is written from it when the package is built (see headers.py), and cffi computes the offsets as the
-C compiler does.
+Every `KV_...` enumerator and numeric macro of the headers is an attribute of this module
+(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the headers: `_layouts`
+is written from them when the package is built (see headers.py), and cffi computes the offsets as
+the C compiler does.
 """
 
 from enum import IntEnum
@@ -17,7 +17,7 @@ from dpukv_xdp.wire._layouts import ffi
 if TYPE_CHECKING:
     import numpy as np
 
-HEADER_PATH = BPF_DIR / "kv_abi.h"
+HEADER_DIR = BPF_DIR / "abi"
 
 
 class Field(NamedTuple):
@@ -31,8 +31,8 @@ class Field(NamedTuple):
 
 
 def __getattr__(name: str) -> int:
-    """Return a constant of kv_abi.h by its C name, and keep it as an attribute of the module. Raise
-    AttributeError if the header has none.
+    """Return a constant of bpf/abi by its C name, and keep it as an attribute of the module. Raise
+    AttributeError if no header has it.
     """
     if not name.startswith("KV_"):
         raise AttributeError(f"module 'dpukv_xdp.wire.abi' has no attribute {name!r}")

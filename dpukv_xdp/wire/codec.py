@@ -4,7 +4,7 @@
 A *batch* is what one UDP datagram carries: the batch header (the end of `struct kv_packet_header`,
 from `magic` on) and then the items, each a `struct kv_item_header`, a key and a value, both zero
 padded to 8 bytes. A *frame* is the whole Ethernet frame around it. docs/PROTOCOL.md describes the
-bytes; every offset here comes from kv_abi.h through `abi`.
+bytes; every offset here comes from bpf/abi through `abi`.
 """
 
 import struct
@@ -172,7 +172,7 @@ def encode_batch(
     """The datagram that carries these requests, or these replies, in order.
 
     `strict=False` lets through what a server must refuse itself (empty keys, oversized values and
-    batches), for tests. KeyValueError for an item over a limit of kv_abi.h; UsageError for no
+    batches), for tests. KeyValueError for an item over a limit of bpf/abi; UsageError for no
     items, too many, or more than a frame of `mtu` bytes carries.
     """
     if not items:

@@ -28,9 +28,11 @@ assertions, inline functions.
 
 def make_layouts(bpf_dir: Path) -> FFI:
     """Return the builder of the module dpukv_xdp.wire._layouts."""
-    header = bpf_dir / "kv_abi.h"
+    headers = sorted(bpf_dir.glob("abi/*.h"))
     builder = FFI()
-    builder.cdef(CDEF_TYPES + declarations(header, [bpf_dir]) + numeric_macros([header]))
+    builder.cdef(
+        CDEF_TYPES + declarations(bpf_dir / "abi" / "all.h", [bpf_dir]) + numeric_macros(headers)
+    )
     builder.set_source("dpukv_xdp.wire._layouts", None)
     return builder
 

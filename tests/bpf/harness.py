@@ -255,7 +255,7 @@ class PlayedEngine:
 
 
 def header_word(operation: int, result: int, key_bytes: int, value_bytes: int) -> int:
-    """KV_HEADER of kv_abi.h."""
+    """KV_HEADER of bpf/abi/wire_mica2.h."""
     item = np.zeros(1, abi.dtype("kv_item_header"))
     item["operation"], item["result"] = operation, result
     item["kv_length"] = key_bytes << codec.KEY_LENGTH_SHIFT | value_bytes

@@ -32,7 +32,7 @@ def modules() -> list[Path]:
 
 
 def c_sources() -> list[Path]:
-    return sorted(p for d in (BPF_DIR, PACKAGE / "_core") for p in d.glob("*.[ch]"))
+    return sorted(p for d in (BPF_DIR, PACKAGE / "_core") for p in d.rglob("*.[ch]"))
 
 
 # ---- The table
