@@ -39,6 +39,8 @@ UNFINISHED = ".new"  # the end of a file's name while it is written
 NAMESPACE_DIR = Path("/run/netns")
 
 PREFIX_BITS = 24
+SERVER_ADDRESS = "10.77.0.1"
+"""IPv4 address of the server's end of every lab."""
 NAPI_PROGRAM = "kv_lab_napi"
 """The XDP program that a lab leaves on the client's interface, and that any of ours may replace. It
 lets every frame pass. A veth end that transmits with XDP_TX rings its peer's bell only if the peer
@@ -434,7 +436,7 @@ def _new_record(lab_id: str, queues: int, mtu: int) -> LabRecord:
     """Addresses are the same in every lab: its namespaces are its own."""
     return LabRecord(
         lab_id=lab_id,
-        server=End(f"dpukv-s-{lab_id}", "veth-server", "02:00:00:00:77:01", "10.77.0.1"),
+        server=End(f"dpukv-s-{lab_id}", "veth-server", "02:00:00:00:77:01", SERVER_ADDRESS),
         client=End(f"dpukv-c-{lab_id}", "veth-client", "02:00:00:00:77:02", "10.77.0.2"),
         queues=queues,
         mtu=mtu,
