@@ -6,6 +6,7 @@
  * The loader sets with -D: KV_PORT and KV_ENGINES (the server's UDP ports), KV_TEMPLATES (prepared frames) and
  * KV_TEMPLATE_ROOM (bytes for each).
  */
+#include "abi/load.h"
 #include "side.h"
 
 #define KV_OFFSET_MASK 0xfffu

@@ -20,6 +20,7 @@
 #ifndef KV_MAPS_H
 #define KV_MAPS_H
 
+#include "abi/partitions.h"
 #include "side.h"
 
 #define KV_QUEUE_PAIRS (KV_ENGINES * KV_CPUS)

@@ -9,7 +9,8 @@
 #ifndef KV_SIDE_H
 #define KV_SIDE_H
 
-#include "kv_abi.h"
+#include "abi/dpu_queue.h"
+#include "abi/wire_mica2.h"
 
 /* A shared word may change at any moment: read or write it exactly once. */
 #define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Build the native core: compile the C sources and let cffi read bpf/kv_abi.h.
+"""Build the native core: compile the C sources and let cffi read the headers of bpf/abi.
 
 cffi (API mode) compiles a C probe of every structure, so a layout that differs from what the header
 says cannot be imported. Nothing generated is kept in the repository.
@@ -23,7 +23,7 @@ SOURCES = sorted(
     if not path.name.startswith("_") and path.name not in OUTSIDE
 )
 
-INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"kv_abi.h"', '"kv_core.h"')
+INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"abi/all.h"', '"kv_core.h"')
 
 # As <linux/types.h> has them: __u64 is "unsigned long long" and not uint64_t.
 CDEF_TYPES = (
@@ -82,7 +82,7 @@ def make_ffi() -> FFI:
     builder.cdef(
         CDEF_TYPES
         + declarations(HERE / "kv_core.h")
-        + numeric_macros(BPF_DIR / "kv_abi.h")
+        + "".join(numeric_macros(header) for header in sorted(BPF_DIR.glob("abi/*.h")))
         + CDEF_LIBBPF
     )
     flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
@@ -92,7 +92,7 @@ def make_ffi() -> FFI:
         sources=[os.path.relpath(HERE / name, HERE.parent.parent) for name in SOURCES],
         include_dirs=[str(HERE), str(BPF_DIR)],
         libraries=["xdp", "bpf"],
-        depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.glob("*.h")]],
+        depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.rglob("*.h")]],
         # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does
         extra_compile_args=["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *WARNINGS, *flags],
     )

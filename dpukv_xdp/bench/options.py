@@ -9,6 +9,7 @@ import msgspec
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.load.loadgen import Loop
 from dpukv_xdp.load.workload import (
+    DISTRIBUTIONS,
     GAP_MEAN_MAX_NS,
     WORKLOADS,
     Distribution,
@@ -52,6 +53,11 @@ class BenchOptions:
         if self.workload not in WORKLOADS:
             raise UsageError(
                 f"there is no workload {self.workload!r}: choose one of {', '.join(WORKLOADS)}"
+            )
+        if self.distribution not in DISTRIBUTIONS:
+            raise UsageError(
+                f"there is no distribution {self.distribution!r}: choose one of "
+                f"{', '.join(DISTRIBUTIONS)}"
             )
         if not 1 <= self.keys <= ITEMS_MAX:
             raise UsageError(f"{self.keys} keys are not 1 to {ITEMS_MAX}")

@@ -44,11 +44,13 @@ from dpukv_xdp.bench.peers_load import (
 )
 from dpukv_xdp.bench.runs import LOAD_WINDOW, WARM_UP_SECONDS, await_end, run_result
 from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
-from dpukv_xdp.lab.lab import Lab, in_namespace
+from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import TEMPLATES
 from dpukv_xdp.load.workload import WORKLOADS
-from dpukv_xdp.native.engine import ENGINE_NICE
+from dpukv_xdp.native.threads import ENGINE_NICE
 from dpukv_xdp.topology.placement import default_host_cpus
 from dpukv_xdp.wire import abi
 
@@ -311,7 +313,7 @@ def cores(server_cores: int = 1) -> tuple[tuple[int, ...], int]:
     return servers, others[0] if others else servers[0]
 
 
-def prepare_network(end: lab.End) -> str:
+def prepare_network(end: End) -> str:
     """Set a veth end up for the kernel's stack; return TCP's congestion control.
 
     Detaches the lab's NAPI program, for which every segment would be copied, and enables checksum

@@ -22,10 +22,13 @@ from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import loader, nic, queues
+from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import raise_priority
 from dpukv_xdp.native.sockets import open_socket
+from dpukv_xdp.native.threads import raise_priority
 from dpukv_xdp.wire import abi
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)
@@ -372,7 +375,7 @@ class _Link:
     """Index of the socket's interface."""
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
-        return lab.in_namespace(self.place.client.namespace)
+        return in_namespace(self.place.client.namespace)
 
 
 @contextlib.contextmanager
@@ -381,7 +384,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
     lab.remove_stale()
     with lab.Lab.up() as place, contextlib.ExitStack() as cleanup:
         host, dpu = place.client, place.server
-        with lab.in_namespace(host.namespace):
+        with in_namespace(host.namespace):
             index = nic.find(host.interface).index
             socket = open_socket(host.interface, 0, SOCKET_DESCRIPTORS, "copy")
         cleanup.callback(lib.kv_socket_close, socket)
@@ -389,7 +392,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
         lib.kv_socket_get_stats(socket, stats)
         programs.set_fd("kv_transfer_sockets", 0, stats.fd)
         cleanup.enter_context(_attached(dpu, programs.programs["kv_transfer_frame_receive"]))
-        with lab.in_namespace(dpu.namespace):
+        with in_namespace(dpu.namespace):
             # Else the program would run on the core of whoever sends: the host's.
             queues.set_napi_threads(dpu.interface, True)
             queues.pin_napi_threads(dpu.interface, [dpu_cpu])
@@ -397,15 +400,15 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
 
 
 @contextlib.contextmanager
-def _attached(end: lab.End, program_fd: int) -> Iterator[None]:
+def _attached(end: End, program_fd: int) -> Iterator[None]:
     """Attach an XDP program to one end of the lab's link for the duration of the block."""
-    with lab.in_namespace(end.namespace):
-        attachment = lab.register_attachment(end.interface, program_fd)
+    with in_namespace(end.namespace):
+        attachment = register_attachment(end.interface, program_fd)
     try:
         yield
     finally:
-        with lab.in_namespace(end.namespace):
-            lab.release_attachment(attachment)
+        with in_namespace(end.namespace):
+            release_attachment(attachment)
 
 
 # ---- Helpers

@@ -30,9 +30,7 @@ from dpukv_xdp.wire import abi
 KEPT_OBJECTS_MAX = 500
 """Compiled objects that stay; the oldest go first."""
 
-# Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
-# own headers, not ours.
-_INCLUDE = f"-I{abi.BPF_DIR}"
+# clang warns about the kernel's own headers, not ours.
 _WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
 _KEEPS = "2"
 """Changes with the layout of CompiledObject, and with what its key is made of."""
@@ -104,7 +102,10 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
     bcc = _import_bcc()
     with _captured_stderr() as read_log:
         try:
-            module = bcc.BPF(src_file=str(source).encode(), cflags=[_INCLUDE, *_WARNINGS, *defines])
+            module = bcc.BPF(
+                src_file=str(source).encode(),
+                cflags=[*_include_flags(source), *_WARNINGS, *defines],
+            )
         except Exception as error:  # bcc raises bare Exception; its reason is on stderr
             log = read_log()
             raise LoadError(telling_line(source, log, str(error)), log) from error
@@ -122,6 +123,14 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
         )
     finally:
         module.cleanup()
+
+
+def _include_flags(source: Path) -> list[str]:
+    """Return where clang looks for our headers: beside the source, then in bpf/.
+
+    The paths must be absolute, because bcc compiles in the kernel tree.
+    """
+    return [f"-I{directory}" for directory in (source.parent.resolve(), abi.BPF_DIR)]
 
 
 def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
@@ -240,7 +249,7 @@ def _texts(source: Path) -> Iterator[str]:
         text = path.read_text()
         yield text
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
-            places = (path.parent / name, abi.BPF_DIR / name)
+            places = [folder / name for folder in (path.parent, source.parent, abi.BPF_DIR)]
             waiting += [place for place in places if place.is_file()][:1]
 
 

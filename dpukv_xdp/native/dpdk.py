@@ -25,7 +25,7 @@ from dpukv_xdp.wire import abi
 
 CORE_DIR = Path(__file__).resolve().parents[1] / "_core"
 BUILD_DIR = CORE_DIR.parent.parent / "build"
-SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", abi.BPF_DIR / "kv_abi.h")
+SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", *sorted(abi.HEADER_DIR.glob("*.h")))
 ADVICE = "run sudo tools/setup --with-dpdk"
 MEMORY_MIB = 512
 """Of the EAL, for buffers; what is not used of it is not there."""

@@ -111,7 +111,7 @@ def partition_owners(placement: Placement, partitions: int, host_share: float) -
 def owners_of_hashes(
     owners: tuple[int, ...], hashes: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.intp]:
-    """The engine of each key hash: KV_PARTITION of kv_abi.h, then the table."""
+    """The engine of each key hash: KV_PARTITION of bpf/abi/partitions.h, then the table."""
     partitions = (hashes >> np.uint64(48)) % np.uint64(len(owners))
     return np.array(owners, dtype=np.intp)[partitions.astype(np.intp)]
 

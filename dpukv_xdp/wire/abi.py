@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What bpf/kv_abi.h says, for Python: constants, enumerations and numpy dtypes, computed through
+"""The headers of bpf/abi for Python: constants, enumerations and numpy dtypes, computed through
 cffi.
 
-Every `KV_...` enumerator and numeric macro of the header is an attribute of this module
-(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the header.
+Every `KV_...` enumerator and numeric macro of the headers is an attribute of this module
+(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the headers.
 """
 
 from enum import IntEnum
@@ -17,11 +17,11 @@ import numpy.typing as npt
 from dpukv_xdp._core._native import ffi, lib
 
 BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
-HEADER_PATH = BPF_DIR / "kv_abi.h"
+HEADER_DIR = BPF_DIR / "abi"
 
 
 def __getattr__(name: str) -> int:
-    """A constant of kv_abi.h by its C name; AttributeError if the header has none."""
+    """Return a constant of bpf/abi by its C name; AttributeError if no header has it."""
     if not name.startswith("KV_"):
         raise AttributeError(f"module 'dpukv_xdp.wire.abi' has no attribute {name!r}")
     return int(getattr(lib, name))

@@ -4,7 +4,7 @@
 A *batch* is what one UDP datagram carries: the batch header (the end of `struct kv_packet_header`,
 from `magic` on) and then the items, each a `struct kv_item_header`, a key and a value, both zero
 padded to 8 bytes. A *frame* is the whole Ethernet frame around it. docs/PROTOCOL.md describes the
-bytes; every offset here comes from kv_abi.h through `abi`.
+bytes; every offset here comes from bpf/abi through `abi`.
 """
 
 import struct
@@ -173,7 +173,7 @@ def encode_batch(
     """The datagram that carries these requests, or these replies, in order.
 
     `strict=False` lets through what a server must refuse itself (empty keys, oversized values and
-    batches), for tests. KeyValueError for an item over a limit of kv_abi.h; UsageError for no
+    batches), for tests. KeyValueError for an item over a limit of bpf/abi; UsageError for no
     items, too many, or more than a frame of `mtu` bytes carries.
     """
     if not items:
@@ -445,6 +445,14 @@ def ip_to_bytes(ip: str) -> bytes:
         return IPv4Address(ip).packed
     except AddressValueError as error:
         raise UsageError(f"{ip!r} is no IPv4 address: write it as 10.0.0.1") from error
+
+
+def network_order_word(address: str | None) -> int:
+    """Return an IPv4 address as the word that XDP loads from the packet; 0 for None.
+
+    Raises UsageError if it is none.
+    """
+    return int.from_bytes(ip_to_bytes(address), "little") if address else 0
 
 
 def _check_network_header(eth_type: int, version_ihl: int, fragment: int, protocol: int) -> None:

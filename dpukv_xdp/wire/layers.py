@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Scapy layers of the wire: `KVBatch` on UDP, with a list of `KVItem`.
 
-The fields, their order and sizes are computed from kv_abi.h. Counts, lengths and key hashes that
+The fields, their order and sizes are computed from bpf/abi. Counts, lengths and key hashes that
 are left None are filled in when the packet is built, and any of them can be set wrong on purpose.
 Importing this module makes scapy recognise well-formed batches on every UDP port (by magic and
 exact lengths); `bind(port)` makes it dissect all that comes on a port, malformed or not.

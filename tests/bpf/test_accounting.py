@@ -13,7 +13,7 @@ from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench.intervals import Interval, accounting_notes, roles_of
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.load.loadgen import Snapshot
-from dpukv_xdp.native.engine import NativeThread
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Request
 

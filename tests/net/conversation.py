@@ -30,7 +30,7 @@ REQUESTS_MAX = 40
 WINDOW = 8
 """Packets on their way at once."""
 GROUP_SHIFT = 48
-"""Above it the key hash chooses the partition: KV_PARTITION of kv_abi.h."""
+"""Above it the key hash chooses the partition: KV_PARTITION of bpf/abi/partitions.h."""
 HEADERS_BYTES = abi.SIZE("kv_packet_header")
 
 WRITES = (abi.Operation.SET, abi.Operation.ADD, abi.Operation.INCREMENT)

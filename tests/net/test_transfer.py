@@ -23,6 +23,9 @@ from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench import transfer
 from dpukv_xdp.bench.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
+from dpukv_xdp.kernel.attachments import list_attachments
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.wire import abi
 
@@ -126,8 +129,8 @@ def test_frames_that_the_kernel_does_not_take_at_once_are_sent_later(
     assert found["wrong"] == 0
 
 
-def set_link(end: labs.End, state: str) -> None:
-    with labs.in_namespace(end.namespace), IPRoute() as netlink:
+def set_link(end: End, state: str) -> None:
+    with in_namespace(end.namespace), IPRoute() as netlink:
         netlink.link("set", ifname=end.interface, state=state)
 
 
@@ -228,13 +231,13 @@ def test_an_interrupted_qp_bench_leaves_nothing() -> None:
     assert (process.returncode, output) == (128 + signal.SIGINT, "")
     assert errors == "dpukv: interrupted; everything has been taken down\n"
     assert record not in {each.lab_id for each in labs.list_labs()} - before
-    assert list(labs.NAMESPACE_DIR.glob(f"*{record}*")) == []
+    assert list(NAMESPACE_DIR.glob(f"*{record}*")) == []
 
 
 def _attached_lab(process: subprocess.Popen[str]) -> str | None:
     """The command's lab, once its XDP program is on."""
     record = lab_of(process)
-    attached = [each for each in labs.list_attachments() if each.owner.pid == process.pid]
+    attached = [each for each in list_attachments() if each.owner.pid == process.pid]
     return record.lab_id if record and attached else None
 
 

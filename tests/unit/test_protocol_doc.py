@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The exchange in docs/PROTOCOL.md is what the codec makes of it (its tables are held to kv_abi.h
+"""The exchange in docs/PROTOCOL.md is what the codec makes of it (its tables are held to bpf/abi
 by test_abi.py).
 """
 

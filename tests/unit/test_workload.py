@@ -198,7 +198,7 @@ def test_the_load_phase_sets_every_key_once(engines: int, key_size: int, value_s
     assert packets <= 5000 / fit + 8 * engines
 
 
-def test_values_are_the_words_of_kv_abi_h() -> None:
+def test_values_are_the_words_of_the_abi() -> None:
     key = workload.key_bytes(3, 8)
     key_hash, salt = abi.hash_key(key), abi.KV_LOAD_VALUE_SALT
     words = [key_hash ^ (salt * (index + 1)) % 2**64 for index in range(3)]

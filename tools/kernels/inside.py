@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from dpukv_xdp.base.errors import DpukvError
-from dpukv_xdp.bench.bench import BenchOptions, replace_config
+from dpukv_xdp.bench.options import BenchOptions, replace_config
 from dpukv_xdp.cli import main as cli
 from dpukv_xdp.kernel import compiler, loader
 from dpukv_xdp.kernel.kernel_headers import CACHE_DIRS
