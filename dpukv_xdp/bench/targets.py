@@ -9,6 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.client.client import Client
+from dpukv_xdp.client.routing import parse_address
 from dpukv_xdp.discovery.directory import malformed, usable
 from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel import nic
@@ -30,14 +31,6 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.destination.ip}:{self.destination.port}"
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of HOST:PORT. Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
-        raise UsageError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
 
 
 def find_target(text: str, engines: int, directory: str | None = None) -> Target:

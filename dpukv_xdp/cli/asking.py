@@ -3,13 +3,16 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.cli.options import client_options
 from dpukv_xdp.cli.output import emit_json, require_root
+
+if TYPE_CHECKING:  # the command that needs it imports it
+    from dpukv_xdp.client.client import Client
 
 TIMEOUT_MAX_SECONDS = 3600.0
 
@@ -97,14 +100,13 @@ def _client(
     lab_id: str | None,
     engines: int,
     timeout: float,
-) -> Iterator[Any]:
-    """A client of the server named, of those in a directory, or of a lab's server, from that lab's
-    client namespace.
+) -> Iterator["Client"]:
+    """Yield a client of the server named, of the servers in a directory, or of a lab's server.
+
+    Raises UsageError for options that exclude one another or are out of range.
     """
-    from dpukv_xdp.bench.targets import parse_address
     from dpukv_xdp.client.client import Client
-    from dpukv_xdp.kernel.namespaces import in_namespace
-    from dpukv_xdp.lab.lab import Lab, list_labs
+    from dpukv_xdp.client.routing import parse_address
 
     if not 0 < timeout <= TIMEOUT_MAX_SECONDS:
         raise UsageError(f"a time-out of {timeout:g} s is not above 0 to {TIMEOUT_MAX_SECONDS:g}")
@@ -113,11 +115,24 @@ def _client(
     if server_address is not None:
         with Client(parse_address(server_address), timeout=timeout, ports=engines) as client:
             yield client
-        return
-    if directory is not None:
+    elif directory is not None:
         with Client.from_directory(directory, timeout=timeout) as client:
             yield client
-        return
+    else:
+        with _lab_client(lab_id, timeout) as client:
+            yield client
+
+
+@contextlib.contextmanager
+def _lab_client(lab_id: str | None, timeout: float) -> Iterator["Client"]:
+    """Yield a client of a lab's server in the lab's client namespace; by default of the only lab.
+
+    Raises UsageError if no lab is named and there is not exactly one.
+    """
+    from dpukv_xdp.client.client import Client
+    from dpukv_xdp.kernel.namespaces import in_namespace
+    from dpukv_xdp.lab.lab import Lab, list_labs
+
     if lab_id is None:
         labs = [record.lab_id for record in list_labs() if record.persistent]
         if len(labs) != 1:
