@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The command `dpukv reproduce`; main.py registers it: `main.add_command(reproduce)`."""
+"""The command `dpukv reproduce`."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.cli.output import progress_bar, require_root, terminal
+from dpukv_xdp.cli.signals import signals
 
 SIZE_DEFAULT = "default"
 
@@ -46,20 +45,19 @@ def reproduce(
             click.echo(f"{plan.id:8} {own:4} runs  {plan.title}")
         click.echo(f"{len(runs)} runs in all, {load_sizes()[size_name].summary}".rstrip())
         return
-    from dpukv_xdp.cli import main
     from dpukv_xdp.paper import reproduce as runner
 
     if runner.needs_root(runs):
-        main._require_root("reproduce")
+        require_root("reproduce")
     path = _prepared(output) / runner.RUNS_NAME
-    main.signals.catch()
-    with _progress() as progress:
+    signals.catch()
+    with progress_bar(with_time_left=True) as progress:
         measured = runner.reproduce(runs, size_name, path, progress, resume=resume)
         progress("writing the report", 1.0)
         from dpukv_xdp.paper.html_report import write_report
 
         written = write_report(plans, runs, size_name, runner.read_lines(path), output)
-    console = main._console()
+    console = terminal()
     rest = "" if measured == len(runs) else ", the others were there"
     console.print(f"{measured} of {len(runs)} runs measured{rest}")
     for name, reason in written.missing.items():
@@ -73,31 +71,3 @@ def _prepared(output: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
     return output
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar with the time left on stderr, if somebody watches."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    with Progress(
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        refresh_per_second=4,
-        speed_estimate_period=600,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Options that several commands share; each default is written once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpukv_xdp.topology.config import (
+    ACCESSES,
+    FRAMES,
+    PREPARES,
+    RESPOND_WAYS,
+    SENDS,
+    SOCKET_MODES,
+    STORE_KINDS,
+    TRANSFERS,
+    TRANSPORTS,
+)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Return a decorator that applies all of these options, in the order of the help text."""
+
+    def apply(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="Write the result as JSON to FILE; - is standard output, which then gets nothing else.",
+)
+
+server_options = together(
+    click.option(
+        "--config", "config_path", type=click.Path(path_type=Path), help="Settings in TOML."
+    ),
+    click.option("--design", help="Which engine runs where: see `dpukv designs` (lat)."),
+    click.option("--port", type=int, help="UDP port of engine 0; engine e has PORT + e (9800)."),
+    click.option(
+        "--engines",
+        type=int,
+        help="Engines behind each of the design's doors, a UDP port each (1).",
+    ),
+    click.option(
+        "--engine-cpus", help="Host cores, such as 0,1, dealt out in turn (all but the last one)."
+    ),
+    click.option("--dpu-cpus", help="Cores for the receive queues, as NAPI threads (softirqs)."),
+    click.option("--log-bytes", type=int, help="Bytes of the circular logs together."),
+    click.option(
+        "--partitions", type=int, help="Parts of the key space (one for each engine; 64)."
+    ),
+    click.option(
+        "--access",
+        type=click.Choice(ACCESSES),
+        help="Who may use a partition: its owner, all to read, or all (auto: mostly erew).",
+    ),
+    click.option(
+        "--store", type=click.Choice(STORE_KINDS), help="When full: forget, or refuse (cache)."
+    ),
+    click.option(
+        "--move-to-head", type=float, help="A GET refreshes items older than this share (0.5)."
+    ),
+    click.option(
+        "--allow-reset/--no-allow-reset", default=None, help="RESET from the network (no)."
+    ),
+    click.option(
+        "--huge-pages/--no-huge-pages", default=None, help="2 MiB pages where available (yes)."
+    ),
+    click.option(
+        "--respond",
+        type=click.Choice(RESPOND_WAYS),
+        help="How responses leave: waited for, parked, as the load suggests (adaptive), or all by "
+        "the sender.",
+    ),
+    click.option(
+        "--transport",
+        type=click.Choice(TRANSPORTS),
+        help="How requests get from XDP to the host (ring: mapped queue pairs).",
+    ),
+    click.option(
+        "--frames", type=click.Choice(FRAMES), help="How whole frames get to a host door (af_xdp)."
+    ),
+    click.option(
+        "--dpdk-device",
+        help="With --frames dpdk: a NIC's PCI address, not a packet socket on the interface.",
+    ),
+    click.option("--socket-mode", type=click.Choice(SOCKET_MODES), help="AF_XDP's copying (auto)."),
+    click.option("--rx-descriptors", type=int, help="Of each AF_XDP socket or DPDK queue (2048)."),
+    click.option(
+        "--host-share",
+        type=float,
+        help="Share of the keys behind the host's door (bench: by measured speed; else half).",
+    ),
+    click.option(
+        "--transfer", type=click.Choice(TRANSFERS), help="What is handed over at once (batch)."
+    ),
+    click.option(
+        "--prepare", type=click.Choice(PREPARES), help="Responses, while the host works (overlap)."
+    ),
+    click.option("--send", type=click.Choice(SENDS), help="A host door's responses (after-parse)."),
+    click.option("--profile", help="local, or emulate a DPU: bf2, bf3 (local)."),
+    click.option("--depth", type=int, help="Most batches that stay parked (24)."),
+    click.option(
+        "--flush-after-us", type=float, help="When a parked response is sent anyway (30)."
+    ),
+)
+
+load_options = together(
+    click.option("--keys", type=int, default=1 << 20, show_default=True, help="Keys to store."),
+    click.option("--key-size", type=int, default=8, show_default=True, help="Bytes in a key."),
+    click.option("--value-size", type=int, default=8, show_default=True, help="Bytes in a value."),
+    click.option(
+        "--dist",
+        "distribution",
+        default="uniform",
+        show_default=True,
+        help="uniform or zipf (0.99).",
+    ),
+    click.option("--seed", type=int, default=1, show_default=True, help="Of keys and operations."),
+)
+
+
+def output_option(default: str, help_text: str) -> Decorator:
+    """Return the option --output for a picture, with the name of its default file."""
+    return click.option(
+        "--output",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path(default),
+        show_default=True,
+        help=help_text,
+    )
+
+
+def directory_option(default: str) -> Decorator:
+    """Return the option --directory of a server, whose help text names its default."""
+    return click.option(
+        "--directory",
+        metavar="URL",
+        help=f"Where clients find it: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... ({default}); "
+        f"empty for nowhere.",
+    )
+
+
+client_options = together(
+    click.option("--server", "server_address", metavar="HOST:PORT", help="Whom to ask."),
+    click.option(
+        "--directory",
+        metavar="URL",
+        help="Ask the servers that are published there: file:DIR, etcd2://HOST:PORT/PREFIX, "
+        "etcd3://...",
+    ),
+    click.option(
+        "--lab", "lab_id", help="Ask the server of this lab (default: the one that is up)."
+    ),
+    click.option("--engines", type=int, default=1, show_default=True, help="The server's engines."),
+    click.option(
+        "--timeout", type=float, default=0.2, show_default=True, help="Seconds for each try."
+    ),
+    json_option,
+)
