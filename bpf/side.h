@@ -53,6 +53,18 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 
 #define KV_KEEP_LOOP _Pragma("clang loop unroll(disable)")
 
+/*
+ * A setting that the loader fills in, so that servers with different ones run the same compiled program. It compiles
+ * to a 64-bit load of a marker (upper word) with the setting's number (lower word); kernel/compiler.py replaces both.
+ */
+#define KV_AT_LOAD_TEXT(number) #number
+#define KV_AT_LOAD(number)                                                                   \
+	({                                                                                   \
+		__u64 setting;                                                               \
+		asm("%0 = 0x4b56a70a0000000" KV_AT_LOAD_TEXT(number) " ll" : "=r"(setting)); \
+		setting;                                                                     \
+	})
+
 #else /* KV_HOST_SIDE */
 
 #include <stddef.h>

@@ -105,8 +105,8 @@ class PeerPlan:
         gets = np.ascontiguousarray(is_get, dtype=np.uint8)
         room = count * (COMMAND_BYTES_MAX + 2 * key_size + value_size)
         self.bytes = np.empty(room, np.uint8)
-        self.messages = np.zeros(-(-count // per_message), abi.dtype("kv_peer_message"))
-        self.requests = np.zeros(count, abi.dtype("kv_peer_request"))
+        self.messages = np.zeros(-(-count // per_message), _dtype("kv_peer_message"))
+        self.requests = np.zeros(count, _dtype("kv_peer_request"))
         self.native = ffi.new("struct kv_peer_plan *")
         self.native.bytes = _pointer("uint8_t *", self.bytes)
         self.native.messages = _pointer("struct kv_peer_message *", self.messages)
@@ -227,7 +227,8 @@ class PeerLoad:
     def snapshot(self) -> Snapshot:
         """Return the present counters."""
         counts = np.frombuffer(
-            ffi.buffer(ffi.addressof(self._native, "results")), abi.dtype("kv_peer_results")
+            ffi.buffer(ffi.addressof(self._native, "results")),
+            _dtype("kv_peer_results"),
         )
         return Snapshot(  # read close together: this thread may be interrupted between them
             at_ns=time.monotonic_ns(),
@@ -287,6 +288,11 @@ def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
 
 
 SO_RCVBUFFORCE = 33  # the socket module does not name it
+
+
+def _dtype(struct_name: str) -> "np.dtype[np.void]":
+    """Return the numpy dtype of a structure of the native core."""
+    return abi.dtype_of(ffi.typeof(f"struct {struct_name}"))
 
 
 def _pointer(kind: str, array: npt.NDArray[Any]) -> Any:

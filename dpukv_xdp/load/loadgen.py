@@ -71,7 +71,7 @@ def build(
     """Return the generator's BPF programs for a server's ports and the longest prepared frame."""
     settings = {
         "KV_PORT": port,
-        "KV_ENGINES": engines,
+        "KV_PORT_COUNT": engines,
         "KV_TEMPLATES": TEMPLATES,
         "KV_TEMPLATE_ROOM": workload.template_room(frame_bytes_max),
     }
