@@ -11,7 +11,6 @@ import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -43,8 +42,9 @@ class Bench:
     def __init__(
         self, config: ServerConfig, options: BenchOptions, target: Target | None = None
     ) -> None:
-        """Without `target` the server is our own, in a lab. Raises UsageError before anything is
-        built.
+        """Prepare a session on our own server in a lab, or on `target`.
+
+        Raises UsageError before anything is built.
         """
         options.check()
         self.client_cpu = _client_cpu(config)
@@ -69,17 +69,12 @@ class Bench:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def load_keys(self, options: BenchOptions) -> dict[str, float]:
-        """Store every key through the network; seconds and counts, and how long it took to get
-        here.
+        """Store every key through the network; return counts, the time that it took, and the
+        `setup_seconds` before it.
         """
         setup_seconds = (time.monotonic_ns() - self.started_ns) / 1e9
         if self._server and self._doors_to_balance():
@@ -89,7 +84,7 @@ class Bench:
         return {**result, "setup_seconds": setup_seconds}
 
     def measure(self, options: BenchOptions, progress: Progress) -> dict[str, Any]:
-        """One run: the result as it is printed with --json."""
+        """Measure one run and return its result as --json prints it."""
         options.check()
         plan = options.plan(self.source, self.destination, self.owners)
         self._load.call("prepare", plan=msgspec.to_builtins(plan))
@@ -109,7 +104,7 @@ class Bench:
         return len(self.config.row().communication) > 1 and not self.config.host_share
 
     def _balance_doors(self, server: Role, options: BenchOptions) -> None:
-        """Measure each door with all keys behind it, then share the keys by what they can do."""
+        """Measure each door with all keys behind it, then share the keys in proportion."""
         speeds = {}
         loop = msgspec.to_builtins(Loop(options.window))
         for door in self.config.row().communication:
@@ -232,7 +227,7 @@ class Bench:
         return {**result, "limit": limit_of(result)}
 
     def _settings(self) -> dict[str, Any]:
-        """Of the server, as far as a result needs them."""
+        """Return the server's settings that a result needs."""
         config, profile = self.config, self.config.profile_row()
         return {
             "respond": config.respond,
@@ -252,14 +247,14 @@ class Bench:
 
 
 def _client_cpu(config: ServerConfig) -> int:
-    """The first core without an engine and without a receive queue; the last one if all have."""
+    """Return the first core without an engine or a receive queue; the last core if all have one."""
     cpus = sorted(os.sched_getaffinity(0))
     taken = {*config.placement().host_cpus, *config.dpu_cpus}
     return next((cpu for cpu in cpus if cpu not in taken), cpus[-1])
 
 
 def _host_core_usage(role: dict[str, float] | None, config: ServerConfig) -> float | None:
-    """The paper's: cores used of the cores that the profile's host has (section 6.2)."""
+    """Return the cores used relative to the cores of the profile's host, as in section 6.2."""
     if role is None:
         return None
     cores = config.profile_row().host_cores or os.cpu_count() or 1

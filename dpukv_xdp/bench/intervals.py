@@ -8,18 +8,19 @@ from dpukv_xdp.load.loadgen import Snapshot
 from dpukv_xdp.wire import abi
 
 ACCOUNTING_DIFFERENCE_MAX = 0.2
-"""Of the run's throughput: what is farther from it in the phase for CPU time is noted."""
+"""Relative distance from the run's throughput above which the accounting phase is noted."""
 
 CPU_METHOD = (
     "dpu: CPU time of the interface's NAPI threads, if it has any (--dpu-cpus), else BPF run-time "
-    "statistics of kv_receive, waiting included and the driver's own work not; client: CPU time "
-    "of the generating thread, less dpu where that runs on top of it; both and the stages in a "
-    "phase behind the run (accounting_mops); host: CPU time of the native threads in the run, "
-    "which poll all the time (busy_fraction: time spent on batches); stolen_fraction: of client "
-    "and host, the part of their cores that other programs had in the run"
+    "statistics of kv_receive, which include waiting but not the driver's own work; client: CPU "
+    "time of the generating thread, less dpu where that runs on top of it; both and the stages "
+    "from an accounting phase after the run (accounting_mops); host: CPU time of the native "
+    "threads in the run, which poll all the time (busy_fraction: share of it spent on batches); "
+    "stolen_fraction of client and host: share of their cores' time in the run that unrelated "
+    "processes used"
 )
 ACCOUNTING_NOTE = (
-    f"CPU time of client and dpu, and stages, are from a phase of its own whose throughput was "
+    f"CPU time of client and dpu, and stages, are from an accounting phase whose throughput was "
     f"more than {ACCOUNTING_DIFFERENCE_MAX:.0%} away from the run's (accounting_mops)"
 )
 STAGE_METHOD = (
@@ -34,7 +35,7 @@ RoleTimes = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What happened between two moments."""
+    """The counters at two moments, and their differences."""
 
     before: Snapshot
     after: Snapshot
@@ -42,23 +43,23 @@ class Interval:
     server_after: dict[str, Any] | None
 
     def seconds(self) -> float:
-        """Between the generator's two snapshots."""
+        """Return the time between the generator's two snapshots."""
         return (self.after.at_ns - self.before.at_ns) / 1e9
 
     def throughput_mops(self) -> float:
-        """Million requests answered a second."""
+        """Return the million requests answered per second."""
         return self.received("responses") / self.seconds() / 1e6
 
     def received(self, name: str) -> int:
-        """Growth of a field of kv_load_results."""
+        """Return the growth of a field of kv_load_results."""
         return self.after.received[name] - self.before.received[name]
 
     def sent(self, name: str) -> int:
-        """Growth of a field of kv_load_cursor."""
+        """Return the growth of a field of kv_load_cursor."""
         return self.after.sent[name] - self.before.sent[name]
 
     def server_counters(self) -> dict[str, int] | None:
-        """Growth of the communication engine's counters; None for a server elsewhere."""
+        """Return the growth of the communication engine's counters; None for a remote server."""
         if self.server_before is None or self.server_after is None:
             return None
         before = self.server_before["counters"]
@@ -69,7 +70,7 @@ class Interval:
         }
 
     def queue_pair_bytes_per_op(self) -> dict[str, float] | None:
-        """Bytes that crossed the queue pair for one request and for one response."""
+        """Return the bytes per request and per response that crossed the queue pair."""
         counters = self.server_counters()
         if counters is None:
             return None
@@ -81,11 +82,11 @@ class Interval:
         }
 
     def client_ns(self) -> int:
-        """CPU time of the generating thread, with the softirqs that ran on top of it."""
+        """Return the CPU time of the generating thread, with the softirqs on top of it, in ns."""
         return self.after.cpu_ns - self.before.cpu_ns
 
     def communication(self) -> tuple[RoleTimes, RoleTimes | None]:
-        """Cores and CPU time per operation of client and dpu, while BPF statistics were on."""
+        """Return cores and CPU time per operation of client and dpu, with BPF statistics on."""
         operations = max(self.received("responses"), 1)
         elapsed_ns = self.after.at_ns - self.before.at_ns
         if self.server_before is None or self.server_after is None:
@@ -98,7 +99,7 @@ class Interval:
         )
 
     def host(self) -> RoleTimes | None:
-        """The same of the host, and how busy it was; None for a server elsewhere."""
+        """Return the same for the host, with its busy share; None for a remote server."""
         if self.server_before is None or self.server_after is None:
             return None
         before, after = self.server_before, self.server_after
@@ -114,7 +115,7 @@ class Interval:
         }
 
     def stages_ns_per_op(self) -> dict[str, dict[str, float]] | None:
-        """Time of one request in each stage, by side; see STAGE_METHOD."""
+        """Return the time per request in each stage, by side, in ns; see STAGE_METHOD."""
         if self.server_before is None or self.server_after is None:
             return None
         stages = {}
@@ -137,8 +138,9 @@ class Interval:
 
 
 def roles_of(run: Interval, accounting: Interval) -> dict[str, RoleTimes | None]:
-    """Cores used and CPU time per operation of client, dpu and host; see CPU_METHOD. The
-    generating thread polls too: what it did not get of its core, other programs had.
+    """Return cores and CPU time per operation of client, dpu and host; see CPU_METHOD.
+
+    The generating thread polls, so other processes had the part of its core that it did not get.
     """
     client, dpu = accounting.communication()
     client["stolen_fraction"] = _stolen_fraction(run.client_ns(), round(run.seconds() * 1e9))
@@ -146,13 +148,13 @@ def roles_of(run: Interval, accounting: Interval) -> dict[str, RoleTimes | None]
 
 
 def accounting_notes(throughput_mops: float, accounting_mops: float) -> list[str]:
-    """What has to be said where the phase for CPU time was far from the run."""
+    """Return a note if the accounting phase's throughput was far from the run's."""
     away_mops = abs(accounting_mops - throughput_mops)
     return [ACCOUNTING_NOTE] if away_mops > ACCOUNTING_DIFFERENCE_MAX * throughput_mops else []
 
 
 def _stolen_fraction(cpu_ns: int, polled_ns: int) -> float:
-    """Of the time that threads would have polled, what they did not get."""
+    """Return the share of their polling time that threads did not get."""
     return max(1 - cpu_ns / polled_ns, 0.0) if polled_ns else 0.0
 
 
@@ -161,7 +163,7 @@ def _growth(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str
 
 
 def _dpu_ns(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, bool]:
-    """CPU time of the DPU's cores, and whether the client's own does not contain it."""
+    """Return the CPU time of the DPU's cores, in ns, and whether the client's excludes it."""
     if after["napi"]:
         threads = before["napi"] or {}
         gained = (

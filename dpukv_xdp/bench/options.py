@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a benchmark measures: the load, and the room that it needs in the server."""
+"""The load of a benchmark, and the room that it needs in the server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import msgspec
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.load.loadgen import Loop
 from dpukv_xdp.load.workload import (
+    DISTRIBUTIONS,
     GAP_MEAN_MAX_NS,
     WORKLOADS,
     Distribution,
@@ -23,12 +24,12 @@ from dpukv_xdp.wire.codec import Endpoint
 SECONDS_MAX = 3600.0
 RATE_MAX = 1e9
 Progress = Callable[[str, float], None]
-"""Told what is being done, and the fraction of it that is."""
+"""Report the present step and the fraction that is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What to measure."""
+    """The load to measure."""
 
     workload: str = "B"
     distribution: Distribution = "uniform"
@@ -40,7 +41,7 @@ class BenchOptions:
     window: int = 64
     """Packets outstanding at most."""
     rate: float = 0.0
-    """Requests a second of an open loop; 0 for a closed loop."""
+    """Requests per second of an open loop; 0 for a closed loop."""
     seconds: float = 10.0
     seed: int = 1
     queues: int = 1
@@ -53,6 +54,11 @@ class BenchOptions:
             raise UsageError(
                 f"there is no workload {self.workload!r}: choose one of {', '.join(WORKLOADS)}"
             )
+        if self.distribution not in DISTRIBUTIONS:
+            raise UsageError(
+                f"there is no distribution {self.distribution!r}: choose one of "
+                f"{', '.join(DISTRIBUTIONS)}"
+            )
         if not 1 <= self.keys <= ITEMS_MAX:
             raise UsageError(f"{self.keys} keys are not 1 to {ITEMS_MAX}")
         if self.seed < 0:
@@ -60,7 +66,9 @@ class BenchOptions:
         if not 0.1 <= self.seconds <= SECONDS_MAX:
             raise UsageError(f"{self.seconds:g} seconds are not 0.1 to {SECONDS_MAX:g}")
         if not 0 <= self.rate <= RATE_MAX:
-            raise UsageError(f"a rate of {self.rate:g} requests a second is not 0 to {RATE_MAX:g}")
+            raise UsageError(
+                f"a rate of {self.rate:g} requests per second is not 0 to {RATE_MAX:g}"
+            )
         Loop(self.window).check()
         most = self.requests_per_packet_max()  # which refuses keys and values of impossible sizes
         if self.keys > 256**self.key_size:
@@ -77,27 +85,27 @@ class BenchOptions:
         rate_min = 1e9 * requests / GAP_MEAN_MAX_NS
         if 0 < self.rate < rate_min:
             raise UsageError(
-                f"{self.rate:g} requests a second, {requests} a packet, are too slow: use "
+                f"{self.rate:g} requests per second, {requests} per packet, are too slow: use "
                 f"{rate_min:g} or more, or fewer requests per packet"
             )
 
     def requests_per_packet_max(self) -> int:
-        """Most requests that one packet can hold, and one packet of answers too."""
+        """Return the most requests that fit a packet, and whose answers fit one, too."""
         return requests_per_packet_max(
             self.key_size, self.value_size, WORKLOADS[self.workload], self.packet_mtu()
         )
 
     def packet_mtu(self) -> int:
-        """What a packet may use of the link's: the kernel's live frames are a bit shorter."""
+        """Return the MTU for packets: the kernel limits live frames below some links' MTU."""
         return min(self.mtu, abi.KV_LIVE_FRAME_MAX - abi.KV_ETH_BYTES)
 
     def frame_bytes_max(self) -> int:
-        """Bytes of the longest frame that these options ask for; others may not ask for more."""
+        """Return the bytes of the longest frame that these options can cause."""
         requests = self.requests_per_packet or self.requests_per_packet_max()
         return frame_bytes_max(self.key_size, self.value_size, requests)
 
     def plan(self, source: Endpoint, destination: Endpoint, owners: tuple[int, ...]) -> Plan:
-        """The generator's orders."""
+        """Return the generator's plan for this load."""
         requests = self.requests_per_packet or self.requests_per_packet_max()
         return Plan(
             source=source,
@@ -116,10 +124,10 @@ class BenchOptions:
 
 
 def replace_config(config: ServerConfig, options: BenchOptions) -> ServerConfig:
-    """The server's settings with room for the bench's keys.
+    """Return the server's settings with room for the bench's keys.
 
-    A log that has no room for all of them twice would lose some to others that GETs move to its
-    head: there nothing moves.
+    GETs that move items to the log's head would push others out of a log that cannot hold all items
+    twice; with such a log nothing is moved.
     """
     items_bytes = options.keys * config.item_bytes(options.key_size, options.value_size)
     log_bytes = config.log_bytes or items_bytes + min(items_bytes, ROOMY_LOG_BYTES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The table of other stores: how to start each, and what it speaks."""
+"""The table of other stores: their programs, arguments and protocols."""
 
 import os
 import re
@@ -14,31 +14,31 @@ from dpukv_xdp.bench.peers_load import PROTOCOLS, Transport
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A store that is not ours, and how to talk to it."""
+    """Another store, and the way to talk to it."""
 
     name: str
     summary: str
     program: str
     package: str
-    """Debian's."""
+    """Debian's package of the program."""
     protocol: str
     """A row of peers_load.PROTOCOLS."""
     load_protocol: str
-    """How keys are stored before a run: over TCP, where nothing is lost."""
+    """The protocol by which keys are stored before a run: over TCP, which loses nothing."""
     port: int
     arguments: Callable[["PeerSize"], list[str]]
     probe: bytes
-    """Sent to see whether it is up."""
+    """Request that shows whether the server is up."""
     reply: bytes
-    """How its answer to that begins."""
+    """Beginning of the answer to the probe."""
 
     @property
     def transport(self) -> Transport:
-        """What the measured messages travel by."""
+        """Return the transport of the measured messages."""
         return PROTOCOLS[self.protocol].transport
 
     def find(self) -> str:
-        """The program's path. Raises MissingError with the package to install."""
+        """Return the program's path. Raises MissingError with the package to install."""
         path = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
         if path is None:
             raise MissingError(
@@ -49,7 +49,7 @@ class Peer:
         return path
 
     def version(self) -> str:
-        """Its version as it says itself."""
+        """Return the version that the program prints."""
         said = subprocess.run(
             [self.find(), "--version"], capture_output=True, text=True, check=False
         )
@@ -59,20 +59,20 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class PeerSize:
-    """What a server has to be laid out for."""
+    """The load for which a server is sized."""
 
     address: str
     port: int
     keys: int
     item_bytes: int
-    """Of a key's text and a value."""
+    """Bytes of a key's text and a value."""
     connections: int
     threads: int
-    """As many as the server has cores."""
+    """Threads of the server, one per core."""
 
 
 def _redis(size: PeerSize) -> list[str]:
-    """One thread for the commands, others beside it for the sockets, and nothing on disk."""
+    """Return arguments for one command thread, further threads for the sockets, nothing on disk."""
     return [
         *("--bind", size.address, "--port", str(size.port), "--protected-mode", "no"),
         *("--save", "", "--appendonly", "no", "--daemonize", "no"),
@@ -82,7 +82,7 @@ def _redis(size: PeerSize) -> list[str]:
 
 
 def _memcached(size: PeerSize) -> list[str]:
-    """Worker threads, room for every key, and an index that need not grow during a run."""
+    """Return arguments for worker threads, room for every key, and an index of its final size."""
     megabytes = 64 + size.keys * (size.item_bytes + 128) // (1 << 20) * 5 // 4
     return [
         *("-u", "nobody", "-l", size.address, "-p", str(size.port), "-U", str(size.port)),
@@ -147,7 +147,7 @@ PEERS = {
 
 
 def find_peer(name: str) -> Peer:
-    """The row of that name. Raises UsageError."""
+    """Return the peer of that name. Raises UsageError for an unknown name."""
     if name not in PEERS:
         raise UsageError(f"there is no peer {name!r}: choose among {', '.join(PEERS)}")
     return PEERS[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""CPU times of a peer's server, which is a process of its own, and of the generator beside it."""
+"""CPU times of a peer's server, which is a separate process, and of the generator."""
 
 import contextlib
 import os
@@ -11,32 +11,32 @@ from typing import Any
 from dpukv_xdp.bench.peers_load import Snapshot, total
 
 CPU_METHOD = (
-    "host: CPU time of the server's process, the kernel's network stack in its system calls "
-    "included, and the client's share of it that runs in the softirq of a send (busy_fraction: its "
-    "part of the server's cores, or its busiest thread's of one); client: CPU time of the "
-    "generating thread, which polls all the time (busy_fraction: the time in which its polls found "
-    "something), with the server's share of the stack in the same way; there is no dpu; "
-    "stolen_fraction: the part of the cores that was neither theirs nor idle"
+    "host: CPU time of the server's process, including the kernel's network stack in its system "
+    "calls and the client's receive path, which runs in the softirq of a send (busy_fraction: "
+    "share of the server's cores, or of one core for its busiest thread); client: CPU time of the "
+    "generating thread, which polls all the time (busy_fraction: share of the time in which polls "
+    "found data), including the server's receive path in the same way; there is no dpu; "
+    "stolen_fraction: share of the cores' time that unrelated processes used"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTimes:
-    """Of a server's process at one moment."""
+    """CPU times of a server's process at one moment."""
 
     at_ns: int
     """CLOCK_MONOTONIC."""
     cpu_ns: int
-    """All threads."""
+    """CPU time of all threads."""
     by_thread_ns: dict[str, int]
-    """CPU time of each."""
+    """CPU time of each thread, by its id."""
     idle_ns: int
-    """Of the cores that it is pinned to."""
+    """Idle time of the cores to which the server is pinned."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRun:
-    """What happened between two moments."""
+    """The counters and times at two moments, and their differences."""
 
     before: Snapshot
     after: Snapshot
@@ -51,11 +51,11 @@ class PeerRun:
         return total([self.before.counts, self.after.counts], name)
 
     def roles(self) -> dict[str, Any]:
-        """As roles_of() of bench.py, with the time that each was busy."""
+        """Return the roles as intervals.roles_of() does, with their busy fractions."""
         return {"client": self._client(), "dpu": None, "host": self._server()}
 
     def _client(self) -> dict[str, float]:
-        """It polls: what it did not get of its core, other programs had."""
+        """Return the generator's times. It polls: the rest of its core went to other programs."""
         elapsed_ns, cpu_ns = self.elapsed_ns(), self.after.cpu_ns - self.before.cpu_ns
         return {
             **self._times(cpu_ns),
@@ -64,8 +64,8 @@ class PeerRun:
         }
 
     def _server(self) -> dict[str, float]:
-        """It sleeps when there is nothing to do, and its threads wait for each other: what is
-        neither its own time nor idle, other programs had.
+        """Return the server's times. It sleeps when it has no work, so the time that is neither its
+        own nor idle went to other programs.
         """
         before, after = self.server_before, self.server_after
         elapsed_ns = after.at_ns - before.at_ns
@@ -93,8 +93,9 @@ def _fraction(part_ns: int, whole_ns: int) -> float:
 
 
 def thread_times_ns(tasks: Path) -> dict[str, int]:
-    """CPU time of each thread in a directory such as /proc/<pid>/task; nothing of those that end,
-    or if the kernel does not say.
+    """Return the CPU time of each thread in a directory such as /proc/<pid>/task, in ns.
+
+    Threads that end meanwhile are left out.
     """
     times = {}
     for thread in tasks.iterdir():
@@ -104,7 +105,7 @@ def thread_times_ns(tasks: Path) -> dict[str, int]:
 
 
 def idle_ns(cpus: Sequence[int], statistics: Path = Path("/proc/stat")) -> int:
-    """Time that cores have been idle, added up; the kernel counts in hundredths of a second."""
+    """Return the sum of some cores' idle times; the kernel counts in hundredths of a second."""
     wanted = {f"cpu{cpu}" for cpu in cpus}
     lines = (line.split() for line in statistics.read_text().splitlines())
     ticks = sum(int(line[4]) + int(line[5]) for line in lines if line[0] in wanted)
@@ -112,7 +113,7 @@ def idle_ns(cpus: Sequence[int], statistics: Path = Path("/proc/stat")) -> int:
 
 
 def process_clock(pid: int) -> int:
-    """The clock id of another process's CPU time: clock_getcpuclockid(3)."""
+    """Return the clock id of another process's CPU time, as clock_getcpuclockid(3) does."""
     return (~pid << 3) | CPUCLOCK_SCHED
 
 

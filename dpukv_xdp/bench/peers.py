@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -58,15 +57,16 @@ START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 LOAD_REQUESTS = 1 << 18
-"""Keys that are prepared at a time for the load phase."""
+"""Keys prepared at a time in the load phase."""
 LOG_BYTES_MAX = 1 << 12
 CONGESTION_CONTROLS = ("cubic", "reno")
-"""The first that the kernel lets a network namespace choose. The machine's own may be bbr, which
-paces; without loss these two do not differ."""
+"""Congestion controls by preference: the first that the kernel allows in a network namespace is
+used. The machine's default may be bbr, which paces; without loss these two do not differ.
+"""
 DATAGRAM_BYTES_MAX = 65507
-"""What is longer than the MTU goes in fragments, as it would for any client of memcached."""
+"""Longest payload of a datagram; above the MTU it is fragmented, as for any memcached client."""
 WINDOW_UDP = abi.KV_BATCH_MAX
-"""Messages outstanding behind a UDP socket, at most."""
+"""Most messages outstanding on a UDP socket."""
 NETWORK_NOTE = (
     "peers: kernel sockets on the lab's veth pair without XDP, checksum and segmentation offload "
     "on, congestion control {}"
@@ -78,8 +78,9 @@ class PeerSession:
     """A peer's server and a load generator in a lab; a context manager that takes all down."""
 
     def __init__(self, peer: Peer, options: BenchOptions, server_cores: int = 1) -> None:
-        """The server has as many threads as cores. Raises UsageError or MissingError before
-        anything is built.
+        """Prepare a session whose server has one thread per core.
+
+        Raises UsageError or MissingError before anything is built.
         """
         if options.rate:
             raise UsageError("peers are measured in a closed loop: leave out --rate")
@@ -103,12 +104,7 @@ class PeerSession:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def load_keys(self, options: BenchOptions) -> dict[str, float]:
@@ -141,7 +137,7 @@ class PeerSession:
         }
 
     def measure(self, options: BenchOptions, progress: Progress) -> Result:
-        """One run: a result like Bench.measure()'s."""
+        """Measure one run and return a result like that of Bench.measure()."""
         options.check()
         plan = self._plan(options)
         window = self._window(options)
@@ -182,7 +178,7 @@ class PeerSession:
         return plan
 
     def _window(self, options: BenchOptions) -> int:
-        """Messages outstanding: over UDP there is a most."""
+        """Return the messages outstanding, which UDP limits."""
         return options.window if self.peer.transport == "tcp" else min(options.window, WINDOW_UDP)
 
     def _load(self, transport: Transport, window: int) -> PeerLoad:
@@ -255,7 +251,7 @@ class PeerSession:
 
     @contextlib.contextmanager
     def _death_named(self) -> Iterator[None]:
-        """A server that has ended is what went wrong, whoever noticed it first and by what."""
+        """Report a server that has ended as the cause of any failure within the block."""
         try:
             yield
         except DpukvError as error:
@@ -303,8 +299,8 @@ class PeerSession:
 
 
 def cores(server_cores: int = 1) -> tuple[tuple[int, ...], int]:
-    """The cores of a peer's server and that of the generator: those of as many of our engines and
-    of their client.
+    """Return the cores of a peer's server and the generator's core: those that our engines and our
+    client would have.
     """
     servers = default_host_cpus()[:server_cores]
     others = sorted(os.sched_getaffinity(0).difference(servers))
@@ -312,10 +308,10 @@ def cores(server_cores: int = 1) -> tuple[tuple[int, ...], int]:
 
 
 def prepare_network(end: End) -> str:
-    """The best that the kernel's stack can have on a veth end; TCP's congestion control then.
+    """Set a veth end up for the kernel's stack; return TCP's congestion control.
 
-    The lab's NAPI program would have every segment copied, and its missing checksum offload turns
-    segmentation offload off.
+    Detaches the lab's NAPI program, for which every segment would be copied, and enables checksum
+    offload, without which segmentation offload is off.
     """
     with in_namespace(end.namespace):
         interface = nic.find(end.interface)
@@ -331,14 +327,14 @@ def prepare_network(end: End) -> str:
 
 
 def favour(pid: int) -> None:
-    """The priority that our engines have, for every thread of a process."""
+    """Give every thread of a process the priority of our engines."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, int(thread.name), ENGINE_NICE)
 
 
 def how_ended(process: subprocess.Popen[Any]) -> str:
-    """How a process ended, in words."""
+    """Return a process's signal or exit status in words."""
     status = process.wait(patient(STOP_SECONDS))
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.discovery.directory import ServerRecord
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Request
@@ -61,3 +62,11 @@ def address_text(endpoint: Address) -> str:
     """Return an address as HOST:PORT."""
     host, port = endpoint
     return f"{host}:{port}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
+        raise UsageError(f"{text!r} is not HOST:PORT")
+    return host, int(port)

@@ -22,31 +22,32 @@ AS_IT_IS = "as it is"
 """The label of a run of `bench --ablate` with nothing switched."""
 
 
-# Of the veth lab.
+# Numbers of the veth lab.
 LAB_BURST_PACKETS = 16
-"""Live frames that are sent at once, and frames that a host door takes at once."""
+"""Live frames sent at once, and frames that a host door takes at once."""
 LAB_PARKED = 24
-"""Batches that `--respond adaptive` parks at most (config's depth)."""
+"""Most batches that `--respond adaptive` parks (the default of ServerConfig.depth)."""
 LAB_HAND_OVER_US = 0.2
-"""One way: half of a blocking hand-over by mapped ring, `dpukv qp-bench`."""
+"""Hand-over one way: half of a blocking one by mapped ring, from `dpukv qp-bench`."""
 LAB_PAUSE_US = 10.0
-"""Of an engine's core by a timer tick, set by hand: more than 5 us (decision 4). Each frame that
-comes meanwhile parks one response more, up to LAB_PARKED, and in a busy stream nothing takes them
-away again. More ticks park more, and a flush takes all: the model has one since the last flush.
+"""Pause of an engine's core by a timer tick, set by hand: more than 5 us (decision 4). Each frame
+that arrives during it parks one further response, up to LAB_PARKED, and in a busy stream these stay
+parked until a flush. The model has one tick since the last flush.
 """
 LAB_PREPARE_NS = 2.0
-"""Of a request, in XDP, before the host's answer is needed (docs/EXPERIMENTS.md, Ablation)."""
+"""Time per request in XDP that needs no answer from the host (docs/EXPERIMENTS.md, Ablation)."""
 
 
 def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
-    """Costs of this machine in the veth lab, from results of `dpukv bench --json`.
+    """Return this machine's costs in the veth lab, from results of `dpukv bench --json`.
 
-    Uses closed loops of one workload without emulation, by the columns of the designs: XDP's own
-    store (dpu-only) gives the client and XDP's stages, one to one (lat) the queue pair and the
-    processing engine, the host alone (cpu-only) its door, two doors (dual, shrd) what frames for
-    one take more of the core that has the other, and one store behind two doors (dual) what
-    sharing it costs. Several packet sizes give what a packet costs and what a request costs.
-    Raises UsageError if one of the first three is missing.
+    The results that count are closed loops of one workload without emulation. The columns of a
+    design decide what its result gives: XDP's own store (dpu-only) the client and XDP's stages;
+    one-to-one pairing (lat) the queue pair and the processing engine; the host alone (cpu-only) its
+    door; two doors (dual, shrd) the additional cost of frames for one door on the core of the
+    other; one store behind two doors (dual) the cost of sharing it. Several packet sizes separate
+    the cost of a packet from that of a request. Raises UsageError if one of the first three is
+    missing.
     """
     usable = merged(calibration(results), lambda r: (r["design"], packet_requests(r)))
     fused_dpu, fused_host, offloaded = _required_rows(usable)
@@ -95,7 +96,7 @@ def costs_from_bench(results: Sequence[dict[str, Any]]) -> Costs:
 
 
 Rows = list[tuple[int, dict[str, Any]]]
-"""Requests in a packet, and the result."""
+"""Pairs of requests per packet and result."""
 
 
 def _required_rows(usable: Sequence[dict[str, Any]]) -> tuple[Rows, Rows, Rows]:
@@ -130,7 +131,7 @@ def _dpu_engine(fused: Rows, offloaded: Rows) -> EngineCosts:
         parse=_line([(n, _work_ns(r)["parse"]) for n, r in offloaded]),
         process=_line([(n, _work_ns(r)["process"]) for n, r in fused]),
         prepare=Cost(request_ns=LAB_PREPARE_NS),
-        # Building the answer needs the host's.
+        # Building a response needs the host's answer.
         send=_line([(n, _work_ns(r)["prepare"] - LAB_PREPARE_NS) for n, r in offloaded]),
     )
 
@@ -139,7 +140,8 @@ def _host_engine(fused: Rows, process: Cost) -> EngineCosts:
     def stage(name: str) -> Cost:
         return _line([(n, _host_ns(r, name)) for n, r in fused])
 
-    # Processing takes another time on a core that has just received and parsed: with the rest.
+    # On a core that has just received and parsed, processing takes a different time: the difference
+    # counts as sending.
     send = [
         (n, _host_ns(r, "send") + _host_ns(r, "process") - process.of(1, n) / n) for n, r in fused
     ]
@@ -155,10 +157,10 @@ def _host_engine(fused: Rows, process: Cost) -> EngineCosts:
 def _two_doors(
     results: Rows, client: Cost, forward: Cost, of_dpu_door: dict[Place, Rows]
 ) -> tuple[Cost, float]:
-    """What a frame for the host, and a burst with such frames, takes more of XDP's core if that has
-    a door of its own: by what is left of that core's time.
+    """Return the additional cost to XDP's core of frames for the host's door if the core has a door
+    of its own, and that of a burst with such frames: the unexplained rest of the core's time.
 
-    `of_dpu_door`: results of the DPU's door alone, by where it has its requests processed.
+    `of_dpu_door` has results of the DPU's door alone, by the place of its processing.
     """
     xdp = {place: _line([(n, _xdp_ns(r)) for n, r in rows]) for place, rows in of_dpu_door.items()}
     rows, values = [], []
@@ -176,7 +178,7 @@ def _two_doors(
 
 
 def _xdp_ns(result: dict[str, Any]) -> float:
-    """XDP's time for one request of all, waiting left out."""
+    """Return XDP's time per request without waiting, in ns."""
     return sum(ns for stage, ns in _work_ns(result).items() if stage != "wait")
 
 
@@ -185,15 +187,16 @@ def _host_ns(result: dict[str, Any], stage: str) -> float:
 
 
 def apart(costs: Costs) -> Costs:
-    """The same with the client on a machine of its own, as over a real network: each endpoint has
-    a window then, and a queue of what it can hold.
+    """Return the costs with the client on a machine of its own, as over a real network: each
+    endpoint then has its own window.
     """
     return replace(costs, client=ClientCosts(lump=costs.client.lump))
 
 
 def on_dpu(costs: Costs, dpu: str) -> Costs:
-    """Measured costs with the cores, the speed and the bus of a profile. What is for a host's door
-    is steered there by hardware, past the DPU's cores.
+    """Return measured costs with the cores, the speed and the bus of a profile.
+
+    Hardware steers frames for the host's door past the DPU's cores.
     """
     profile = find_profile(dpu)
     if not profile.is_emulated:
@@ -213,21 +216,19 @@ def on_dpu(costs: Costs, dpu: str) -> Costs:
 
 
 def calibration(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of some results those that costs are made of: with the largest window."""
+    """Return the results from which costs are computed: those with the largest window."""
     usable = [result for result in results if _is_calibration(result)]
     window = max((result["window"] for result in usable), default=0)
     return [result for result in usable if result["window"] == window]
 
 
 def packet_requests(result: dict[str, Any]) -> int:
-    """Requests in a packet as they were sent: a packet that is asked to hold more than fits holds
-    what fits.
-    """
+    """Return the requests per packet that were sent, which may be fewer than were asked for."""
     return max(round(float(result["throughput_mops"]) / float(result["packets_mpps"])), 1)
 
 
 def _is_calibration(result: dict[str, Any]) -> bool:
-    """A closed loop of this machine as it is, with nothing switched."""
+    """Return whether a result is a closed loop of this machine without emulation or ablation."""
     return (
         bool(result.get("design"))
         and not result.get("rate")
@@ -246,8 +247,10 @@ def _rows(results: Sequence[dict[str, Any]], applies: Callable[[Design], bool]) 
 
 
 def _accounting_factor(result: dict[str, Any]) -> float:
-    """What CPU time has to be multiplied with: it is taken in a phase of its own in which the
-    kernel's statistics slow everything down (bench.py), so this is its throughput over the run's.
+    """Return the factor that corrects CPU time for the slow-down while it was measured.
+
+    CPU time comes from a phase in which the kernel's statistics slow everything down (bench.py);
+    the factor is the throughput of that phase relative to the run's.
     """
     client = result["roles"]["client"]
     accounted_mops = client["cores"] / client["cpu_ns_per_op"] * 1e3
@@ -255,13 +258,15 @@ def _accounting_factor(result: dict[str, Any]) -> float:
 
 
 def _role_ns(result: dict[str, Any], role: str) -> float:
-    """CPU time of a role for one request, without the cost of accounting."""
+    """Return a role's CPU time per request without the cost of accounting, in ns."""
     return float(result["roles"][role]["cpu_ns_per_op"]) * _accounting_factor(result)
 
 
 def _work_ns(result: dict[str, Any]) -> dict[str, float]:
-    """XDP's time for one request by stage: the kernel's total, in the proportions of the stage
-    clocks, of which each adds its own reading; waiting is left out.
+    """Return XDP's time per request by stage, in ns.
+
+    The kernel's total is divided in the proportions of the stage clocks, because each of these
+    includes its own reading.
     """
     clocks = dict(result["stages_ns_per_op"]["dpu"])
     total_clocks = sum(clocks.values())
@@ -270,8 +275,10 @@ def _work_ns(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _line(points: Sequence[tuple[int, float]]) -> Cost:
-    """What a packet and a request cost, from (requests in a packet, ns for each): the least
-    relative squares, neither below 0. One packet size alone says nothing about packets.
+    """Return the cost of a packet and of a request from (requests per packet, ns per request).
+
+    Fits the least relative squares with neither cost below 0. With a single packet size the cost of
+    a packet is unknown, and taken as 0.
     """
     if not points:
         return Cost()
@@ -282,8 +289,10 @@ def _line(points: Sequence[tuple[int, float]]) -> Cost:
 
 
 def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Factors of the columns, none below 0, with the least relative squares: of those subsets of
-    columns that allow it the best; of equally good ones the first, by fewest and by order.
+    """Return the columns' factors, none below 0, with the least relative squares.
+
+    Tries every subset of columns and takes the best; of equally good ones the smallest, then the
+    first.
     """
     columns, wanted = np.array(rows), np.array(values)
     weights = 1 / np.maximum(wanted, 1e-9)

@@ -11,18 +11,19 @@ from typing import Any
 import msgspec
 
 from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.base.places import RESULTS_DIR
 from dpukv_xdp.model.bench_costs import apart, costs_from_bench, on_dpu
 from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.paper_costs import costs_from_paper
 
-MEASURED_PATH = Path(__file__).parents[2] / "docs" / "results" / "model_points.json"
-"""Results of `dpukv bench`, a list: what `--costs committed` reads."""
+MEASURED_PATH = RESULTS_DIR / "model_points.json"
+"""A list of results of `dpukv bench`, which `--costs committed` reads."""
 
 
 def read_costs(path: Path) -> Costs:
-    """Costs from a TOML file as `costs_toml` writes it, or from a JSON file of bench results.
+    """Return costs from a TOML file that `costs_toml` wrote, or from a JSON file of bench results.
 
-    Raises UsageError for what is neither.
+    Raises UsageError for any other file.
     """
     if path.suffix == ".json":
         return costs_from_bench(read_results(path))
@@ -33,9 +34,10 @@ def read_costs(path: Path) -> Costs:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Results of `dpukv bench --json`: one, a list, or what `--design all` writes.
+    """Return the results in a file of `dpukv bench --json`: one, a list, or those of
+    `--design all`.
 
-    Raises UsageError if the file is none of these.
+    Raises UsageError for any other file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -51,7 +53,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def find_costs(source: str, dpu: str, workload: str) -> Costs:
-    """Costs by the command line's words: `paper`, `committed`, or a file's name."""
+    """Return the costs that the option --costs names: `paper`, `committed`, or a file."""
     if source == "paper":
         return costs_from_paper(dpu, workload)
     if source == "committed":
@@ -64,8 +66,9 @@ def find_costs(source: str, dpu: str, workload: str) -> Costs:
 
 
 def costs_of_results(results: Sequence[dict[str, Any]], dpu: str, workload: str) -> Costs:
-    """Costs from bench results, for a client apart and with a profile's cores and bus: of this
-    workload with uniform keys, if there is any of it.
+    """Return costs from bench results, with a separate client and with a profile's cores and bus.
+
+    Uses the results of this workload with uniform keys if there are any, otherwise all.
     """
     uniform = [
         result
@@ -76,7 +79,7 @@ def costs_of_results(results: Sequence[dict[str, Any]], dpu: str, workload: str)
 
 
 def costs_toml(costs: Costs) -> str:
-    """The costs as TOML, to be changed by hand and read again."""
+    """Return the costs as TOML, which `read_costs` reads."""
     lines: list[str] = []
     _write_table(lines, "", asdict(costs))
     return "\n".join(lines) + "\n"

@@ -17,12 +17,12 @@ from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.wire import abi
 
 PAUSED_TRANSFER = 100
-"""Of an engine, before which it pauses: within the warm-up."""
+"""Number of the transfer before which an engine pauses; it falls into the warm-up."""
 
 
 @dataclass(slots=True)
 class Transfer:
-    """What goes through a queue pair at once, and comes back."""
+    """Batches that go through a queue pair together and come back together."""
 
     batches: list[Batch]
     door: "OffloadedDoor"
@@ -39,14 +39,14 @@ class Transfer:
 
 
 class Client(Duty):
-    """Sends to its endpoints and takes the time of the answers."""
+    """A load generator: sends batches to its endpoints and times the answers."""
 
     def __init__(self, world: "World", core: Core, window_batches: int) -> None:
         self.world = world
         self.core = core
         self.free = window_batches
         self.due: deque[float] = deque()
-        """Of an open loop: when what is not sent yet should have been."""
+        """Intended start times of an open loop's unsent batches."""
         self.endpoints: list[Callable[[Batch], None]] = []
         self.weights: list[float] = []
         core.duties.append(self)
@@ -79,14 +79,14 @@ class Client(Duty):
             )
 
     def answered(self, batch: Batch) -> None:
-        """One is back."""
+        """Take a batch's answer."""
         self.free += 1
         self.world.count(batch)
         self.core.wake()
 
 
 class Door(Duty):
-    """A communication engine: takes a burst of what has arrived."""
+    """A communication engine, which takes arrived batches in bursts."""
 
     def __init__(self, world: "World", core: Core, engine: EngineCosts) -> None:
         self.world = world
@@ -94,9 +94,9 @@ class Door(Duty):
         self.engine = engine
         self.arrived: deque[Batch] = deque()
         self.in_nic: deque[Batch] = deque()
-        """Frames for a host's door that found no free descriptor."""
+        """Frames for a host's door that wait for a free descriptor."""
         self.descriptors = world.costs.rx_descriptors or math.inf
-        """Free: what the NIC may still bring over the bus to a host's door."""
+        """Free descriptors: packets that the NIC may still bring to a host's door."""
         core.duties.append(self)
 
     def arrive(self, batch: Batch) -> None:
@@ -104,7 +104,7 @@ class Door(Duty):
         self.core.wake()
 
     def arrive_at_nic(self, batch: Batch) -> None:
-        """Over the bus as a whole frame, as soon as there is a descriptor for it."""
+        """Take a whole frame and send it over the bus as soon as it gets a descriptor."""
         self.in_nic.append(batch)
         self._bring()
 
@@ -135,7 +135,7 @@ class Door(Duty):
 
 
 class FusedDoor(Door):
-    """Receives, parses, processes, prepares and sends on one core."""
+    """A door that receives, parses, processes, prepares and sends on one core."""
 
     def __init__(
         self, world: "World", core: Core, engine: EngineCosts, side: Place, *, sends_late: bool
@@ -145,7 +145,8 @@ class FusedDoor(Door):
         self.sends_late = sends_late
         self.process = _plus(engine.process, world.store_extra)
         self.held: list[Batch] = []
-        """Processed; sent when the next burst has been parsed, as MICA does (section 4.3)."""
+        """Processed batches that are sent after the next burst is parsed, as in MICA (section 4.3).
+        """
 
     def is_ready(self) -> bool:
         return bool(self.arrived or self.held)
@@ -168,10 +169,10 @@ class FusedDoor(Door):
 
 
 class OffloadedDoor(Door):
-    """Communicates; a processing engine beyond the bus does the rest.
+    """A door whose requests a processing engine beyond the bus processes.
 
-    What is finished leaves before the next burst is parsed (section 4.3). In the veth lab it leaves
-    with the frames of that burst instead, one with each, and by the sender if none comes.
+    Finished responses leave before the next burst is parsed (section 4.3). In the veth lab they
+    leave with the frames of that burst instead, one per frame, and by the sender if no frame comes.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class OffloadedDoor(Door):
         self.world.respond(answered, self.side)
 
     def finished(self, transfer: Transfer) -> None:
-        """The response queue has it."""
+        """Note that a transfer's responses are in the response queue."""
         transfer.is_done = True
         transfer.done_ns = self.world.env.now
         if transfer.waiter is not None:
@@ -215,7 +216,7 @@ class OffloadedDoor(Door):
             self.world.after(self.world.flush_after_ns, self.core.wake)
 
     def _may_leave(self) -> bool:
-        """Whether the oldest is finished, and need not look for a frame that carries it."""
+        """Return whether the oldest transfer is finished and leaves without a frame to carry it."""
         if not self.parked or not self.parked[0].is_done:
             return False
         if not self.world.costs.carried_by_frames:
@@ -225,12 +226,12 @@ class OffloadedDoor(Door):
         return self.world.env.now >= self.parked[0].done_ns + self.world.flush_after_ns
 
     def _hand_over(self, batches: list[Batch]) -> Events:
-        """Receive and parse, over the bus, and prepare meanwhile."""
+        """Receive and parse a burst, post it to the bus, and prepare while it is processed."""
         engine = self.engine
         transfer = Transfer(batches, self)
         yield from self.core.spend(
             _sum(batches, engine.receive, engine.parse)
-            + self.world.costs.post.of(1, transfer.requests())  # one transfer, whatever is in it
+            + self.world.costs.post.of(1, transfer.requests())
         )
         self._post(transfer)
         yield from self.core.spend(_sum(batches, engine.prepare))
@@ -251,7 +252,7 @@ class OffloadedDoor(Door):
 
 
 class Engine(Duty):
-    """A processing engine: serves its queue pairs in the order of what arrives."""
+    """A processing engine, which serves transfers in the order of their arrival."""
 
     def __init__(self, world: "World", core: Core, engine: EngineCosts, side: Place) -> None:
         self.world = world
@@ -277,7 +278,8 @@ class Engine(Duty):
             yield from self.core.spend(self.world.costs.pause_us * 1e3)
         requests = transfer.requests()
         costs = self.world.costs
-        serve_ns = costs.serve.of(1, requests) / self.core.slowdown  # it waits for the bus
+        # Serving waits for the bus, so a slower core does not lengthen it.
+        serve_ns = costs.serve.of(1, requests) / self.core.slowdown
         yield from self.core.spend(_sum(transfer.batches, self.process) + serve_ns)
         size = requests * abi.SIZE("kv_response") + 1
         self.world.to_processing(self.side).send(
@@ -286,7 +288,7 @@ class Engine(Duty):
 
 
 class Forward(Duty):
-    """A communication core that only passes frames on to the host's door."""
+    """A communication core that passes frames on to the host's door."""
 
     def __init__(self, world: "World", core: Core, door: Door) -> None:
         self.world = world
@@ -315,7 +317,7 @@ class Forward(Duty):
 
 
 def _sum(batches: list[Batch], *stages: Cost) -> float:
-    """Nanoseconds of stages for some batches."""
+    """Return the time of some stages for some batches, in ns."""
     packets = requests = 0
     for batch in batches:
         packets += batch.packets
@@ -331,7 +333,7 @@ def _plus(one: Cost, other: Cost) -> Cost:
 
 
 def _transfers_of(burst: list[Batch], packets_max: int) -> list[list[Batch]]:
-    """A burst in pieces of at most so many packets, in order."""
+    """Return a burst in pieces of at most `packets_max` packets, in order."""
     pieces: list[list[Batch]] = []
     packets = packets_max
     for batch in burst:

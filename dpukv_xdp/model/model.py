@@ -276,9 +276,9 @@ def plot_sweep(
         "host-cores": "host cores",
         "load": "packets outstanding at an endpoint",
     }
-    left.set(xlabel=labels[over], ylabel="million requests a second", ylim=(0, None))
+    left.set(xlabel=labels[over], ylabel="million requests per second", ylim=(0, None))
     right.set(
-        xlabel="million requests a second" if over == "load" else labels[over],
+        xlabel="million requests per second" if over == "load" else labels[over],
         ylabel="round trip, µs (dashed: 99 %)",
         ylim=(0, None),
     )
@@ -324,7 +324,7 @@ def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Pa
         right.bar(places, means, width, color=line.get_color(), label=name)
         right.plot(places, peaks, "_", color="black", markersize=300 * width / len(resources))
     left.set(
-        xlabel="million requests a second",
+        xlabel="million requests per second",
         ylabel="round trip, mean, µs",
         xlim=(0, None),
         ylim=(0, None),

@@ -22,10 +22,10 @@ from dpukv_xdp.model.paper_values import paper_range, paper_results
 from dpukv_xdp.topology.profiles import find_profile
 
 SET_SHARES = {"A": 0.5, "B": 0.05, "C": 0.0}
-"""Of YCSB's workloads (section 3.1)."""
+"""Share of SETs in each YCSB workload (section 3.1)."""
 
 
-# Assumptions of the paper's machine: what it does not print. `ASSUMPTIONS` says why.
+# Assumptions about the paper's machine; ASSUMPTIONS has their reasons.
 PREPARE_SHARE = 0.5
 CLIENT_LUMP_PACKETS = 32
 WIRE_LATENCY_US = 6.0
@@ -33,25 +33,25 @@ POST_NS = 200.0
 BF2_SERVE_NS = 0.0
 PARKED_TRANSFERS = {"bf2": 0, "bf3": 1}
 HOST_THREADS = 8
-"""Of CPU-only (section 6.1): what its throughput and Table 1 are of."""
+"""Host threads of CPU-only (section 6.1), to which its throughput and Table 1 refer."""
 SPARE_HOST_CORES = 2
-"""Of a design with a host's door and one core for the DPU's (section 4.5)."""
+"""Host cores for the host's door in a design with one core for the DPU's door (section 4.5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FittedParameter:
-    """One number of the model that was set so that one value of the paper comes out."""
+    """A number of the model that was set to reproduce one value of the paper."""
 
     name: str
     value: float
     unit: str
     fitted_on: str
-    """The value, and where the paper has it; or how else it was chosen."""
+    """The paper's value and its place; or how else the number was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assumption:
-    """One number of the model that the paper does not print and that no value of it sets."""
+    """A number of the model that the paper neither prints nor determines."""
 
     name: str
     value: float
@@ -61,12 +61,12 @@ class Assumption:
 
 @dataclass(frozen=True, slots=True)
 class PaperFit:
-    """The fitted parameters of one DPU in the paper's host; everything else is held out."""
+    """The fitted parameters of one DPU in the paper's host; all other values are held out."""
 
     dpu: str
     """The profile's name."""
     column: str
-    """What the paper's table calls it."""
+    """The DPU's name in the paper's table."""
     parameters: tuple[FittedParameter, ...]
 
     def __getitem__(self, name: str) -> float:
@@ -120,11 +120,14 @@ ASSUMPTIONS = (
         "one host core would be its limit, and the paper has it scale with the DPU's cores",
     ),
 )
-"""What the paper's costs assume, with reasons."""
+"""Assumptions of the paper's costs, with reasons."""
 
 
 def fit_paper(dpu: str) -> PaperFit:
-    """Each parameter in closed form. Raises UsageError for a DPU that the paper has not."""
+    """Return a DPU's fitted parameters, each in closed form.
+
+    Raises UsageError for a DPU that is not in the paper.
+    """
     if dpu == "bf2":
         return _fit_bf2()
     if dpu == "bf3":
@@ -133,10 +136,11 @@ def fit_paper(dpu: str) -> PaperFit:
 
 
 def costs_from_paper(dpu: str, workload: str = "C") -> Costs:
-    """Costs of the paper's machine with that DPU, for uniform keys.
+    """Return the costs of the paper's machine with a DPU, for uniform keys.
 
-    A packet holds one request (section 4.2.1: bytes per packet are those of one); a transfer is
-    a burst (section 6.1). A core prepares while it is out (Figure 10a).
+    A packet holds one request, as the bytes per packet show (section 4.2.1); a transfer is a burst
+    (section 6.1). A core prepares responses while its transfer is processed (Figure 10a). Raises
+    UsageError for an unknown DPU or workload.
     """
     if workload not in SET_SHARES:
         raise UsageError(f"the paper has no workload {workload!r}: choose one of A, B, C")
@@ -181,7 +185,7 @@ def costs_from_paper(dpu: str, workload: str = "C") -> Costs:
 
 
 def table1_shares(column: str, workload: str) -> dict[str, float]:
-    """Table 1: stage to share of a host core's time; the five add up to 1."""
+    """Return Table 1's shares of a host core's time by stage, scaled so that they add up to 1."""
     shares = {
         row.metric.removeprefix("cpu_"): row.value or 0.0
         for row in paper_results()
@@ -205,14 +209,14 @@ def _engine_of_shares(shares: dict[str, float], request_ns: float) -> EngineCost
 
 
 def _between(request_c_ns: float, request_a_ns: float, workload: str) -> float:
-    """Time of a request by the share of SETs, in a line through YCSB C and A."""
+    """Return a request's time by its workload's share of SETs, on a line through YCSB C and A."""
     part = SET_SHARES[workload] / SET_SHARES["A"]
     return request_c_ns + part * (request_a_ns - request_c_ns)
 
 
 def _host_contention() -> FittedParameter:
-    """From what two spare host cores add to sav, over what two of CPU-only's eight do. Both DPUs
-    are in the same host.
+    """Return the host's contention: the throughput that two spare host cores add to sav, relative
+    to that of two of CPU-only's eight. Both DPUs are in the same host.
     """
     ratios = {
         base: paper_range(

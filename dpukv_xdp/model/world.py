@@ -17,28 +17,28 @@ from dpukv_xdp.model.costs import Cost, Costs
 from dpukv_xdp.topology.designs import Design, Place
 
 WARM_UP_BATCHES = 400
-"""Answered before counting begins."""
+"""Batches answered before counting begins."""
 BLOCK_BATCHES = 250
-"""Answered in one of the blocks whose spread gives the confidence interval."""
+"""Batches answered in each of the blocks whose spread gives the confidence interval."""
 BLOCKS_MIN = 8
 BLOCKS_MAX = 20
 PRECISION = 0.01
-"""Half width of the 95 % confidence interval of the throughput at which a run ends."""
+"""A run ends when half of the throughput's 95 % confidence interval, relative, is at most this."""
 OPEN_PRECISION = 0.03
-"""The same of the mean latency of an open loop, whose throughput is given."""
+"""The same for the mean latency of an open loop, whose throughput is given."""
 NORMAL_95 = 1.96
 WAIT_MARGIN = 1.25
-"""Of the time between packets over what waiting takes, from which on the lab's XDP waits."""
+"""The lab's XDP waits if the time between packets is at least this many times the waiting time."""
 LANES = ("bus", "wire")
 STALL_NS = 1e9
-"""Simulated time without an answer after which a run is a mistake of the model."""
+"""Simulated time without an answer that shows a mistake in the model."""
 
 Events = Generator[simpy.Event, Any, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What runs where, and under which load."""
+    """A design on a number of cores, and the load on it."""
 
     design: Design
     costs: Costs
@@ -46,37 +46,37 @@ class Machine:
     host_cores: int
     requests_per_packet: int
     window: int
-    """Packets outstanding: of an endpoint, or of the one client if costs.client.is_in_lab."""
+    """Packets outstanding per endpoint, or of the only client if costs.client.is_in_lab."""
     host_window: int
-    """Of an endpoint behind the host's door."""
+    """Packets outstanding per endpoint behind the host's door."""
     rate_mops: float
-    """Of an open loop; 0 for a closed one."""
+    """Offered load of an open loop; 0 for a closed loop."""
     host_share: float
-    """Of the requests, behind the host's door; 0 = the doors' endpoints are alike."""
+    """Share of the requests for the host's door; 0 = all endpoints get the same."""
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one run showed."""
+    """The outcome of one run."""
 
     throughput_mops: float
     interval: float
     """Half of the 95 % confidence interval of the throughput, relative."""
     latencies_us: tuple[float, ...]
-    """One for each batch."""
+    """Round trip of each batch."""
     door_mops: dict[Place, float]
-    """What came in by each door."""
+    """Throughput by door."""
     transfer_us: float
-    """From handing a transfer over to its arrival at the other side, mean; 0 if there is none."""
+    """Mean time from posting a transfer to its arrival at the other side; 0 without transfers."""
     utilisation: dict[str, float]
-    """By resource: the mean over its cores; the busier direction of the bus and of the wire."""
+    """Busy fraction by resource: the mean over cores; the busier direction of bus and wire."""
     peak_utilisation: dict[str, float]
-    """By resource: of its busiest core or direction."""
+    """Busy fraction of each resource's busiest core or direction."""
     sent_batches: int
     answered_batches: int
     outstanding_batches: int
-    """Sent and not answered when the run ended, wherever they were found."""
+    """Batches still on their way when the run ended."""
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Batch:
 
 
 class Core:
-    """One core, polling its duties in turn."""
+    """A core that polls its duties in turn."""
 
     def __init__(self, world: "World", role: str, slowdown: float = 1.0) -> None:
         self.world = world
@@ -104,13 +104,13 @@ class Core:
         world.env.process(self._run())
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Wake the core if it idles: a duty may be ready."""
         if self._idle is not None:
             idle, self._idle = self._idle, None
             idle.succeed()
 
     def spend(self, cost_ns: float) -> Events:
-        """Work; the time varies as costs.variation says."""
+        """Work for a time that varies around `cost_ns` by costs.variation."""
         if cost_ns > 0:
             spent_ns = cost_ns * self.slowdown * self.world.vary()
             self.busy_ns += spent_ns
@@ -129,10 +129,10 @@ class Core:
 
 
 class Lane:
-    """One direction of the bus or of the wire: one thing after another, then a latency.
+    """One direction of the bus or of the wire: messages in sequence, then a latency.
 
-    `service_ns` is the time that the bytes take, and part of what the receiver waits for;
-    `spacing_ns` is the least time until the next thing, which only that one waits for.
+    `service_ns` is the time that the bytes take; the receiver waits for it. `spacing_ns` is the
+    least time until the next message; only that message waits for it.
     """
 
     def __init__(self, world: "World", role: str, latency_ns: float) -> None:
@@ -157,22 +157,22 @@ class Lane:
 
 
 class Duty:
-    """Something that a core does when there is some of it."""
+    """A kind of work that a core does whenever some of it is ready."""
 
     core: Core
 
     def is_ready(self) -> bool:
-        """Whether there is something to do."""
+        """Return whether work is ready."""
         raise NotImplementedError
 
     def work(self) -> Events:
-        """Do some of it."""
+        """Do a portion of the work."""
         raise NotImplementedError
 
 
 @dataclass(slots=True)
 class Counts:
-    """What the blocks saw."""
+    """Counters since the warm-up."""
 
     latencies_us: list[float] = field(default_factory=list)
     block_mops: list[float] = field(default_factory=list)
@@ -183,7 +183,7 @@ class Counts:
 
 
 class World:
-    """The machine of one run."""
+    """The simulated machine of one run: clock, cores, lanes and counters."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -202,9 +202,9 @@ class World:
         self.wire_out = Lane(self, "wire", costs.wire_latency_us * 1e3)
         self.bus_to_host = Lane(self, "bus", costs.bus.latency_us * 1e3)
         self.bus_to_dpu = Lane(self, "bus", costs.bus.latency_us * 1e3)
-        # A run's unit: a packet of many requests, or many packets of few.
+        # An open loop with time to wait for each response parks none.
         self.parked_transfers = 0 if self._has_time() else costs.parked_transfers
-        # A closed loop's depth falls to what frames carry; then nothing has to be flushed.
+        # In a closed loop frames carry every response, so that none has to be flushed.
         self.flush_after_ns = costs.flush_after_us * 1e3 if self.is_open else 0.0
         self.store_extra = costs.shared_store if machine.design.has_one_store else Cost()
         self.window_batches = max(math.ceil(machine.window / costs.batch_packets), 1)
@@ -212,7 +212,7 @@ class World:
         self.batch_requests = self.batch_packets * machine.requests_per_packet
 
     def run(self) -> Observation:
-        """Warm up, then blocks until their mean is known well enough."""
+        """Warm up, then run blocks until the confidence interval is narrow enough."""
         self._answer(WARM_UP_BATCHES)
         self.is_counting = True
         start_ns = self.env.now
@@ -227,7 +227,7 @@ class World:
         elapsed_ns = self.env.now - start_ns
         shares: dict[str, list[float]] = {}
         for part in parts:
-            # What a lane has accepted may end after the run.
+            # A lane may have accepted messages that end after the run.
             busy = min((part.busy_ns - busy_before[id(part)]) / elapsed_ns, 1.0)
             shares.setdefault(part.role, []).append(busy)
         return Observation(
@@ -250,7 +250,7 @@ class World:
         )
 
     def vary(self) -> float:
-        """A factor around 1."""
+        """Return a random factor with mean 1."""
         variation = self.costs.variation
         if not variation:
             return 1.0
@@ -258,11 +258,11 @@ class World:
         return self.random.gammavariate(shape, 1 / shape)
 
     def after(self, delay_ns: float, call: Callable[[], None]) -> None:
-        """Call later."""
+        """Call a function after a simulated delay."""
         self.env.timeout(delay_ns).callbacks.append(lambda event: call())
 
     def count(self, batch: Batch) -> None:
-        """One is answered."""
+        """Count an answered batch."""
         self.answered += 1
         self.block_requests += batch.requests
         if self.is_counting:
@@ -272,13 +272,13 @@ class World:
             self.goal.succeed()
 
     def transferred(self, since_ns: float) -> None:
-        """A queue pair has delivered."""
+        """Count a transfer that has arrived at the other side."""
         if self.is_counting:
             self.counts.transfers += 1
             self.counts.transfers_ns += self.env.now - since_ns
 
     def respond(self, batches: list[Batch], side: Place) -> None:
-        """Onto the wire; from the host's door over the bus first."""
+        """Send responses onto the wire; those of the host's door cross the bus first."""
         if self.is_counting:
             requests = self.counts.door_requests
             requests[side] = requests.get(side, 0) + sum(batch.requests for batch in batches)
@@ -293,7 +293,7 @@ class World:
                 self._onto_wire(batch)
 
     def to_processing(self, side: Place) -> Lane:
-        """The lane that leads away from a side."""
+        """Return the bus direction that leads away from a side."""
         return self.bus_to_host if side == "dpu" else self.bus_to_dpu
 
     def _onto_wire(self, batch: Batch) -> None:
@@ -313,7 +313,7 @@ class World:
         return self.block_requests
 
     def _is_known(self) -> bool:
-        """Well enough to end."""
+        """Return whether the confidence interval is narrow enough to end the run."""
         if not self.is_open:
             return _interval(self.counts.block_mops) <= PRECISION
         latencies = self.counts.latencies_us
@@ -322,7 +322,7 @@ class World:
         return _interval(means) <= OPEN_PRECISION
 
     def _has_time(self) -> bool:
-        """Whether waiting for each response would fit between an open loop's packets: the lab's
+        """Return whether waiting for each response fits between an open loop's packets: the lab's
         XDP then parks nothing (bpf/side.h).
         """
         machine, costs = self.machine, self.costs
@@ -336,5 +336,5 @@ class World:
 
 
 def _interval(blocks: list[float]) -> float:
-    """Half of the 95 % confidence interval of the blocks' mean, relative."""
+    """Return half of the 95 % confidence interval of the blocks' mean, relative to the mean."""
     return NORMAL_95 * stdev(blocks) / math.sqrt(len(blocks)) / fmean(blocks)

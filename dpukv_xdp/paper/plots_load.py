@@ -70,7 +70,7 @@ def draw_curves(plan: Plan, panel: Panel, points: Points) -> list[Item]:
             )
         for name, (low, high) in bands.items():
             axes.axvspan(low, high, alpha=0.2, color=colours.get(name, "grey"), linewidth=0)
-        axes.set(title=title, xlabel="million requests a second")
+        axes.set(title=title, xlabel="million requests per second")
         log_scale(axes.yaxis)
         if panel.log:
             log_scale(axes.xaxis)

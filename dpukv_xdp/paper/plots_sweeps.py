@@ -97,7 +97,7 @@ def draw_scaling(plan: Plan, panel: Panel, points: Points) -> list[Item]:
     for axes in all_axes:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    all_axes[0].set_ylabel("million requests a second")
+    all_axes[0].set_ylabel("million requests per second")
     note = "bars and dashes in the model's picture: the paper"
     headings = ("", "keys", "cores", "Mops", "paper, Mops")
     return [
@@ -162,7 +162,7 @@ def draw_model_doors(plan: Plan, panel: Panel, points: Points) -> list[Item]:
         name = f"by the {door}'s door"
         left.plot(places, doors, "s--", color=colour, label=name, markersize=4)
     right.plot(places, [row["transfer_us"] for row in curve], "o-", color="C3", label="transfer")
-    left.set(xlabel=heading, ylabel="million requests a second", ylim=(0, None))
+    left.set(xlabel=heading, ylabel="million requests per second", ylim=(0, None))
     right.set(xlabel=heading, ylabel="time of a transfer, µs", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)

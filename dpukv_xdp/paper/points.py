@@ -256,7 +256,7 @@ LEAST: dict[str, Callable[[Point, Points], bool]] = {"throughput_at_50us": _ends
 """Metrics that are read off a curve, with a test whether the curve ends too early to read them."""
 
 METRIC_NAMES = {
-    "throughput": "million requests a second",
+    "throughput": "million requests per second",
     "latency": "median round trip, µs",
     "host_core_usage": "host cores in use by construction, % of the profile's",
     "dpu_throughput": "of it by the DPU's door, Mops",

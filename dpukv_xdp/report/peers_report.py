@@ -128,13 +128,13 @@ def _groups(rows: Sequence[Row], name: str) -> dict[Any, list[Row]]:
 
 
 def _packet(count: int) -> str:
-    return f"{count} request{'s' if count > 1 else ''} in a packet or message"
+    return f"{count} request{'s' if count > 1 else ''} per packet or message"
 
 
 def _imported_label(row: Row) -> str:
     load = " ".join(filter(None, (row["workload"], row["distribution"])))
     count = row["requests_per_packet"]
-    return ", ".join(filter(None, (row["label"], load, f"{count} a packet" if count else "")))
+    return ", ".join(filter(None, (row["label"], load, f"{count} per packet" if count else "")))
 
 
 def _plot_label(row: Row) -> str:

@@ -14,7 +14,7 @@ HOST_STAGES = {"dpu": {}, "host": {"receive": 20.0, "parse": 10.0, "process": 30
 def ours(
     *, out: float = 60.0, stages: dict[str, Any] = XDP_STAGES, **changes: dict[str, float]
 ) -> dict[str, Any]:
-    """Ten million requests a second of 10 a packet, `out` packets of 64 in flight."""
+    """Ten million requests per second of 10 a packet, `out` packets of 64 in flight."""
     role = {"cores": 1.0, "cpu_ns_per_op": 100.0, "stolen_fraction": 0.0}
     return {
         "design": "lat",

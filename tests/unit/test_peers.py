@@ -297,7 +297,7 @@ def times_of(cpu_ms: int, idle_ms: int, **threads_ms: int) -> "ServerTimes":
 
 
 def server_role(after: "ServerTimes", cores: int) -> dict[str, float]:
-    counts = np.zeros(1, abi.dtype("kv_peer_results"))[0]
+    counts = np.zeros(1, abi.dtype_of(ffi.typeof("struct kv_peer_results")))[0]
     start = ServerTimes(0, 0, {}, 0)
     ends = Snapshot(0, counts, 0), Snapshot(100_000_000, counts, 90_000_000)
     roles = PeerRun(*ends, start, after, cores).roles()

@@ -203,8 +203,8 @@ def test_costs_of_here_are_measured_and_used(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dpukv_xdp.paper.reproduce.measure_costs", measure)
-    monkeypatch.setattr("dpukv_xdp.cli.main._require_root", lambda command: None)
-    monkeypatch.setattr("dpukv_xdp.cli.main.signals.catch", lambda: None)
+    monkeypatch.setattr("dpukv_xdp.cli.model.require_root", lambda command: None)
+    monkeypatch.setattr("dpukv_xdp.cli.signals.signals.catch", lambda: None)
     here = ["--costs", "here", "--workload", "B"]
     runner = CliRunner()
     result = runner.invoke(model.recommend, [*here, "--json", "-"], catch_exceptions=False)

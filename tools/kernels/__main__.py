@@ -24,6 +24,8 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main() -> int:
     """Run the command line; return the exit status. An expected failure is one sentence."""
+    # A shell starts background jobs with SIGINT ignored: `kill -INT` must end them all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:

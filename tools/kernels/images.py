@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,16 +110,17 @@ def image(kernel: Kernel, kind: Kind, say: Say, guests_dir: Path = GUESTS_DIR) -
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = guests_dir / f"{kernel.name}-{kind}-{digest}"
     guests_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(guests_dir / f".lock-{kernel.name}-{kind}") as share:
-        _remove_unfinished(guests_dir)
+    with _lock_of(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # others may use it, too, and nobody may remove it
         if not path.is_dir():
-            processes.require(PROGRAMS, "a guest's image")
-            say(f"building the {kind} image of {kernel.name} from Debian's packages")
-            _build(path, kernel, kind, argv, sources)
-            for other in guests_dir.glob(f"{kernel.name}-{kind}-*"):
-                if other != path:
-                    shutil.rmtree(other)
-        share()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _remove_unfinished(guests_dir)
+            if not path.is_dir():  # nobody else built it meanwhile
+                processes.require(PROGRAMS, "a guest's image")
+                say(f"building the {kind} image of {kernel.name} from Debian's packages")
+                _build(path, kernel, kind, argv, sources)
+                _remove_older(path, kernel, kind)
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield Image(path, (path / "release").read_text())
 
 
@@ -270,11 +271,17 @@ def _remove_unfinished(guests_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[Callable[[], None]]:
-    """Nobody else builds or replaces this image within the block; calling what is yielded lets
-    others use it, too.
-    """
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lambda: fcntl.flock(lock, fcntl.LOCK_SH)
+def _remove_older(path: Path, kernel: Kernel, kind: Kind) -> None:
+    """Remove images of other recipes that no guest uses."""
+    for other in path.parent.glob(f"{kernel.name}-{kind}-*"):
+        if other == path:
+            continue
+        with _lock_of(other).open("w") as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other)
+            _lock_of(other).unlink()
+
+
+def _lock_of(path: Path) -> Path:
+    """Return the file that is locked by users of an image (shared) and its builder (alone)."""
+    return path.with_name(f".lock-{path.name}")
