@@ -3,4 +3,6 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["dpukv_xdp/_core/build.py:ffibuilder"])
+BUILD = "dpukv_xdp/_core/build.py"
+
+setup(cffi_modules=[f"{BUILD}:native_builder", f"{BUILD}:bench_builder"])

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.load import workload
@@ -102,8 +102,10 @@ class PeerPlan:
         gets = np.ascontiguousarray(is_get, dtype=np.uint8)
         room = count * (COMMAND_BYTES_MAX + 2 * key_size + value_size)
         self.bytes = np.empty(room, np.uint8)
-        self.messages = np.zeros(-(-count // per_message), abi.dtype("kv_peer_message"))
-        self.requests = np.zeros(count, abi.dtype("kv_peer_request"))
+        self.messages = np.zeros(
+            -(-count // per_message), abi.dtype_of(ffi.typeof("struct kv_peer_message"))
+        )
+        self.requests = np.zeros(count, abi.dtype_of(ffi.typeof("struct kv_peer_request")))
         self.native = ffi.new("struct kv_peer_plan *")
         self.native.bytes = _pointer("uint8_t *", self.bytes)
         self.native.messages = _pointer("struct kv_peer_message *", self.messages)
@@ -223,7 +225,8 @@ class PeerLoad:
     def snapshot(self) -> Snapshot:
         """The counters now."""
         counts = np.frombuffer(
-            ffi.buffer(ffi.addressof(self._native, "results")), abi.dtype("kv_peer_results")
+            ffi.buffer(ffi.addressof(self._native, "results")),
+            abi.dtype_of(ffi.typeof("struct kv_peer_results")),
         )
         return Snapshot(  # these close together: whoever reads may be interrupted as well
             at_ns=time.monotonic_ns(),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.base.patience import patient

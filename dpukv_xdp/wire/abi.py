@@ -48,7 +48,25 @@ def dtype(struct_name: str) -> np.dtype[np.void]:
     """The numpy dtype of a structure, field by field at the compiler's offsets; KeyError for an
     unknown name.
     """
-    return _dtype_of(ffi.typeof(f"struct {struct_name}"))
+    return dtype_of(ffi.typeof(f"struct {struct_name}"))
+
+
+def dtype_of(c_type: Any) -> np.dtype[Any]:
+    """Return the numpy dtype of a type that cffi knows."""
+    if c_type.kind == "primitive":
+        return np.dtype(f"{'i' if c_type.cname.startswith('int') else 'u'}{ffi.sizeof(c_type)}")
+    if c_type.kind == "array":
+        return np.dtype((dtype_of(c_type.item), (c_type.length,)))
+    # Without a flexible member at the end, which takes no bytes of the structure.
+    fields = [(name, field) for name, field in c_type.fields if not _is_flexible(field.type)]
+    return np.dtype(
+        {
+            "names": [name for name, _ in fields],
+            "formats": [dtype_of(field.type) for _, field in fields],
+            "offsets": [field.offset for _, field in fields],
+            "itemsize": ffi.sizeof(c_type),
+        }
+    )
 
 
 def SIZE(struct_name: str) -> int:  # noqa: N802 - reads as the C macro that it stands for
@@ -81,23 +99,6 @@ def hash_keys(keys: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
         ffi.cast("uint64_t *", ffi.from_buffer(hashes)),
     )
     return hashes
-
-
-def _dtype_of(c_type: Any) -> np.dtype[Any]:
-    if c_type.kind == "primitive":
-        return np.dtype(f"{'i' if c_type.cname.startswith('int') else 'u'}{ffi.sizeof(c_type)}")
-    if c_type.kind == "array":
-        return np.dtype((_dtype_of(c_type.item), (c_type.length,)))
-    # Without a flexible member at the end, which takes no bytes of the structure.
-    fields = [(name, field) for name, field in c_type.fields if not _is_flexible(field.type)]
-    return np.dtype(
-        {
-            "names": [name for name, _ in fields],
-            "formats": [_dtype_of(field.type) for _, field in fields],
-            "offsets": [field.offset for _, field in fields],
-            "itemsize": ffi.sizeof(c_type),
-        }
-    )
 
 
 def _is_flexible(c_type: Any) -> bool:

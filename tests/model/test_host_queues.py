@@ -11,15 +11,16 @@ from dpukv_xdp.base.patience import patient
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dpukv_xdp" / "_core"
 NAMES = (
-    "allocator",
-    "bpf_run",
-    "communicate",
-    "engine",
-    "hash",
-    "lossless",
-    "memory",
-    "sender",
-    "store",
+    "base/bpf_run",
+    "base/hash",
+    "base/memory",
+    "door/communicate",
+    "queue/ringbuf",
+    "queue/sender",
+    "service/engine",
+    "store/allocator",
+    "store/lossless",
+    "store/store",
 )
 SOURCES = [ROOT / "tests/model/host_queues.c", *(CORE / f"{name}.c" for name in NAMES)]
 FLAGS = [

@@ -12,7 +12,8 @@ CORE = ROOT / "dpukv_xdp" / "_core"
 
 SOURCES = [
     ROOT / "tests/model/store_memory.c",
-    *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "store")),
+    *(CORE / "store").glob("*.c"),
+    CORE / "base" / "hash.c",
 ]
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
 INCLUDES = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import MissingError, UsageError
 from dpukv_xdp.bench import peers
 from dpukv_xdp.bench.bench import BenchOptions
@@ -295,7 +295,7 @@ def times_of(cpu_ms: int, idle_ms: int, **threads_ms: int) -> "peers._ServerTime
 
 
 def server_role(after: "peers._ServerTimes", cores: int) -> dict[str, float]:
-    counts = np.zeros(1, abi.dtype("kv_peer_results"))[0]
+    counts = np.zeros(1, abi.dtype_of(ffi.typeof("struct kv_peer_results")))[0]
     start = peers._ServerTimes(0, 0, {}, 0)
     ends = Snapshot(0, counts, 0), Snapshot(100_000_000, counts, 90_000_000)
     roles = peers._Run(*ends, start, after, cores).roles()
