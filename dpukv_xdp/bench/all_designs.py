@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.limits import Result
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
-from dpukv_xdp.bench.limits import is_disturbed, limit_of, server_busy_of, window_full
-from dpukv_xdp.bench.peers import PeerSession, find_peer
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.limits import Result, is_disturbed, limit_of, server_busy_of, window_full
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.peer_stores import find_peer
+from dpukv_xdp.bench.peers import PeerSession
+from dpukv_xdp.bench.runs import Session, same_cpus
 from dpukv_xdp.topology.config import FRAMES, ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
-
-Result = dict[str, Any]
 
 REQUESTS_PER_PACKET = 45
 """Of the full packets: what fits into one of ours with keys and values of 8 bytes."""

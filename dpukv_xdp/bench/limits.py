@@ -46,7 +46,7 @@ def limit_of(result: Result) -> str:
 def is_disturbed(result: Result) -> bool:
     """Whether other programs had much of the server's or of the generator's core."""
     roles = filter(None, result["roles"].values())
-    return any(role.get("others_fraction", 0.0) > OTHERS_MAX for role in roles)
+    return any(role.get("stolen_fraction", 0.0) > OTHERS_MAX for role in roles)
 
 
 def window_full(result: Result) -> float:

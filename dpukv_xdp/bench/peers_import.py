@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.bench.limits import Result
 
-Result = dict[str, Any]
 SCHEMA = "dpukv-results/1"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]

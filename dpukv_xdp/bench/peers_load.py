@@ -23,7 +23,7 @@ from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.workload import Distribution, Workload
-from dpukv_xdp.native.engine import NativeThread
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 
 Transport = Literal["tcp", "udp"]

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Server and load generator as child processes in the lab's namespaces, called over their standard
-streams.
-
-A call is one line of JSON each way: {"call": name, "arguments": {...}} and {"result": ...} or
-{"error": sentence}.
-"""
+streams (rpc.py)."""
 
 import contextlib
 import os
@@ -18,9 +14,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.base import rpc
+from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.machine import resident_bytes
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, Snapshot
@@ -45,21 +43,16 @@ class Role:
         )
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """What the child's method returns, as plain data. Raises the child's error as ours."""
-        line = msgspec.json.encode({"call": name, "arguments": arguments}, enc_hook=_encode)
+        """Return what the child's method returns, as plain data. Raises the child's error."""
         try:
-            self.process.stdin.write(line + b"\n")  # type: ignore[union-attr]
+            self.process.stdin.write(rpc.call_line(name, arguments))  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError as error:
             raise self._died() from error
         answer = self.process.stdout.readline()  # type: ignore[union-attr]
         if not answer:
             raise self._died()
-        reply = msgspec.json.decode(answer)
-        if "error" in reply:
-            kind = UsageError if reply["exit_status"] == UsageError.exit_status else DpukvError
-            raise kind(reply["error"])
-        return reply.get("result")
+        return rpc.result_of(answer)
 
     def close(self) -> None:
         """End the child; it cleans up when its input ends."""
@@ -165,7 +158,7 @@ class LoadRole:
 
     def snapshot(self) -> dict[str, Any]:
         """LoadGenerator.snapshot()."""
-        return dict(msgspec.to_builtins(self._generator.snapshot(), enc_hook=_encode))
+        return dict(msgspec.to_builtins(self._generator.snapshot(), enc_hook=rpc.plain))
 
     def end(self) -> int:
         """LoadGenerator.end()."""
@@ -188,7 +181,7 @@ def run_role(kind: str) -> None:
     role = ROLES[kind]()
     try:
         for line in sys.stdin.buffer:
-            replies.write(answer_call(role, msgspec.json.decode(line)) + b"\n")
+            replies.write(rpc.answer_line(role, msgspec.json.decode(line)))
     except BrokenPipeError:
         pass  # the parent is gone; so are we
     finally:
@@ -201,25 +194,10 @@ def snapshot_of(fields: dict[str, Any]) -> Snapshot:
     return Snapshot(latency=latency, **fields)
 
 
-def start_in(place: lab.Lab, end: lab.End) -> Callable[..., subprocess.Popen[Any]]:
+def start_in(place: lab.Lab, end: End) -> Callable[..., subprocess.Popen[Any]]:
     """How to start a role in one end of a lab."""
     return lambda argv, **options: place.spawn(end, argv, **options)
 
 
-def answer_call(role: Any, request: dict[str, Any]) -> bytes:
-    """Call the method that a request names; its result, or what it refused, as a line."""
-    try:
-        result = getattr(role, request["call"])(**request["arguments"])
-        return msgspec.json.encode({"result": result})
-    except DpukvError as error:
-        return msgspec.json.encode({"error": str(error), "exit_status": error.exit_status})
-
-
 def _raise_exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise NotImplementedError(f"{type(value)} does not cross the stream")

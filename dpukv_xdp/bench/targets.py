@@ -9,7 +9,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.client.client import Client
-from dpukv_xdp.discovery.directory import malformed, open_directory, usable
+from dpukv_xdp.discovery.directory import malformed, usable
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.wire.codec import Endpoint
 

@@ -22,10 +22,13 @@ from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import loader, nic, queues
+from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import raise_priority
 from dpukv_xdp.native.sockets import open_socket
+from dpukv_xdp.native.threads import raise_priority
 from dpukv_xdp.wire import abi
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)
@@ -246,13 +249,13 @@ class Transfers:
                 programs, "kv_transfer_control", "struct kv_transfer_control", 1
             )
             self._slots = _mapped_payloads(programs, "kv_transfer_slots", abi.KV_TRANSFER_SLOTS)
-            self._dpu_payloads = _mapped_payloads(
+            self.dpu_payloads = _mapped_payloads(
                 programs, "kv_transfer_payloads", abi.KV_TRANSFER_PAYLOADS
             )
             payload_bytes = abi.KV_TRANSFER_PAYLOADS * abi.KV_TRANSFER_BYTES_MAX
-            self._host_payloads = ffi.new("uint8_t[]", payload_bytes)
-            lib.kv_transfer_fill(self._dpu_payloads)
-            lib.kv_transfer_fill(self._host_payloads)
+            self.host_payloads = ffi.new("uint8_t[]", payload_bytes)
+            lib.kv_transfer_fill(self.dpu_payloads)
+            lib.kv_transfer_fill(self.host_payloads)
             if self._needs_link:
                 self._link = cleanup.enter_context(_link(programs, self.dpu_cpu))
             self._cleanup = cleanup.pop_all()
@@ -265,11 +268,6 @@ class Transfers:
         trace: TracebackType | None,
     ) -> None:
         self._cleanup.close()
-
-    def damage(self, payload: int, byte: int) -> None:
-        """Turn over a byte of one of the prepared payloads, at both senders: for the tests."""
-        for payloads in (self._dpu_payloads, self._host_payloads):
-            payloads[payload * abi.KV_TRANSFER_BYTES_MAX + byte] ^= 0xFF
 
     def run(self, way: Way, size: int, operations: int, window: int) -> dict[str, Any]:
         """Measure one way: see `measure`. Raises DpukvError when operations get lost."""
@@ -304,7 +302,7 @@ class Transfers:
         """The native core's plan of one measurement; `stamps` gets operations + 1 times."""
         transfer = ffi.new("struct kv_transfer *")
         transfer.control, transfer.slots = self._control, self._slots
-        transfer.payloads = self._host_payloads
+        transfer.payloads = self.host_payloads
         transfer.stamps = ffi.cast("uint64_t *", ffi.from_buffer(stamps))
         transfer.ringbuf_fd = self._programs.map_fd("kv_transfer_ringbuf")
         transfer.ringbuf_bytes = abi.KV_TRANSFER_RINGBUF_PAGES * os.sysconf("SC_PAGESIZE")
@@ -375,7 +373,7 @@ class _Link:
     """Of the interface that the socket is on."""
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
-        return lab.in_namespace(self.place.client.namespace)
+        return in_namespace(self.place.client.namespace)
 
 
 @contextlib.contextmanager
@@ -384,7 +382,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
     lab.remove_stale()
     with lab.Lab.up() as place, contextlib.ExitStack() as cleanup:
         host, dpu = place.client, place.server
-        with lab.in_namespace(host.namespace):
+        with in_namespace(host.namespace):
             index = nic.find(host.interface).index
             socket = open_socket(host.interface, 0, SOCKET_DESCRIPTORS, "copy")
         cleanup.callback(lib.kv_socket_close, socket)
@@ -392,7 +390,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
         lib.kv_socket_get_stats(socket, stats)
         programs.set_fd("kv_transfer_sockets", 0, stats.fd)
         cleanup.enter_context(_attached(dpu, programs.programs["kv_transfer_frame_receive"]))
-        with lab.in_namespace(dpu.namespace):
+        with in_namespace(dpu.namespace):
             # Else the program would run on the core of whoever sends: the host's.
             queues.set_napi_threads(dpu.interface, True)
             queues.pin_napi_threads(dpu.interface, [dpu_cpu])
@@ -400,15 +398,15 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
 
 
 @contextlib.contextmanager
-def _attached(end: lab.End, program_fd: int) -> Iterator[None]:
+def _attached(end: End, program_fd: int) -> Iterator[None]:
     """An XDP program is on one end of the lab's link within the block."""
-    with lab.in_namespace(end.namespace):
-        attachment = lab.register_attachment(end.interface, program_fd)
+    with in_namespace(end.namespace):
+        attachment = register_attachment(end.interface, program_fd)
     try:
         yield
     finally:
-        with lab.in_namespace(end.namespace):
-            lab.release_attachment(attachment)
+        with in_namespace(end.namespace):
+            release_attachment(attachment)
 
 
 # ---- Helpers

@@ -106,7 +106,6 @@ def compare(
 def _measure(
     ours: str | None, peers: str, server_cores: int, repeats: int, load: dict[str, Any]
 ) -> dict[str, Any]:
-    from dpukv_xdp.bench.bench import BenchOptions
     from dpukv_xdp.bench.compare import (
         OURS,
         OURS_BY_DEFAULT,
@@ -115,7 +114,8 @@ def _measure(
         run_rounds,
         server_of,
     )
-    from dpukv_xdp.bench.peers import PEERS
+    from dpukv_xdp.bench.options import BenchOptions
+    from dpukv_xdp.bench.peer_stores import PEERS
     from dpukv_xdp.cli import main
     from dpukv_xdp.load.workload import DISTRIBUTIONS
 

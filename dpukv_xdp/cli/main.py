@@ -446,7 +446,8 @@ def _compare_key_counts(
     json_path: str | None, counts: tuple[int, ...], output: Path, given: dict[str, Any]
 ) -> None:
     from dpukv_xdp.bench.all_designs import run_key_counts
-    from dpukv_xdp.report.tables import KEY_COUNTS_KEY, key_counts_table, plot_key_counts
+    from dpukv_xdp.report.figures import plot_key_counts
+    from dpukv_xdp.report.tables import KEY_COUNTS_KEY, key_counts_table
 
     given["keys"] = min(counts)
     config, options = _settings(given, own_server=True)
@@ -473,13 +474,8 @@ def _compare_key_counts(
 
 def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str, Any]) -> None:
     from dpukv_xdp.bench.all_designs import run_ablations, run_designs
-    from dpukv_xdp.report.tables import (
-        DESIGNS_KEY,
-        ablations_table,
-        designs_table,
-        plot_designs,
-        stages_table,
-    )
+    from dpukv_xdp.report.figures import plot_designs
+    from dpukv_xdp.report.tables import DESIGNS_KEY, ablations_table, designs_table, stages_table
 
     if not ablate:
         given["design"] = None
@@ -565,7 +561,7 @@ def qp_bench(
     """
     _require_root("qp-bench")
     from dpukv_xdp.bench.transfer import PRIMITIVES, SIZES, TransferPlan, Transfers, measure
-    from dpukv_xdp.report.tables import (
+    from dpukv_xdp.report.transfers import (
         TRANSFERS_KEY,
         plot_transfers,
         transfers_notes,
@@ -774,13 +770,9 @@ def down(lab_id: str | None) -> None:
     """
     _require_root("lab down")
     signals.catch()
-    from dpukv_xdp.lab.lab import (
-        is_alive,
-        list_labs,
-        remove,
-        remove_stale,
-        remove_stale_attachments,
-    )
+    from dpukv_xdp.base.processes import is_alive
+    from dpukv_xdp.kernel.attachments import remove_stale_attachments
+    from dpukv_xdp.lab.lab import list_labs, remove, remove_stale
 
     removed = remove_stale()
     for record in list_labs():
@@ -976,7 +968,7 @@ def _settings(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
     """The command line's options as ServerConfig and BenchOptions."""
     from dataclasses import fields
 
-    from dpukv_xdp.bench.bench import BenchOptions, replace_config
+    from dpukv_xdp.bench.options import BenchOptions, replace_config
     from dpukv_xdp.load.workload import DISTRIBUTIONS
 
     if given["distribution"] not in DISTRIBUTIONS:
@@ -1046,7 +1038,8 @@ def _client(
     """
     from dpukv_xdp.bench.targets import parse_address
     from dpukv_xdp.client.client import Client
-    from dpukv_xdp.lab.lab import Lab, in_namespace, list_labs
+    from dpukv_xdp.kernel.namespaces import in_namespace
+    from dpukv_xdp.lab.lab import Lab, list_labs
 
     if not 0 < timeout <= TIMEOUT_MAX_SECONDS:
         raise UsageError(f"a time-out of {timeout:g} s is not above 0 to {TIMEOUT_MAX_SECONDS:g}")
@@ -1118,7 +1111,7 @@ def _lab_server_answers(place: Any) -> bool:
     """Whether it serves, and is where its clients look for it."""
     from dpukv_xdp.base.errors import NoResponseError
     from dpukv_xdp.client.client import Client
-    from dpukv_xdp.lab.lab import in_namespace
+    from dpukv_xdp.kernel.namespaces import in_namespace
     from dpukv_xdp.server.service import services
 
     details = place.record.details
@@ -1182,7 +1175,7 @@ def _serve_arguments(place: Any, config: Any) -> list[str]:
 def _lab_facts(record: Any) -> dict[str, Any]:
     import msgspec
 
-    from dpukv_xdp.lab.lab import is_alive
+    from dpukv_xdp.base.processes import is_alive
 
     serving = any(is_alive(process) for process in record.processes)
     return {**msgspec.to_builtins(record), "serving": serving}

@@ -158,7 +158,7 @@ def recommend(
 
 
 def _costs(source: str, dpu: str, workload: str) -> Any:
-    from dpukv_xdp.model.costs import costs_of_results, find_costs
+    from dpukv_xdp.model.cost_files import costs_of_results, find_costs
 
     if source != HERE:
         return find_costs(source, dpu, workload)
@@ -172,7 +172,7 @@ def _costs(source: str, dpu: str, workload: str) -> Any:
 
 
 def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
-    from dpukv_xdp.model.costs import costs_toml
+    from dpukv_xdp.model.cost_files import costs_toml
     from dpukv_xdp.model.model import Point, load_around, plot_points, plot_sweep, simulate, sweep
     from dpukv_xdp.topology.config import ServerConfig
     from dpukv_xdp.topology.designs import DESIGNS
@@ -261,7 +261,7 @@ def _print_figure12(json_path: str | None, output: Path | None, given: dict[str,
 def _print_fits(json_path: str | None) -> None:
     from dataclasses import asdict
 
-    from dpukv_xdp.model.costs import ASSUMPTIONS, fit_paper
+    from dpukv_xdp.model.paper_costs import ASSUMPTIONS, fit_paper
     from dpukv_xdp.model.paper_values import INCONSISTENCIES
 
     fits = [fit_paper(dpu) for dpu in PAPER_DPUS]
@@ -288,7 +288,7 @@ def _print_fits(json_path: str | None) -> None:
 
 
 def _print_validation(json_path: str | None, seed: int) -> None:
-    from dpukv_xdp.model.costs import MEASURED_PATH, read_results
+    from dpukv_xdp.model.cost_files import MEASURED_PATH, read_results
     from dpukv_xdp.model.validation import (
         summary,
         validate_measured,

@@ -28,8 +28,12 @@ NEEDED = ("include/generated/autoconf.h", "include/linux/kconfig.h", "include/ua
 def kernel_source() -> Path | None:
     """The tree for BCC_KERNEL_SOURCE, made if need be; None where the kernel has its own headers.
 
-    Raises MissingError when no headers at all are installed.
+    One that the environment names already is taken as it is. Raises MissingError when no headers at
+    all are installed.
     """
+    named = os.environ.get("BCC_KERNEL_SOURCE")
+    if named:
+        return Path(named)
     if (Path("/lib/modules") / os.uname().release / "build").exists():
         return None
     for tree in _installed_trees():
@@ -55,9 +59,26 @@ def headers_release() -> str:
     return found[1] if found else str(tree)
 
 
-def _installed_trees() -> list[Path]:
+def source_in(root: Path) -> Path:
+    """Return one tree of the headers that lie under another system's root directory, made if need
+    be in that directory.
+
+    Raises MissingError when there are none.
+    """
+    for tree in _installed_trees(root / SOURCES_DIR.relative_to("/")):
+        common = _common_tree(tree)
+        if common is None:
+            return tree
+        target = root / f"merged-{tree.name}"
+        if not _is_complete(target):
+            _merge(target, (tree, root / common.relative_to("/")))
+        return target
+    raise MissingError("compiling BPF programs for another kernel", f"its headers in {root}")
+
+
+def _installed_trees(sources_dir: Path = SOURCES_DIR) -> list[Path]:
     """Header trees of an architecture, newest first."""
-    trees = [tree for tree in SOURCES_DIR.glob("linux-headers-*") if (tree / NEEDED[0]).is_file()]
+    trees = [tree for tree in sources_dir.glob("linux-headers-*") if (tree / NEEDED[0]).is_file()]
     return sorted(trees, key=_version, reverse=True)
 
 

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from dpukv_xdp._core._native import lib
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.kernel import loader, nic
-from dpukv_xdp.lab import lab
+from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.workload import Plan
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import LIVE_BATCH_FRAMES, LiveFrames, NativeThread, catch_stop_signal
+from dpukv_xdp.native.senders import LIVE_BATCH_FRAMES, LiveFrames, catch_stop_signal
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 
 TEMPLATES = 32768
@@ -113,10 +114,8 @@ class LoadGenerator:
             self._control = _map(programs, "kv_load_control", "kv_load_control", 1)[0]
             self._cursor = _map(programs, "kv_load_cursor", "kv_load_cursor", 1)[0]
             self._slots = _map(programs, "kv_load_slots", "kv_load_slot", abi.KV_WINDOW_MAX)
-            attachment = lab.register_attachment(
-                self.interface.name, programs.programs["kv_collect"]
-            )
-            cleanup.callback(lab.release_attachment, attachment)
+            attachment = register_attachment(self.interface.name, programs.programs["kv_collect"])
+            cleanup.callback(release_attachment, attachment)
             self.attachment = attachment
             catch_stop_signal()
             cleanup.callback(self.abort)

@@ -79,11 +79,6 @@ class PaperValue:
         )
         return next((trust for word, trust in words if self.note.startswith(word)), "exact")
 
-    @property
-    def is_derived(self) -> bool:
-        """Whether arithmetic of ours stands between the paper and this value."""
-        return "derived" in self.note
-
 
 @dataclass(frozen=True, slots=True)
 class PaperRange:

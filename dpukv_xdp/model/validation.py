@@ -9,25 +9,18 @@ not, apart.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.repeats import merged
-from dpukv_xdp.model.costs import (
-    AS_IT_IS,
-    Costs,
-    calibration,
-    costs_from_bench,
-    costs_from_paper,
-    packet_requests,
-)
+from dpukv_xdp.model.bench_costs import AS_IT_IS, calibration, costs_from_bench, packet_requests
+from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.paper_values import PaperRange, own_name, paper_range, paper_values
 from dpukv_xdp.topology.designs import DESIGNS, find_design
 
-VALIDATION_PATH = Path(__file__).parents[2] / "docs" / "results" / "model_validation.json"
 MEASURED_ERROR_MAX = 0.15
 """What the model is meant to stay within on this machine."""
 CPU_ONLY, DPU_ONLY = "CPU-only", "DPU-only"

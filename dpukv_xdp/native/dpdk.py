@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Frames through DPDK, where it is installed: its EAL, a device, and what else that device needs.
 
-The loop is _core/port/dpdk.c in a shared object of its own, made by running this module and loaded when
-a server asks for it: DPDK is needed neither to build the rest nor to run it.
+The loop is _core/port/dpdk.c in a shared object of its own, made by running this module and loaded
+when a server asks for it: DPDK is needed neither to build the rest nor to run it.
 """
 
 import contextlib

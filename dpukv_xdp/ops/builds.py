@@ -12,6 +12,7 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.bench import transfer
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.kernel.loader import Build
+from dpukv_xdp.lab import lab
 from dpukv_xdp.load import loadgen
 from dpukv_xdp.server.wiring import Wiring
 from dpukv_xdp.topology.config import (
@@ -34,7 +35,7 @@ LINK = nic.Interface(
     mac="02:00:00:00:00:01",
     mtu=abi.KV_FRAME_MAX - abi.KV_ETH_BYTES,
     is_up=True,
-    address="10.0.0.1",
+    address=lab.SERVER_ADDRESS,
     programs=(),
 )
 """The interface of the listed builds: a lab's."""

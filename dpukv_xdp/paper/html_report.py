@@ -16,15 +16,12 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.bench.limits import OTHERS_MAX
 from dpukv_xdp.model.paper_values import INCONSISTENCIES, paper_results
+from dpukv_xdp.paper.claims import Finding, check_claim
+from dpukv_xdp.paper.pictures import Item, Picture, Table, save
 from dpukv_xdp.paper.plans import Plan, Run, load_sizes
-from dpukv_xdp.paper.plots import Item, Picture, Table, draw, save
-from dpukv_xdp.paper.results import (
-    Finding,
-    Points,
-    check_claim,
-    clock_sentences,
-    validation_sentences,
-)
+from dpukv_xdp.paper.plots import draw
+from dpukv_xdp.paper.points import Points
+from dpukv_xdp.paper.sentences import clock_sentences, validation_sentences
 from dpukv_xdp.topology.profiles import PROFILES
 
 TITLE = "DPU-KV, reproduced"

@@ -44,7 +44,7 @@ Drawing = Literal[
     "model-doors",
     "validation",
 ]
-"""How a picture and its table are made: reproduce_plots.DRAWINGS."""
+"""Names of drawings: the keys of plots.DRAWINGS."""
 Reading = Literal["ratio", "reduction", "gain", "saved", "value"]
 """How the paper prints a ratio: itself; as percent of less or of more, which are compared as
 ratios; as percent of less that are compared as such. Or no ratio.
@@ -116,7 +116,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     metric: str
-    """A row of reproduce_results.METRICS."""
+    """A key of points.METRICS."""
     of: dict[str, Any]
     paper: PaperPlace | None = None
     over: dict[str, Any] = {}

@@ -25,9 +25,11 @@ import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.machine import machine_facts
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.runs import Session, same_cpus
 from dpukv_xdp.paper.plans import Run, Settings, expand, find_plans
-from dpukv_xdp.paper.results import Points
+from dpukv_xdp.paper.points import Points
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import find_design
 from dpukv_xdp.topology.profiles import find_profile
@@ -245,7 +247,8 @@ def _bench(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
 @contextlib.contextmanager
 def _peer(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
     """A lab of another store's server."""
-    from dpukv_xdp.bench.peers import PeerSession, find_peer
+    from dpukv_xdp.bench.peer_stores import find_peer
+    from dpukv_xdp.bench.peers import PeerSession
 
     _, options = _largest(runs)
     with PeerSession(find_peer(runs[0].settings["peer"]), options) as session:
@@ -303,8 +306,8 @@ OPENERS: dict[
 
 def _model_scaling(settings: Settings) -> list[dict[str, Any]]:
     """Throughput over cores: the DPU's, and the host's of a design that has none of those."""
-    from dpukv_xdp.model.costs import costs_from_paper
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     design = find_design(settings["design"])
     find_profile(settings["dpu"]).check(design)
@@ -321,8 +324,8 @@ def _model_scaling(settings: Settings) -> list[dict[str, Any]]:
 
 def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
     """Throughput by door and the time of a transfer over host cores."""
-    from dpukv_xdp.model.costs import costs_from_paper
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     design = find_design(settings["design"])
     find_profile(settings["dpu"]).check(design)
@@ -338,8 +341,8 @@ def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
 
 def _model_buffers(settings: Settings) -> list[dict[str, Any]]:
     """Throughput by door and the time of a transfer over the size of a transfer's buffer."""
-    from dpukv_xdp.model.costs import costs_from_paper
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     costs = costs_from_paper(settings["dpu"], settings["workload"])
     point = Point(design=settings["design"], host_cores=settings["host_cores"])

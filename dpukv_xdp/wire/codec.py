@@ -447,6 +447,14 @@ def ip_to_bytes(ip: str) -> bytes:
         raise UsageError(f"{ip!r} is no IPv4 address: write it as 10.0.0.1") from error
 
 
+def network_order_word(address: str | None) -> int:
+    """Return an IPv4 address as the word that XDP loads from the packet; 0 for None.
+
+    Raises UsageError if it is none.
+    """
+    return int.from_bytes(ip_to_bytes(address), "little") if address else 0
+
+
 def _check_network_header(eth_type: int, version_ihl: int, fragment: int, protocol: int) -> None:
     if eth_type != abi.KV_ETHERTYPE_IPV4:
         raise FrameError(f"EtherType {eth_type:#06x} is not IPv4")

@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.kernel import loader
-from dpukv_xdp.native.engine import HostCore, ProcessingEngine, Store
+from dpukv_xdp.native.engines import HostCore, ProcessingEngine
+from dpukv_xdp.native.stores import Store
 from dpukv_xdp.topology.placement import partition_table
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request

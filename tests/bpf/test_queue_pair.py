@@ -30,7 +30,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpukv_xdp._core._native import ffi
-from dpukv_xdp.native.engine import HostCore, ProcessingEngine
+from dpukv_xdp.native.engines import HostCore, ProcessingEngine
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request
 

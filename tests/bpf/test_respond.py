@@ -27,7 +27,7 @@ from bpf.harness import (
 )
 
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.native.engine import Senders
+from dpukv_xdp.native.senders import Senders
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Reply, Request
 

@@ -16,7 +16,8 @@ from net.etcd import Etcd, running_etcd
 
 from dpukv_xdp.base.errors import DirectoryError, RecordError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.discovery.directory import Publisher, ServerRecord, open_directory
+from dpukv_xdp.discovery.directory import Publisher, ServerRecord
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.discovery.watch import Watch
 
 SCHEMES = ("etcd2", "etcd3")
@@ -170,7 +171,8 @@ def test_a_malformed_record_is_named(shared: Etcd, scheme: str) -> None:
 
 PUBLISH_FOR_EVER = """
 import sys, time
-from dpukv_xdp.directory import Publisher, ServerRecord, open_directory
+from dpukv_xdp.discovery.directory import Publisher, ServerRecord
+from dpukv_xdp.discovery.opening import open_directory
 url, name, text = sys.argv[1:]
 with Publisher(open_directory(url), name, ServerRecord.from_json(text), print):
     print("published", flush=True)

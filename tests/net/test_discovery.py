@@ -14,7 +14,9 @@ from net.serving import ENGINE_CPU, PORT, serving_child
 
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
-from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.discovery.opening import open_directory
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.service import call_service, services
@@ -35,7 +37,7 @@ def lab() -> Iterator[Lab]:
 def etcd(lab: Lab, tmp_path: Path) -> Iterator[Etcd]:
     """On the client's side of the wire."""
     with (
-        labs.in_namespace(lab.client.namespace),
+        in_namespace(lab.client.namespace),
         running_etcd(address=lab.client.address) as running,
     ):
         yield running
@@ -94,7 +96,7 @@ def test_the_default_is_a_file_and_a_lab_is_found_in_it(lab: Lab) -> None:
 
 
 def connected(lab: Lab, url: str) -> Client:
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         return Client.from_directory(url, timeout=0.5, retries=40)
 
 

@@ -17,7 +17,9 @@ from net.serving import ENGINE_CPU, client_of, serving, serving_child, sharing_c
 from dpukv_xdp.base.errors import ResultError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
-from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.discovery.opening import open_directory
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.service import Service, call_service, services
@@ -82,7 +84,7 @@ def agree(lab: Lab, url: str, stop: threading.Event) -> int:
     counters = {b"counter %d" % number: number for number in range(KEYS)}
     done = 0
     with (
-        labs.in_namespace(lab.client.namespace),
+        in_namespace(lab.client.namespace),
         Client.from_directory(url, timeout=10, retries=1, refresh=0.005) as client,
     ):
         assert client.set_many({key: counter(value) for key, value in counters.items()}) == []
@@ -214,7 +216,7 @@ def test_a_server_moves_partitions_by_itself(lab: Lab, tmp_path: Path) -> None:
         with Service(server, said.append):
             deadline = time.monotonic() + TIMEOUT_SECONDS
             with (
-                labs.in_namespace(lab.client.namespace),
+                in_namespace(lab.client.namespace),
                 Client.from_directory(f"file:{tmp_path}", timeout=0.5, retries=20) as client,
             ):
                 while not said:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The folders of bpf/ and dpukv_xdp/_core/ are layers: an #include goes to the own or a lower one."""
+"""The folders of bpf/ and _core/ are layers: an #include goes to the own or a lower one."""
 
 import re
 from collections import Counter

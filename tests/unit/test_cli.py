@@ -21,6 +21,7 @@ from rich.console import Console
 from dpukv_xdp.base import errors
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench import bench
+from dpukv_xdp.bench.options import BenchOptions
 from dpukv_xdp.cli import main
 from dpukv_xdp.lab import lab
 from dpukv_xdp.ops.demo import story
@@ -489,7 +490,7 @@ def test_the_table_fits_and_cuts_nothing(changes: dict[str, object]) -> None:
 
 
 def test_the_story_says_which_core_does_what() -> None:
-    told = story(config.ServerConfig(), bench.BenchOptions(keys=1234, seconds=1.5))
+    told = story(config.ServerConfig(), BenchOptions(keys=1234, seconds=1.5))
     assert "1,234 keys" in told
     assert f"core {min(os.sched_getaffinity(0))}" in told
     assert max(len(line) for line in told.splitlines()) <= main.PLAIN_COLUMNS

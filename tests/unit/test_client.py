@@ -466,7 +466,7 @@ class Troubled:
 
 
 def trouble(client: Client, server: StandIn, **errors: list[int]) -> None:
-    sockets: dict[tuple[str, int], Any] = client._sockets
+    sockets: dict[tuple[str, int], Any] = client._exchange.sockets
     errors = {"send": [], "recv": []} | errors
     sockets[server.address] = Troubled(sockets[server.address], **errors)
 
@@ -776,10 +776,12 @@ def test_sockets_to_servers_that_have_gone_are_closed(directory: FileDirectory) 
             timer.start()
             assert client.set("key", "value")
             timer.join()
-            (gone,) = (each for where, each in client._sockets.items() if where == old.address)
+            (gone,) = (
+                each for where, each in client._exchange.sockets.items() if where == old.address
+            )
             assert client.set("key", "value")
             assert gone.fileno() == -1
-            assert list(client._sockets) == [new.address]
+            assert list(client._exchange.sockets) == [new.address]
 
 
 def test_a_rejection_that_lasts_is_an_error(directory: FileDirectory) -> None:

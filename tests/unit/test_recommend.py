@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.cli import model
-from dpukv_xdp.model.costs import MEASURED_PATH, costs_from_paper, read_results
+from dpukv_xdp.model.cost_files import MEASURED_PATH, read_results
 from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.recommend import Recommendation, _choice_quick, _limit, recommend
 from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
 

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Disk images of guests, from Debian's packages: built once for each recipe, then kept.
+
+A `bare` image has a kernel, ssh, sudo and a network, and nothing else: a fresh box. A `prepared`
+one has what tools/setup installs, too, and brings the headers of its kernel along for the host.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.base.processes import Process, is_alive, start_ticks
+from kernels import hosts, processes
+
+Kind = Literal["bare", "prepared"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that Debian has for its release 12."""
+
+    name: str
+    """Its version, as people ask for it."""
+    suite: str
+    """The suite that its packages are from."""
+
+
+RELEASE = "bookworm"
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (Kernel("6.1", RELEASE), Kernel("6.12", f"{RELEASE}-backports"))
+}
+"""Guests that we know how to make."""
+
+ROOT = Path(__file__).parents[2]
+GUESTS_DIR = Path("/var/cache/dpukv_xdp/guests")
+PROGRAMS = ("mmdebstrap", "mkfs.ext4", "unshare", "cp")
+RECIPE = "1"
+"""Changes when what is done with the packages changes."""
+BARE = ("systemd-sysv", "openssh-server", "sudo", "ifupdown", "isc-dhcp-client", "ca-certificates")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4")
+"""What the initial RAM disk loads."""
+DISK_BYTES = 12 << 30
+"""Size of the guest's disk, which takes only as much as is used of it."""
+NEEDED_BYTES = {"bare": 2 << 30, "prepared": 4 << 30}
+"""Free space that building takes at most."""
+BUILD_SECONDS = 1200.0
+MIRROR_SECONDS = 20
+"""Time that apt waits for an answer of the mirror."""
+
+
+class Image(msgspec.Struct, frozen=True):
+    """A finished image."""
+
+    path: Path
+    """Its directory."""
+    release: str
+    """Of its kernel, such as "6.1.0-56-amd64"."""
+
+    @property
+    def disk(self) -> Path:
+        """The root file system, to be left as it is."""
+        return self.path / "root.img"
+
+    @property
+    def kernel(self) -> Path:
+        """What qemu boots."""
+        return self.path / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """The initial RAM disk for it."""
+        return self.path / "initrd"
+
+    @property
+    def headers(self) -> Path:
+        """Root directory that the headers of a prepared image lie in."""
+        return self.path / "headers"
+
+
+def kernel_named(name: str) -> Kernel:
+    """Return a row of KERNELS. Raises UsageError if there is none."""
+    if name not in KERNELS:
+        raise UsageError(f"--kernels knows {', '.join(KERNELS)}, not {name!r}")
+    return KERNELS[name]
+
+
+@contextmanager
+def image(kernel: Kernel, kind: Kind, say: Say, guests_dir: Path = GUESTS_DIR) -> Iterator[Image]:
+    """Yield the image of a kernel, built if it is not there; it stays there within the block.
+
+    Raises MissingError without mmdebstrap, DpukvError without room or packages.
+    """
+    packages = _packages(kernel, kind)
+    sources = hosts.apt_sources(RELEASE, kernel.suite)
+    argv = _mmdebstrap(packages, sources)
+    recipe = "\0".join([RECIPE, *argv, *sources, str(hosts.guest_files())])
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    path = guests_dir / f"{kernel.name}-{kind}-{digest}"
+    guests_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(guests_dir / f".lock-{kernel.name}-{kind}") as share:
+        _remove_unfinished(guests_dir)
+        if not path.is_dir():
+            processes.require(PROGRAMS, "a guest's image")
+            say(f"building the {kind} image of {kernel.name} from Debian's packages")
+            _build(path, kernel, kind, argv, sources)
+            for other in guests_dir.glob(f"{kernel.name}-{kind}-*"):
+                if other != path:
+                    shutil.rmtree(other)
+        share()
+        yield Image(path, (path / "release").read_text())
+
+
+def _packages(kernel: Kernel, kind: Kind) -> list[str]:
+    names = ["linux-image-amd64"]
+    wanted = list(BARE)
+    if kind == "prepared":
+        names.append("linux-headers-amd64")
+        listing = subprocess.run(
+            [str(ROOT / "tools" / "setup"), "--packages"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        wanted += listing.stdout.split()
+    return [
+        *(f"{name}/{kernel.suite}" if kernel.suite != RELEASE else name for name in names),
+        *wanted,
+    ]
+
+
+def _mmdebstrap(packages: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Return the command line without its last three words: release, target, list of sources."""
+    initrd = (
+        'mkdir -p "$1/etc/initramfs-tools/conf.d"',
+        'printf "MODULES=list\\nCOMPRESS=gzip\\n" >"$1/etc/initramfs-tools/conf.d/guest"',
+        f'printf "%s\\n" {" ".join(MODULES)} >"$1/etc/initramfs-tools/modules"',
+    )
+    apt = [
+        'APT::Install-Recommends "false"',
+        f'Acquire::http::Timeout "{MIRROR_SECONDS}"',
+        f'Acquire::https::Timeout "{MIRROR_SECONDS}"',
+        'Acquire::Retries "2"',
+        *hosts.apt_settings(),
+    ]
+    return [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+        f"--include={','.join(packages)}",
+        *(f"--aptopt={setting}" for setting in apt),
+        "--dpkgopt=force-unsafe-io",  # a disk that is thrown away needs no fsync
+        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")),
+        f"--essential-hook={'; '.join(initrd)}",
+        *(f"--customize-hook={hook}" for hook in hosts.certificate_hooks()),
+    ]
+
+
+def _build(
+    path: Path, kernel: Kernel, kind: Kind, argv: Sequence[str], sources: Sequence[str]
+) -> None:
+    """Build into a directory of this process, and rename it when it is whole."""
+    check_room(path.parent, NEEDED_BYTES[kind])
+    fresh = path.parent / _unfinished_name()
+    try:
+        tree = fresh / "tree"
+        fresh.mkdir()
+        (fresh / "sources.list").write_text("".join(f"{line}\n" for line in sources))
+        listed = [str(fresh / "sources.list")] if sources else []
+        _install([*argv, RELEASE, str(tree), *listed], kernel, fresh)
+        release = _take_kernel(tree, kernel, fresh)
+        for name, text in hosts.guest_files().items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text(text)
+        if kind == "prepared":
+            _take_headers(tree, fresh / "headers", release)
+        _make_disk(tree, fresh / "root.img")
+        shutil.rmtree(tree)
+        (fresh / "release").write_text(release)
+        fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _install(argv: Sequence[str], kernel: Kernel, scratch: Path) -> None:
+    """Run mmdebstrap in process and mount namespaces of its own, which end with it."""
+    isolated = ["unshare", "--mount", "--pid", "--kill-child", "--mount-proc", "--", *argv]
+    status, lines = processes.run(
+        isolated,
+        what=f"building the image of {kernel.name}",
+        limit_seconds=BUILD_SECONDS,
+        env=processes.environment(TMPDIR=str(scratch), LC_ALL="C"),
+    )
+    if status:
+        telling = [line for line in lines if re.match(r"(E|Err):", line)] or lines
+        reason = telling[0].removeprefix("E: ") if telling else f"exit status {status}"
+        raise DpukvError(
+            f"the image of {kernel.name} could not be built: {reason}: check the network, "
+            f"/etc/apt and the free space, then try again"
+        )
+
+
+def _take_kernel(tree: Path, kernel: Kernel, target: Path) -> str:
+    """Copy kernel and initial RAM disk out of the tree; return the kernel's release."""
+    found = [path.name.removeprefix("vmlinuz-") for path in (tree / "boot").glob("vmlinuz-*")]
+    if len(found) != 1 or not found[0].startswith(f"{kernel.name}."):
+        raise DpukvError(
+            f"{kernel.suite} has kernel {', '.join(found) or '(none)'}, not {kernel.name}: ask for "
+            "that one, or use a mirror that has it"
+        )
+    shutil.copy(tree / "boot" / f"vmlinuz-{found[0]}", target / "vmlinuz")
+    shutil.copy(tree / "boot" / f"initrd.img-{found[0]}", target / "initrd")
+    return found[0]
+
+
+def _take_headers(tree: Path, target: Path, release: str) -> None:
+    sources = target / "usr" / "src"
+    sources.mkdir(parents=True)
+    trees = [str(path) for path in (tree / "usr" / "src").glob("linux-headers-*")]
+    subprocess.run(["cp", "-a", "--reflink=auto", *trees, str(sources)], check=True)
+
+
+def _make_disk(tree: Path, disk: Path) -> None:
+    options = ["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(tree)]
+    status, lines = processes.run(
+        ["mkfs.ext4", *options, str(disk), str(DISK_BYTES >> 10)],
+        what="making the file system of a guest",
+        limit_seconds=BUILD_SECONDS,
+    )
+    if status:
+        raise DpukvError(f"mkfs.ext4 could not make a guest's disk: {' '.join(lines[-1:])}")
+
+
+def check_room(directory: Path, needed_bytes: int) -> None:
+    """Raise DpukvError if a directory's file system has less than that free."""
+    there = os.statvfs(directory)
+    free_bytes = there.f_bavail * there.f_frsize
+    if free_bytes < needed_bytes:
+        raise DpukvError(
+            f"a guest's image takes {needed_bytes / (1 << 30):.1f} GiB in {directory}, and "
+            f"{free_bytes / (1 << 30):.1f} are free: make room there"
+        )
+
+
+# ---- Locks, and what a killed process left
+
+
+def _unfinished_name() -> str:
+    return f".new-{os.getpid()}-{start_ticks(os.getpid())}"
+
+
+def _remove_unfinished(guests_dir: Path) -> None:
+    """Remove what processes that are dead by now had begun."""
+    for path in guests_dir.glob(".new-*"):
+        pid, ticks = (int(number) for number in path.name.split("-")[1:3])
+        if not is_alive(Process(pid, ticks)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Callable[[], None]]:
+    """Nobody else builds or replaces this image within the block; calling what is yielded lets
+    others use it, too.
+    """
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(lock, fcntl.LOCK_SH)
