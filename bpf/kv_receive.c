@@ -3,9 +3,9 @@
  * kv_receive.c - the communication engine in XDP: the program that serves requests, and the programs that let responses
  * out which no frame came to carry.
  *
- * Follow a request: kv_receive -> door/receive.h -> queue/dpu_end.h (to the host and back) -> door/respond.h -> wire. The settings of
- * base/maps.h
- * choose, for each engine's port, between that, processing here (service/process.h), and handing the frame to a host door.
+ * Follow a request: kv_receive -> door/receive.h -> queue/dpu_end.h (to the host and back) -> door/respond.h -> wire.
+ * The settings of base/maps.h choose, for each engine's port, between that, processing here (service/process.h), and
+ * handing the frame to a host door.
  */
 #include "base/maps.h"
 #include "door/pass.h"

@@ -2,9 +2,9 @@
 /*
  * side.h - what differs between the two sides that the communication engine can run on.
  *
- * net/, protocol/, queue/ and most of door/ are the communication engine's one code. In XDP they are compiled by bcc; on
- * the host, where dpukv_xdp/_core/door/communicate.c defines KV_HOST_SIDE, a frame is plain memory, and the kernel's helpers
- * are the small functions below, with the same names, arguments and results.
+ * net/, protocol/, queue/ and most of door/ are the communication engine's one code. In XDP they are compiled by bcc;
+ * on the host, where dpukv_xdp/_core/door/communicate.c defines KV_HOST_SIDE, a frame is plain memory, and the
+ * kernel's helpers are the small functions below, with the same names, arguments and results.
  */
 #ifndef KV_SIDE_H
 #define KV_SIDE_H

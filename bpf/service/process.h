@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * process.h - step 3 inside XDP: a batch of request records becomes response records, as dpukv_xdp/_core/service/engine.c does
- * it on the host, with the same results. Setting, passed with -D:
+ * process.h - step 3 inside XDP: a batch of request records becomes response records, as
+ * dpukv_xdp/_core/service/engine.c does it on the host, with the same results. Setting, passed with -D:
  *
  *	KV_RESPONSE_BYTES_MAX	response bytes of one packet, behind the packet header
  *

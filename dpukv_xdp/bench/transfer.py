@@ -2,7 +2,7 @@
 """What a hand-over between a DPU core and a host core costs, by primitive: the paper's Figure 9.
 
 A row of PRIMITIVES says which program and which host loop make each direction. The DPU's end is
-bpf/kv_transfer.c, the host's is _core/transfer.c; both read every byte that they are given.
+bpf/kv_transfer.c, the host's is _core/load/transfer.c; both read every byte that they are given.
 """
 
 import contextlib

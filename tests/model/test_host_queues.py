@@ -20,6 +20,7 @@ NAMES = (
     "service/engine",
     "store/allocator",
     "store/lossless",
+    "store/operations",
     "store/store",
 )
 SOURCES = [ROOT / "tests/model/host_queues.c", *(CORE / f"{name}.c" for name in NAMES)]

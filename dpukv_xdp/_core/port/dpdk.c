@@ -2,8 +2,9 @@
 /*
  * dpdk.c - the queues of one DPDK device as sources of frames for the host's communication engine.
  *
- * It is a shared object of its own, which dpukv_xdp/native/dpdk.py builds and loads where DPDK is installed; the native core
- * neither needs it nor knows it. Devices come and go while the EAL stays: a process can start that only once.
+ * It is a shared object of its own, which dpukv_xdp/native/dpdk.py builds and loads where DPDK is installed; the
+ * native core neither needs it nor knows it. Devices come and go while the EAL stays: a process can start that only
+ * once.
  *
  * Each queue has a pool of its own whose ring has one producer and one consumer: the host core that polls the queue is
  * not one of the EAL's threads, so that a pool for many users would cost two atomic operations a frame.

@@ -2,10 +2,10 @@
 /*
  * hot_path.h - one partition as the native core sees it: memory layout, and the hot paths as inline functions.
  *
- * A store is MICA's: an index of buckets in front of a circular log (cache) or of an allocator's memory (lossless). One
- * thread owns it (EREW), without locks or versions, until kv_store_share() makes it a store that several threads use at
- * once (CREW, CRCW): keep_apart.h says how. Index and log hold offsets only, never pointers, so their memory can be mapped
- * anywhere.
+ * A store is MICA's: an index of buckets in front of a circular log (cache) or of an allocator's memory (lossless).
+ * One thread owns it (EREW), without locks or versions, until kv_store_share() makes it a store that several threads
+ * use at once (CREW, CRCW): keep_apart.h says how. Index and log hold offsets only, never pointers, so their memory
+ * can be mapped anywhere.
  *
  *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then the number of the bucket that this one
  *                   overflows to, 0 if there is none. Words in use are a prefix of the chain, and a 0 word ends it: a
