@@ -7,15 +7,16 @@ cannot be imported. Nothing generated is kept in the repository.
 """
 
 import os
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from cffi import FFI
 
+from dpukv_xdp.wire.headers import CDEF_TYPES, declarations, numeric_macros
+
 HERE = Path(__file__).resolve().parent
 BPF_DIR = HERE.parent.parent / "bpf"
+INCLUDE_DIRS = [HERE, BPF_DIR]
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
 BENCH_ROOM = "load"
@@ -26,12 +27,6 @@ SHARED = ("base/bpf_run.c", "base/memory.c", "port/socket.c")
 
 NATIVE_INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"kv_core.h"')
 BENCH_INCLUDES = (*NATIVE_INCLUDES, '"load/kv_bench.h"')
-
-# As <linux/types.h> has them: __u64 is "unsigned long long" and not uint64_t.
-CDEF_TYPES = (
-    "typedef unsigned char __u8; typedef unsigned short __u16;"
-    "typedef unsigned int __u32; typedef unsigned long long __u64;\n"
-)
 
 # Of libbpf and the kernel; the C compiler fills in "...".
 CDEF_LIBBPF = """
@@ -74,40 +69,13 @@ def product_rooms() -> list[str]:
     return [room for room in rooms if room != BENCH_ROOM]
 
 
-def declarations(header: Path, *, only_in: Path = Path("/")) -> str:
-    """Return the declarations of a C header and of those that it includes, as far as they lie in
-    the folder `only_in`, as cffi's parser takes them: preprocessed, without assertions.
-    """
-    compiler = os.environ.get("CC", "cc")
-    command = [compiler, "-E", "-DKV_ABI_CDEF", f"-I{HERE}", f"-I{BPF_DIR}", str(header)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    kept, is_wanted = [], False
-    for line in text.splitlines():
-        marker = re.match(r'# \d+ "(.*?)"', line)
-        if marker:
-            is_wanted = Path(marker[1]).is_relative_to(only_in)
-        elif is_wanted:
-            kept.append(line)
-    return "\n".join(kept) + "\n"
-
-
-def numeric_macros(header: Path) -> str:
-    """`#define NAME ...` for each macro that is a plain number: cffi asks the compiler for its
-    value.
-    """
-    found = re.findall(
-        r"^#define (KV_\w+) (?:0x[0-9a-f]+ULL|\d+)\b", header.read_text(), re.MULTILINE
-    )
-    return "".join(f"#define {name} ...\n" for name in found)
-
-
 def make_native() -> FFI:
     """Return the builder of `_native`."""
     builder = FFI()
     builder.cdef(
         CDEF_TYPES
-        + declarations(HERE / "kv_core.h")
-        + "".join(numeric_macros(header) for header in sorted(BPF_DIR.glob("abi/*.h")))
+        + declarations(HERE / "kv_core.h", INCLUDE_DIRS)
+        + numeric_macros(sorted(BPF_DIR.glob("abi/*.h")), value="...")
         + CDEF_LIBBPF
     )
     _set_source(builder, "_native", NATIVE_INCLUDES, sources(*product_rooms()), ["xdp", "bpf"])
@@ -118,7 +86,8 @@ def make_bench(native: FFI) -> FFI:
     """Return the builder of `_bench`, which shares the types of `native`."""
     builder = FFI()
     builder.include(native)
-    builder.cdef(declarations(HERE / BENCH_ROOM / "kv_bench.h", only_in=HERE / BENCH_ROOM))
+    header = HERE / BENCH_ROOM / "kv_bench.h"
+    builder.cdef(declarations(header, INCLUDE_DIRS, after=HERE / "kv_core.h"))
     _set_source(builder, "_bench", BENCH_INCLUDES, [*sources(BENCH_ROOM), *SHARED], ["xdp"])
     return builder
 
@@ -131,7 +100,7 @@ def _set_source(
         f"dpukv_xdp._core.{name}",
         "".join(f"#include {include}\n" for include in includes),
         sources=[os.path.relpath(HERE / source, HERE.parent.parent) for source in names],
-        include_dirs=[str(HERE), str(BPF_DIR)],
+        include_dirs=[str(folder) for folder in INCLUDE_DIRS],
         libraries=libraries,
         depends=[str(path) for path in [*HERE.rglob("*.h"), *BPF_DIR.rglob("*.h")]],
         # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does

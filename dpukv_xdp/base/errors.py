@@ -34,6 +34,11 @@ class MissingError(DpukvError):
         self.needs = needs
 
 
+def install_advice(extra: str) -> str:
+    """Return how to get the Python packages of one of pyproject.toml's extras."""
+    return f"install them all by pip install 'dpukv_xdp[{extra}]'"
+
+
 class SocketError(MissingError):
     """AF_XDP cannot be had on an interface, or is had and receives nothing."""
 

@@ -102,10 +102,8 @@ class PeerPlan:
         gets = np.ascontiguousarray(is_get, dtype=np.uint8)
         room = count * (COMMAND_BYTES_MAX + 2 * key_size + value_size)
         self.bytes = np.empty(room, np.uint8)
-        self.messages = np.zeros(
-            -(-count // per_message), abi.dtype_of(ffi.typeof("struct kv_peer_message"))
-        )
-        self.requests = np.zeros(count, abi.dtype_of(ffi.typeof("struct kv_peer_request")))
+        self.messages = np.zeros(-(-count // per_message), _dtype("kv_peer_message"))
+        self.requests = np.zeros(count, _dtype("kv_peer_request"))
         self.native = ffi.new("struct kv_peer_plan *")
         self.native.bytes = _pointer("uint8_t *", self.bytes)
         self.native.messages = _pointer("struct kv_peer_message *", self.messages)
@@ -226,7 +224,7 @@ class PeerLoad:
         """The counters now."""
         counts = np.frombuffer(
             ffi.buffer(ffi.addressof(self._native, "results")),
-            abi.dtype_of(ffi.typeof("struct kv_peer_results")),
+            _dtype("kv_peer_results"),
         )
         return Snapshot(  # these close together: whoever reads may be interrupted as well
             at_ns=time.monotonic_ns(),
@@ -286,6 +284,11 @@ def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
 
 
 SO_RCVBUFFORCE = 33  # the socket module does not name it
+
+
+def _dtype(struct_name: str) -> "np.dtype[np.void]":
+    """Return the numpy dtype of a structure of the native core."""
+    return abi.dtype_of(ffi.typeof(f"struct {struct_name}"))
 
 
 def _pointer(kind: str, array: npt.NDArray[Any]) -> Any:

@@ -3,7 +3,6 @@
 
 import errno
 import os
-import secrets
 import selectors
 import socket
 import time
@@ -104,7 +103,7 @@ class Exchange:
         check_patience(timeout, retries)
         self._serve_by(servers)
         self._timeout, self._retries, self._mtu = timeout, retries, mtu
-        self._opaque = secrets.randbits(32)
+        self._opaque = int.from_bytes(os.urandom(4))
         self._is_open = True
         self._selector = selectors.DefaultSelector()
         self.sockets: dict[Address, socket.socket] = {}

@@ -24,8 +24,8 @@ import msgspec
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.kernel import kernel_headers
-from dpukv_xdp.wire import abi
 
 KEPT_OBJECTS_MAX = 500
 """Compiled objects that stay; the oldest go first."""
@@ -130,7 +130,7 @@ def _include_flags(source: Path) -> list[str]:
 
     The paths must be absolute, because bcc compiles in the kernel tree.
     """
-    return [f"-I{directory}" for directory in (source.parent.resolve(), abi.BPF_DIR)]
+    return [f"-I{directory}" for directory in (source.parent.resolve(), BPF_DIR)]
 
 
 def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
@@ -249,7 +249,7 @@ def _texts(source: Path) -> Iterator[str]:
         text = path.read_text()
         yield text
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
-            places = [folder / name for folder in (path.parent, source.parent, abi.BPF_DIR)]
+            places = [folder / name for folder in (path.parent, source.parent, BPF_DIR)]
             waiting += [place for place in places if place.is_file()][:1]
 
 

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.kernel import compiler, features
 from dpukv_xdp.kernel.compiler import CompiledObject, MapPlan
-from dpukv_xdp.wire import abi
 
 VERIFIER_LOG_BYTES = 16 << 20
 """Room for what the verifier says of a program that it refuses."""
@@ -124,7 +124,7 @@ def load(
     `tail_calls` names those that other programs call through kv_programs, by their index there.
     Raises MissingError without bcc, LoadError when clang or the verifier refuses.
     """
-    source = abi.BPF_DIR / source_name
+    source = BPF_DIR / source_name
     compiled = compiler.compile_source(source, [*programs, *tail_calls], settings)
     with ExitStack() as kept:
         maps = _make_maps(source, compiled, kept)

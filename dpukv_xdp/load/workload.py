@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.native.hashing import hash_keys
 from dpukv_xdp.topology.placement import owners_of_hashes
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import (
@@ -30,6 +31,7 @@ from dpukv_xdp.wire.codec import (
     mac_to_bytes,
     payload_max,
 )
+from dpukv_xdp.wire.hashing import hash_key
 
 U64 = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -255,8 +257,8 @@ def key_words(ranks: U64, key_size: int) -> U64:
 def hash_words(words: U64, key_size: int) -> U64:
     """CityHash64 of the keys that `key_words` made."""
     if key_size == 8:
-        return abi.hash_keys(words[:, 0])
-    return abi.hash_keys(words.view(np.uint8)[:, :key_size])
+        return hash_keys(words[:, 0])
+    return hash_keys(words.view(np.uint8)[:, :key_size])
 
 
 def value_words(hashes: U64, value_size: int) -> U64:
@@ -278,7 +280,7 @@ def key_bytes(rank: int, key_size: int) -> bytes:
 
 def value_bytes(key: bytes, value_size: int) -> bytes:
     """The value that the load generator stores under `key`, and checks in every answer."""
-    hashes = np.array([abi.hash_key(key)], dtype=np.uint64)
+    hashes = np.array([hash_key(key)], dtype=np.uint64)
     return value_words(hashes, value_size).tobytes()[:value_size]
 
 

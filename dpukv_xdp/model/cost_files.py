@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 
 from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.base.places import RESULTS_DIR
 from dpukv_xdp.model.bench_costs import apart, costs_from_bench, on_dpu
 from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.paper_costs import costs_from_paper
 
-MEASURED_PATH = Path(__file__).parents[2] / "docs" / "results" / "model_points.json"
+MEASURED_PATH = RESULTS_DIR / "model_points.json"
 """Results of `dpukv bench`, a list: what `--costs committed` reads."""
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.places import PLANS_DIR
 
-PLANS_DIR = Path(__file__).parents[2] / "tools" / "experiments"
 SIZES_NAME = "sizes.toml"
 KEY_DIGITS = 16
 """Of a run's key, hexadecimal."""

@@ -21,6 +21,7 @@ from dpukv_xdp.base.errors import (
     UsageError,
 )
 from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 ETHERNET_MTU = 1500
 """Bytes of IP packet that ordinary Ethernet carries."""
@@ -31,9 +32,7 @@ NETWORK_HEADER_BYTES = abi.offset("kv_packet_header", "magic")
 BATCH_HEADER_BYTES = abi.SIZE("kv_packet_header") - NETWORK_HEADER_BYTES
 ITEM_HEADER_BYTES = abi.SIZE("kv_item_header")
 
-KEY_LENGTH_SHIFT = (
-    8 * abi.dtype("kv_item_header")["kv_length"].itemsize - abi.KV_KEY_MAX.bit_length()
-)
+KEY_LENGTH_SHIFT = 8 * abi.fields("kv_item_header")["kv_length"].size - abi.KV_KEY_MAX.bit_length()
 """`kv_length` holds the key's length in its top bits, as many as KV_KEY_MAX needs, and below it the
 value's.
 """
@@ -69,7 +68,7 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "operation", _OPERATIONS.get(self.operation, self.operation))
         if self.key_hash == COMPUTE_HASH:
-            object.__setattr__(self, "key_hash", abi.hash_key(self.key) if self.key else 0)
+            object.__setattr__(self, "key_hash", hash_key(self.key) if self.key else 0)
 
     @classmethod
     def get(cls, key: bytes, opaque: int = 0) -> "Request":
@@ -484,16 +483,14 @@ def _layout(struct_name: str, first: str, until: str | None, byte_order: str) ->
     """A struct.Struct for the fields of an ABI structure from `first` to the one before `until`
     (None: to the end).
     """
-    fields = abi.dtype(struct_name).fields
-    if fields is None:
-        raise TypeError(f"struct {struct_name} has no fields")
+    fields = abi.fields(struct_name)
     names = list(fields)
     chosen = names[names.index(first) : None if until is None else names.index(until)]
     codes = {1: "B", 2: "H", 4: "I", 8: "Q"}
-    formats = (fields[name][0] for name in chosen)
+    parts = (fields[name] for name in chosen)
     return struct.Struct(
         byte_order
-        + "".join(f"{part.itemsize}s" if part.shape else codes[part.itemsize] for part in formats)
+        + "".join(f"{part.size}s" if part.is_array else codes[part.size] for part in parts)
     )
 
 

@@ -20,7 +20,7 @@ from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.service import call_service, services
-from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 ENGINES, PARTITIONS = 2, 8
 ITEMS = {b"key %d" % number: b"value %d" % number for number in range(200)}
@@ -119,4 +119,4 @@ def serving(lab: Lab, url: str, port: int) -> Iterator[subprocess.Popen[str]]:
 
 def test_keys_and_partitions_agree() -> None:
     """The test above would not notice if all keys lay in one partition."""
-    assert len({(abi.hash_key(key) >> 48) % PARTITIONS for key in ITEMS}) == PARTITIONS
+    assert len({(hash_key(key) >> 48) % PARTITIONS for key in ITEMS}) == PARTITIONS

@@ -23,7 +23,7 @@ from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.service import Service, call_service, services
-from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 PARTITIONS = 16
 MOVES = 200
@@ -118,7 +118,7 @@ def counter(value: int) -> bytes:
 def test_a_moved_partition_takes_its_items_along(lab: Lab) -> None:
     key = b"somewhere"
     with sharing_cores(), serving(lab, engines=2, partitions=8) as server:
-        partition = (abi.hash_key(key) >> 48) % 8
+        partition = (hash_key(key) >> 48) % 8
         old = server.owners[partition]
         with client_of(lab, ports=2, owners=server.owners) as client:
             assert client.set(key, b"value")
@@ -156,7 +156,7 @@ def test_requests_of_partitions_are_counted(lab: Lab) -> None:
         counted = (server.partition_requests() - before).tolist()
     wanted = [0] * 4
     for key in keys:
-        wanted[(abi.hash_key(key) >> 48) % 4] += 1
+        wanted[(hash_key(key) >> 48) % 4] += 1
     assert counted == wanted
 
 

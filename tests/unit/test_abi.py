@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """All readers of bpf/abi see the same bytes, and each witness notices a broken copy of it.
 
-The native compiler says how the headers lay out their structures. numpy's dtypes and constants, the
-scapy layers, the codec's bytes and the hex dumps of docs/PROTOCOL.md are compared with that; the
-BPF compiler's view is in tests/bpf.
+Python's layouts are computed from the headers without a C compiler (wire/_layouts.py). The native
+compiler says how the headers lay out their structures. numpy's dtypes and constants, the scapy
+layers, the codec's bytes and the hex dumps of docs/PROTOCOL.md are compared with that; the BPF
+compiler's view is in tests/bpf.
 """
 
 import re
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp._core._native import ffi
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire._layouts import ffi as layouts
 from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.hashing import hash_key
+from dpukv_xdp.wire.headers import numeric_macros
 from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "PROTOCOL.md"
@@ -231,7 +235,7 @@ def protocol_against(native: NativeView) -> list[str]:
         if rows != list(native.fields[struct].items()):
             wrong.append(f"{struct}: the table of PROTOCOL.md says {rows}")
     wrong += protocol_constants_against(native, text)
-    key_hash = abi.hash_key(b"hello").to_bytes(8, "little")
+    key_hash = hash_key(b"hello").to_bytes(8, "little")
     for kind, magic in (("request", "KV_MAGIC_REQUEST"), ("response", "KV_MAGIC_RESPONSE")):
         dump = hexdump(text, kind)
         item = native.sizes["kv_packet_header"]
@@ -306,8 +310,30 @@ def test_the_check_sees_every_structure_and_constant(tmp_path: Path) -> None:
     assert set(native.sizes) == set(re.findall(r"^struct (\w+) \{", text, re.MULTILINE))
     assert all(native.fields[struct] for struct in native.sizes)
     enums = re.findall(r"^enum (\w+) \{", text, re.MULTILINE)
-    known_to_cffi = [ffi.typeof(f"enum {name}").relements for name in enums]
-    assert set(native.constants) == {name for names in known_to_cffi for name in names}
+    for cffi in (ffi, layouts):
+        known = [cffi.typeof(f"enum {name}").relements for name in enums]
+        assert set(native.constants) == {name for names in known for name in names}
+
+
+def test_the_native_core_has_every_layout_and_macro() -> None:
+    for struct in declared_structs(header_text(abi.BPF_DIR)):
+        compiled, computed = (each.typeof(f"struct {struct}") for each in (ffi, layouts))
+        assert ffi.sizeof(compiled) == layouts.sizeof(computed)
+        for (name, ours), (_, theirs) in zip(computed.fields, compiled.fields, strict=True):
+            assert ours.offset == theirs.offset == abi.offset(struct, name), f"{struct}.{name}"
+    abi_headers = sorted(abi.HEADER_DIR.glob("*.h"))
+    macros = re.findall(r"#define (KV_\w+) \.\.\.", numeric_macros(abi_headers, value="..."))
+    assert len(macros) > 5
+    assert {name: getattr(abi, name) for name in macros} == {
+        name: getattr(lib, name) for name in macros
+    }
+
+
+def test_a_constant_that_no_header_has_is_no_attribute() -> None:
+    with pytest.raises(AttributeError):
+        _ = abi.KV_NO_SUCH_CONSTANT
+    with pytest.raises(AttributeError):
+        _ = abi.no_constant
 
 
 def test_offsets_in_the_headers_comments_are_right(tmp_path: Path) -> None:

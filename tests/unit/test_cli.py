@@ -18,7 +18,7 @@ import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp.base import errors
+from dpukv_xdp.base import errors, register
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench import bench
 from dpukv_xdp.bench.options import BenchOptions
@@ -499,7 +499,7 @@ def test_the_story_says_which_core_does_what() -> None:
 def test_lab_status_without_a_lab_is_an_empty_list(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lab, "REGISTER_DIR", tmp_path)
+    monkeypatch.setattr(register, "REGISTER_DIR", tmp_path)
     assert json.loads(run("lab", "status", "--json", "-").output) == []
     assert run("lab", "status").output == "no lab is up\n"
     assert run("get", "key").status == 2

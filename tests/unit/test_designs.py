@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.cli import main
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
-from dpukv_xdp.wire import abi
 
 PACKAGE = Path(__file__).parents[2] / "dpukv_xdp"
 THE_TABLE = "topology/designs.py"
@@ -32,7 +32,7 @@ def modules() -> list[Path]:
 
 
 def c_sources() -> list[Path]:
-    return sorted(p for d in (abi.BPF_DIR, PACKAGE / "_core") for p in d.rglob("*.[ch]"))
+    return sorted(p for d in (BPF_DIR, PACKAGE / "_core") for p in d.rglob("*.[ch]"))
 
 
 # ---- The table
