@@ -30,6 +30,9 @@ OUTSIDE = {
 }
 """Folders of the checkout that a wheel has inside the package: see dpukv_xdp/base/places.py."""
 
+BUILD = "dpukv_xdp/_core/build.py"
+"""Has the builders of the native core."""
+
 PROBE = """
 #include <Python.h>
 #include <bpf/libbpf.h>
@@ -54,7 +57,7 @@ def main() -> None:
         },
         include_package_data=False,  # not all of MANIFEST.in
         cmdclass={"build_py": BuildPy},
-        cffi_modules=["dpukv_xdp/_core/build.py:ffibuilder"] if native else [],
+        cffi_modules=[f"{BUILD}:native_builder", f"{BUILD}:bench_builder"] if native else [],
         options={"bdist_wheel": {"py_limited_api": "cp311"}} if native and has_stable_abi() else {},
     )
 

@@ -6,8 +6,10 @@
  * The loader sets with -D: KV_TEMPLATES (prepared frames) and KV_TEMPLATE_ROOM (bytes for each); when it loads the
  * programs: KV_PORT and KV_PORT_COUNT (the server's UDP ports).
  */
+#include "abi/limits.h"
 #include "abi/load.h"
-#include "side.h"
+#include "abi/wire_mica2.h"
+#include "base/side.h"
 
 #define KV_OFFSET_MASK 0xfffu
 #define KV_WINDOW_MASK (KV_WINDOW_MAX - 1)

@@ -3,17 +3,16 @@
  * kv_receive.c - the communication engine in XDP: the program that serves requests, and the programs that let responses
  * out which no frame came to carry.
  *
- * Follow a request: kv_receive -> parse.h -> queue.h (to the host and back) -> reply.h -> wire. The settings of maps.h
- * choose, for each engine's port, between that, processing here (process.h), and handing the frame to a host door.
+ * Follow a request: kv_receive -> door/receive.h -> queue/dpu_end.h (to the host and back) -> door/respond.h -> wire.
+ * The settings of base/maps.h choose, for each engine's port, between that, processing here (service/process.h), and
+ * handing the frame to a host door.
  */
-#include "maps.h"
-#include "parse.h"
-#include "queue.h"
-#include "reply.h"
-#include "receive.h"
-#include "pass.h"
+#include "base/maps.h"
+#include "door/pass.h"
+#include "door/receive.h"
+#include "door/respond.h"
 #if KV_PROCESS_HERE
-#include "process.h"
+#include "service/process.h"
 #endif
 
 static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_dpu_queue *queue,
@@ -123,7 +122,7 @@ static __always_inline void *kv_ring_of(__u32 engine)
 }
 
 #if KV_PROCESS_HERE
-/* The store's tables, see store.h. */
+/* The store's tables, see store/dpu_store.h. */
 static __always_inline void *kv_line_at(__u32 index)
 {
 	return kv_dpu_lines.lookup(&index);

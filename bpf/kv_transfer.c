@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * kv_transfer.c - the DPU's end of the transfer primitives that `dpukv qp-bench` compares (the paper's Figure 9). The
- * host's end is dpukv_xdp/_core/transfer.c.
+ * host's end is dpukv_xdp/_core/load/transfer.c.
  *
  * BPF_PROG_RUN calls a program again and again; each run polls for a bounded time and does one hand-over, or one
  * fragment of it, if it can. Whoever takes a payload compares all of it: reading it is part of a hand-over.
  */
 #include "abi/transfer.h"
-#include "side.h"
+#include "base/side.h"
 
 #define KV_GROUP_WORDS 8
 #define KV_GROUPS_MAX (KV_TRANSFER_BYTES_MAX / (8 * KV_GROUP_WORDS))

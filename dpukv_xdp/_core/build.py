@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Build the native core: compile the C sources and let cffi read the headers of bpf/abi.
 
-cffi (API mode) compiles a C probe of every structure, so a layout that differs from what the header
-says cannot be imported. Nothing generated is kept in the repository.
+It is two extensions: `_native`, the product, and `_bench`, what only measurements load. cffi (API
+mode) compiles a C probe of every structure, so a layout that differs from what the headers say
+cannot be imported. Nothing generated is kept in the repository.
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 from cffi import FFI
 
@@ -14,16 +16,17 @@ from dpukv_xdp.wire.headers import CDEF_TYPES, declarations, numeric_macros
 
 HERE = Path(__file__).resolve().parent
 BPF_DIR = HERE.parent.parent / "bpf"
+INCLUDE_DIRS = [HERE, BPF_DIR]
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
-OUTSIDE = ("dpdk.c",)  # see dpukv_xdp/native/dpdk.py
-SOURCES = sorted(
-    path.name
-    for path in HERE.glob("*.c")
-    if not path.name.startswith("_") and path.name not in OUTSIDE
-)
+BENCH_ROOM = "load"
+OUTSIDE = ("port/dpdk.c",)
+"""Built where DPDK is installed, see dpukv_xdp/native/dpdk.py."""
+SHARED = ("base/bpf_run.c", "base/memory.c", "port/socket.c")
+"""What the measurements use of the product; each extension has a copy of it."""
 
-INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"abi/all.h"', '"kv_core.h"')
+NATIVE_INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"kv_core.h"')
+BENCH_INCLUDES = (*NATIVE_INCLUDES, '"load/kv_bench.h"')
 
 # Of libbpf and the kernel; the C compiler fills in "...".
 CDEF_LIBBPF = """
@@ -52,27 +55,58 @@ int libbpf_num_possible_cpus(void);
 """
 
 
-def make_ffi() -> FFI:
-    """The builder that setuptools calls (`cffi_modules` in pyproject's setup hook)."""
+def sources(*rooms: str) -> list[str]:
+    """Return the C sources in these folders of _core ("": its own), by their paths there."""
+    found = [path for room in rooms for path in sorted((HERE / room).glob("*.c"))]
+    names = [path.relative_to(HERE).as_posix() for path in found if not path.name.startswith("_")]
+    return [name for name in names if name not in OUTSIDE]
+
+
+def product_rooms() -> list[str]:
+    """Return the folders of _core whose sources a server needs."""
+    folders = sorted({path.parent for path in HERE.rglob("*.c")})
+    rooms = ["" if folder == HERE else folder.relative_to(HERE).as_posix() for folder in folders]
+    return [room for room in rooms if room != BENCH_ROOM]
+
+
+def make_native() -> FFI:
+    """Return the builder of `_native`."""
     builder = FFI()
     builder.cdef(
         CDEF_TYPES
-        + declarations(HERE / "kv_core.h", [BPF_DIR])
+        + declarations(HERE / "kv_core.h", INCLUDE_DIRS)
         + numeric_macros(sorted(BPF_DIR.glob("abi/*.h")), value="...")
         + CDEF_LIBBPF
     )
-    flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
-    builder.set_source(
-        "dpukv_xdp._core._native",
-        "".join(f"#include {name}\n" for name in INCLUDES),
-        sources=[os.path.relpath(HERE / name, HERE.parent.parent) for name in SOURCES],
-        include_dirs=[str(HERE), str(BPF_DIR)],
-        libraries=["xdp", "bpf"],
-        depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.rglob("*.h")]],
-        # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does
-        extra_compile_args=["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *WARNINGS, *flags],
-    )
+    _set_source(builder, "_native", NATIVE_INCLUDES, sources(*product_rooms()), ["xdp", "bpf"])
     return builder
 
 
-ffibuilder = make_ffi()
+def make_bench(native: FFI) -> FFI:
+    """Return the builder of `_bench`, which shares the types of `native`."""
+    builder = FFI()
+    builder.include(native)
+    header = HERE / BENCH_ROOM / "kv_bench.h"
+    builder.cdef(declarations(header, INCLUDE_DIRS, after=HERE / "kv_core.h"))
+    _set_source(builder, "_bench", BENCH_INCLUDES, [*sources(BENCH_ROOM), *SHARED], ["xdp"])
+    return builder
+
+
+def _set_source(
+    builder: Any, name: str, includes: tuple[str, ...], names: list[str], libraries: list[str]
+) -> None:
+    flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
+    builder.set_source(
+        f"dpukv_xdp._core.{name}",
+        "".join(f"#include {include}\n" for include in includes),
+        sources=[os.path.relpath(HERE / source, HERE.parent.parent) for source in names],
+        include_dirs=[str(folder) for folder in INCLUDE_DIRS],
+        libraries=libraries,
+        depends=[str(path) for path in [*HERE.rglob("*.h"), *BPF_DIR.rglob("*.h")]],
+        # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does
+        extra_compile_args=["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *WARNINGS, *flags],
+    )
+
+
+native_builder = make_native()
+bench_builder = make_bench(native_builder)

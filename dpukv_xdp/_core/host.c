@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/ticks.h"
 #include "host.h"
-#include "ticks.h"
 
 #define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
 #define KV_TURNS_TO_SEE 2	   /* the one at work when somebody begins to count, and a whole one after it */
@@ -94,21 +94,6 @@ static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint
 		}
 	}
 	return 0;
-}
-
-uint64_t kv_ticks_per_second(void)
-{
-	struct timespec start, end, pause = { .tv_nsec = 2000000 };
-	uint64_t start_ticks, ticks, elapsed_ns;
-
-	clock_gettime(CLOCK_MONOTONIC_RAW, &start);
-	start_ticks = kv_ticks();
-	nanosleep(&pause, NULL);
-	clock_gettime(CLOCK_MONOTONIC_RAW, &end);
-	ticks = kv_ticks() - start_ticks;
-	elapsed_ns =
-		(uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
-	return elapsed_ns ? ticks * 1000000000 / elapsed_ns : 0;
 }
 
 /* All of it or nothing: what did begin would seem alive, and nobody would poll it. */

@@ -1,21 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* host.h - what a host core's loop calls: the parts of one turn. */
+/* host.h - a host core: the loop that its engines run in. */
 #ifndef KV_HOST_H
 #define KV_HOST_H
 
-#include "kv_core.h"
+#include "abi/partitions.h"
+#include "door/communicate.h"
+#include "service/engine.h"
 
-/* engine.c. Serving begins and ends; a turn returns the batches it processed; the idle turn looks for overdue ones. */
-int kv_engine_begin(struct kv_engine *engine);
-uint32_t kv_engine_turn(struct kv_engine *engine);
-void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks);
-void kv_engine_end(struct kv_engine *engine);
+enum kv_host_limit { KV_HOST_COMMUNICATORS_MAX = KV_QUEUES_MAX + KV_ENGINES_MAX };
 
-/* communicate.c. Steps 1 and 2 for what has come in, and step 4 for what is finished; each returns the frames. */
-int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu);
-uint32_t kv_communicator_receive(struct kv_communicator *communicator);
-uint32_t kv_communicator_answer(struct kv_communicator *communicator);
-void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_ticks);
-void kv_communicator_end(struct kv_communicator *communicator);
+/* What one host core does, in one polling loop: communication engines, processing engines, or both ("fused"). */
+struct kv_host {
+	uint32_t cpu;
+	uint32_t stop; /* set by anybody to make kv_host_run() return */
+	uint32_t engine_count;
+	uint32_t communicator_count;
+	struct kv_engine *engines[KV_ENGINES_MAX];
+	struct kv_communicator *communicators[KV_HOST_COMMUNICATORS_MAX];
+	uint64_t rounds;
+	uint64_t total_ticks;
+};
+
+/* Run until `stop` is set. Call it on the core's own, pinned thread. */
+int kv_host_run(struct kv_host *host);
+/*
+ * Give a partition to another engine while both work. Unless everybody may write, nobody owns it for the two turns
+ * after which all hosts have seen that and have finished what they had begun before: requests meanwhile are rejected.
+ * 0, or -ETIMEDOUT if a host does not get round to it within 200 ms: then the old owner has it again.
+ */
+int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
+		      struct kv_host *const *hosts, uint32_t host_count);
 
 #endif

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.load import workload

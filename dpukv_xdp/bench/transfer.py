@@ -2,7 +2,7 @@
 """The cost of a hand-over between a DPU core and a host core, by primitive: the paper's Figure 9.
 
 A row of PRIMITIVES names the program and the host loop for each direction. The DPU's end is
-bpf/kv_transfer.c, the host's end _core/transfer.c; both read every byte that they receive.
+bpf/kv_transfer.c, the host's end _core/load/transfer.c; both read every byte that they receive.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.base.patience import patient

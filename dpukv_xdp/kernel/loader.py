@@ -25,7 +25,7 @@ from dpukv_xdp.kernel.compiler import CompiledObject, MapPlan
 VERIFIER_LOG_BYTES = 16 << 20
 """Room for what the verifier says of a program that it refuses."""
 _MODEL_SUFFIX = "_model"
-"""A map so named is never used: it says what a map of maps holds, see bpf/maps.h."""
+"""A map so named is never used: it says what a map of maps holds, see bpf/base/maps.h."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,7 +323,7 @@ class World:
 
     def _has_time(self) -> bool:
         """Return whether waiting for each response fits between an open loop's packets: the lab's
-        XDP then parks nothing (bpf/side.h).
+        XDP then parks nothing (bpf/base/stages.h).
         """
         machine, costs = self.machine, self.costs
         if not self.is_open or not costs.carried_by_frames:

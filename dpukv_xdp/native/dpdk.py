@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Frames through DPDK, where it is installed: its EAL, a device, and what else that device needs.
 
-The loop is _core/dpdk.c in a shared object of its own, made by running this module and loaded when
-a server asks for it: DPDK is needed neither to build the rest nor to run it.
+The loop is _core/port/dpdk.c in a shared object of its own, made by running this module and loaded
+when a server asks for it: DPDK is needed neither to build the rest nor to run it.
 """
 
 import contextlib
@@ -25,7 +25,11 @@ from dpukv_xdp.kernel.nic import Interface
 from dpukv_xdp.wire import abi
 
 CORE_DIR = Path(__file__).resolve().parents[1] / "_core"
-SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", *sorted(abi.HEADER_DIR.glob("*.h")))
+SOURCES = (
+    CORE_DIR / "port" / "dpdk.c",
+    *sorted(CORE_DIR.rglob("*.h")),
+    *sorted(abi.HEADER_DIR.glob("*.h")),
+)
 ADVICE = "run sudo tools/setup --with-dpdk"
 MEMORY_MIB = 512
 """Of the EAL, for buffers; what is not used of it is not there."""

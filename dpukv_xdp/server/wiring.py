@@ -26,7 +26,7 @@ class Wiring:
     programs: tuple[str, ...]
     """XDP programs of kv_receive.c."""
     tail_calls: tuple[str, ...]
-    """Programs that these go on in, in the order of enum kv_program in bpf/maps.h."""
+    """Programs that these go on in, in the order of enum kv_program in bpf/base/maps.h."""
     dpu_engines: int
     """Engines whose frames XDP parses: the first ones."""
     sends_records: bool
@@ -70,7 +70,7 @@ class Wiring:
         )
 
     def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
-        """The -D settings of bpf/maps.h."""
+        """The -D settings of bpf/base/maps.h."""
         depth_min, depth_max = config.depths()
         transport = config.transport if self.sends_records else "ring"
         frames = config.frames if config.frames in TRANSPORTS and self.needs_sockets else "ring"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The sizes of a store inside XDP (bpf/store.h), as -D settings."""
+"""The sizes of a store inside XDP (bpf/store/dpu_store.h), as -D settings."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.wire import abi
 
 BUCKETS_MAX = 1 << 26
-SEGMENTS_MIN = 2  # with one the verifier knows every offset, and follows each: see bpf/store.h
+SEGMENTS_MIN = 2  # with one the verifier knows every offset, and follows each: see bpf/store/
 SEGMENTS_MAX = 1 << 15
 
 
@@ -43,7 +43,7 @@ class DpuStoreSizes:
         return 2 * self.buckets * abi.SIZE("kv_line") + self.segments * segment_bytes
 
     def settings(self, response_bytes_max: int, stores: int) -> dict[str, int]:
-        """Return the -D settings of bpf/store.h and bpf/process.h.
+        """Return the -D settings of bpf/store/dpu_store.h and bpf/service/process.h.
 
         `stores` is 1, or the number of engines in XDP.
         """

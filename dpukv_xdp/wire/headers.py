@@ -26,6 +26,10 @@ assertions, inline functions.
 """
 
 
+_BEGIN = "KV_WANTED_DECLARATIONS_BEGIN"
+"""A word that no header has."""
+
+
 def make_layouts(bpf_dir: Path) -> FFI:
     """Return the builder of the module dpukv_xdp.wire._layouts."""
     headers = sorted(bpf_dir.glob("abi/*.h"))
@@ -37,21 +41,23 @@ def make_layouts(bpf_dir: Path) -> FFI:
     return builder
 
 
-def declarations(header: Path, include_dirs: Sequence[Path]) -> str:
+def declarations(header: Path, include_dirs: Sequence[Path], after: Path | None = None) -> str:
     """Return the declarations of a C header as cffi's parser takes them: preprocessed with
-    CDEF_DEFINE. Raises ValueError for a header that cannot be preprocessed.
+    CDEF_DEFINE, without what the header `after` declares already. Raises ValueError for a header
+    that cannot be preprocessed.
     """
     preprocessor = Preprocessor()
     preprocessor.line_directive = None
     preprocessor.define(f"{CDEF_DEFINE} 1")
     for folder in include_dirs:
         preprocessor.add_path(str(folder))
-    preprocessor.parse(header.read_text(), str(header))
+    before = f'#include "{after}"\n' if after else ""
+    preprocessor.parse(f"{before}{_BEGIN}\n{header.read_text()}", str(header))
     output = io.StringIO()
     preprocessor.write(output)
     if preprocessor.return_code:
         raise ValueError(f"{header} could not be preprocessed: see above")
-    return output.getvalue()
+    return output.getvalue().partition(_BEGIN)[2]
 
 
 def numeric_macros(headers: Iterable[Path], value: str | None = None) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The store inside XDP (bpf/process.h, bpf/store.h): parse, process and reply in one run.
+"""The store inside XDP (bpf/service, bpf/store): parse, process and reply in one run.
 
 It must answer as the native engine does: the same batches go through both, and the records are
 compared byte for byte. What a small log or a full bucket loses is checked against a dict.
@@ -38,7 +38,7 @@ from dpukv_xdp.wire.codec import Endpoint, Request
 from dpukv_xdp.wire.hashing import hash_key
 
 TAG_TURNS = 3
-"""KV_TAG_TURNS of bpf/store.h: live items of one tag that a bucket may hold."""
+"""KV_TAG_TURNS of bpf/store/dpu_store.h: live items of one tag that a bucket may hold."""
 BATCH_BYTES = RESPONSE_BYTES_MAX
 """Requests in one frame."""
 LAST_VALUE_BYTES = abi.KV_VALUE_MAX

@@ -10,11 +10,13 @@
  * make no difference at all. Its memory is the sanitizer's, which sees each byte beyond.
  *
  *   clang-14 -fsanitize=fuzzer,address,undefined -I dpukv_xdp/_core -I bpf tests/fuzz/store_fuzz.c \
- *            dpukv_xdp/_core/{allocator,hash,lossless,store}.c
+ *            dpukv_xdp/_core/{base/hash,store/*}.c
  */
 #include <stdlib.h>
 
-#include "store.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "store/hot_path.h"
 
 #define KEYS 64
 #define OPERATIONS_MAX 4096

@@ -17,7 +17,8 @@ SECONDS = 10
 
 SOURCES = [
     ROOT / "tests/fuzz/store_fuzz.c",
-    *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "store")),
+    *(CORE / "store").glob("*.c"),
+    CORE / "base" / "hash.c",
 ]
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
 

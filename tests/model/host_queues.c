@@ -12,9 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "abi/all.h"
+#include "base/hash.h"
 #include "host.h"
-#include "ringbuf.h"
-#include "store.h"
+#include "queue/ringbuf.h"
+#include "store/hot_path.h"
 
 #define RESPONSE_BYTES_MAX 1466
 #define RING_BYTES (1u << 16)

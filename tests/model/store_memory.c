@@ -12,8 +12,10 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-#include "allocator.h"
-#include "store.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "store/allocator.h"
+#include "store/hot_path.h"
 
 #define BLOCKS_MAX 4096
 #define TURNS 60000

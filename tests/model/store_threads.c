@@ -25,7 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "store.h"
+#include "base/hash.h"
+#include "store/hot_path.h"
 
 #define THREADS_MAX KV_STORE_HANDLES_MAX
 #define KEYS_MAX 256

@@ -10,15 +10,17 @@ from built import CORE, ROOT, built
 from dpukv_xdp.base.patience import patient
 
 NAMES = (
-    "allocator",
-    "bpf_run",
-    "communicate",
-    "engine",
-    "hash",
-    "lossless",
-    "memory",
-    "sender",
-    "store",
+    "base/bpf_run",
+    "base/hash",
+    "base/memory",
+    "door/communicate",
+    "queue/ringbuf",
+    "queue/sender",
+    "service/engine",
+    "store/allocator",
+    "store/lossless",
+    "store/operations",
+    "store/store",
 )
 SOURCES = [ROOT / "tests/model/host_queues.c", *(CORE / f"{name}.c" for name in NAMES)]
 FLAGS = [

@@ -19,12 +19,13 @@ BROKEN_SECONDS = patient(30)  # at most: a broken build is found out in a fracti
 
 SOURCES = [
     ROOT / "tests/model/store_threads.c",
-    *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "memory", "store")),
+    *(CORE / "store").glob("*.c"),
+    *(CORE / "base" / f"{name}.c" for name in ("hash", "memory")),
 ]
 # gcc warns that ThreadSanitizer ignores fences: all that they order is atomic, so it needs none.
 FLAGS = ["-std=gnu11", "-g", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-tsan"]
 
-# Values of KV_STORE_UNCHECKED in store.c and lossless.c.
+# Values of KV_STORE_UNCHECKED in keep_apart.h and lossless.c.
 CHECK_VERSION, CHECK_OVERTAKEN, CHECK_WRITERS, CHECK_LOCK, CHECK_TAKEN = 1, 2, 4, 8, 16
 
 

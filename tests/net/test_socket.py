@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""AF_XDP sockets of the native core (_core/socket.c), on a veth pair: every frame arrives or is
-counted, and no chunk of a socket's memory is ever lost.
+"""AF_XDP sockets of the native core (_core/port/socket.c) on a veth pair: every frame arrives or
+is counted, and no chunk of a socket's memory is ever lost.
 """
 
 import errno

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import MissingError, UsageError
 from dpukv_xdp.bench import peers
 from dpukv_xdp.bench.compare import (

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * pass.h - the other ways from here: whole frames to a host door, frames with their records behind them, and batches
+ * through a BPF ring buffer, where queue/dpu_end.h has the default; and nowhere (kv_drop).
+ */
+#ifndef KV_PASS_H
+#define KV_PASS_H
+
+#include "base/maps.h"
+#include "door/receive.h"
+#include "door/respond.h"
+
+#define KV_COUNTER_MASK 0x3f
+_Static_assert(KV_COUNTERS <= KV_COUNTER_MASK + 1, "a masked counter is any of them");
+#define KV_SAMPLE_MASK 0x3fffu /* bytes of a batch in a ring buffer */
+_Static_assert(sizeof(struct kv_request_slot) <= KV_SAMPLE_MASK, "a masked length is any batch's");
+
+/* kv_pass_frame(): the frame is in the ring, and the one at hand may carry something back. */
+enum kv_pass_verdict { KV_PASSED_TO_RING = -1 };
+
+/* A frame of ours that is not served, counted by its cause: an enum kv_counter. */
+static __always_inline int kv_drop(struct kv_dpu_queue *queue, __u32 counter)
+{
+	counter &= KV_COUNTER_MASK; /* for the verifier: it has lost track of the sign */
+	if (counter < KV_COUNTERS)
+		queue->counters[counter]++;
+	return XDP_DROP;
+}
+
+/* Both in kv_receive.c: bcc rewrites map calls in its main file only ("unknown opcode 8d" elsewhere). */
+static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue);
+static __always_inline void *kv_ring_of(__u32 engine);
+
+static __always_inline int kv_write_note(struct xdp_md *ctx, const struct kv_frame_note *note);
+static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
+					       struct kv_dpu_queue *queue);
+
+/* "Network packet model": the whole frame, unparsed, to the host's communication engine. */
+static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
+					 struct kv_dpu_queue *queue)
+{
+	__u32 slot = queue->published & KV_SLOT_MASK;
+	__u64 frame_bytes = packet->frame_bytes;
+	__u32 refusal;
+
+	if (frame_bytes == 0 || frame_bytes > KV_FRAME_MAX)
+		return kv_drop(queue, kv_drop_of_long(ctx, packet->header_offset));
+	if (KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP) {
+		struct kv_frame_note note = { .frame_bytes = frame_bytes, .engine = packet->engine };
+
+		if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP && kv_write_note(ctx, &note))
+			return XDP_ABORTED;
+		return kv_redirect(ctx, queue);
+	}
+	refusal = kv_refusal(pair, queue);
+	if (refusal)
+		return kv_drop(queue, refusal);
+	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
+	if (bpf_xdp_load_bytes(ctx, 0, pair->requests[slot].payload, frame_bytes))
+		return XDP_ABORTED;
+	pair->requests[slot].frame_bytes = frame_bytes;
+	queue->counters[KV_COUNTER_REDIRECTED]++;
+	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += frame_bytes;
+	send_request_queue_to_host(pair, queue, slot, 0, 0);
+	return KV_PASSED_TO_RING;
+}
+
+/*
+ * The frame itself goes to the host, its records behind it, and comes back as the response. A frame that cannot grow so
+ * far goes alone, and the host parses and counts it.
+ */
+static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_packet *packet,
+					   struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
+					   __u32 has_payload, struct kv_dpu_queue *own)
+{
+	__u32 slot = queue->published & KV_SLOT_MASK;
+	__u32 records_offset = KV_ROUNDUP8(packet->frame_bytes);
+	__u64 parked_bytes, record_bytes, records;
+	struct kv_frame_note note = {
+		.frame_bytes = packet->frame_bytes,
+		.engine = packet->engine,
+		.count = request_count,
+		.has_payload = has_payload,
+		.header_offset = packet->header_offset,
+	};
+
+	kv_stage_end(own, KV_STAGE_PARSE);
+	if (kv_prepare_batch(ctx, packet, request_count, &queue->parked[slot]))
+		return XDP_ABORTED;
+	kv_stage_end(own, KV_STAGE_PREPARE);
+	/* Both lengths get their range from the records': comparisons of two bounds clang makes one of. */
+	records = kv_copy_bytes(request_count, KV_BATCH_MAX - 1);
+	parked_bytes = KV_PARKED_BYTES(records);
+	record_bytes = records * sizeof(struct kv_request);
+	KV_OPAQUE(parked_bytes);
+	KV_OPAQUE(record_bytes);
+	if (kv_set_length(ctx, records_offset + parked_bytes + record_bytes) == 0) {
+		if (bpf_xdp_store_bytes(ctx, records_offset, &queue->parked[slot], parked_bytes) ||
+		    bpf_xdp_store_bytes(ctx, records_offset + parked_bytes, pair->requests[slot].records, record_bytes))
+			return XDP_ABORTED;
+		note.records_offset = records_offset;
+		kv_count_batch(queue, packet, request_count, own);
+		queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += record_bytes + 1;
+		if (has_payload)
+			queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += packet->body_bytes;
+	}
+	if (kv_write_note(ctx, &note))
+		return XDP_ABORTED;
+	return kv_redirect(ctx, queue);
+}
+
+/* The batch in the next slot, copied into the engine's ring buffer; the response comes back through the queue pair. */
+static __always_inline int kv_pass_batch(const struct kv_packet *packet, struct kv_queue_pair *pair,
+					 struct kv_dpu_queue *queue, __u32 request_count, __u32 has_payload)
+{
+	__u32 slot = queue->published & KV_SLOT_MASK;
+	struct kv_request_slot *requests = &pair->requests[slot];
+	__u64 sample_bytes;
+	void *ring;
+	long status;
+
+	requests->count = request_count;
+	requests->has_payload = has_payload;
+	requests->pair = bpf_get_smp_processor_id();
+	ring = kv_ring_of(packet->engine);
+	if (!ring)
+		return -1;
+	sample_bytes = offsetof(struct kv_request_slot, records) + (request_count & 0x7f) * sizeof(struct kv_request);
+	if (has_payload)
+		sample_bytes = sizeof(struct kv_request_slot);
+	KV_OPAQUE(sample_bytes);
+	sample_bytes &= KV_SAMPLE_MASK;
+	if (sample_bytes > sizeof(struct kv_request_slot))
+		return -1;
+	status = bpf_ringbuf_output(ring, requests, sample_bytes, BPF_RB_NO_WAKEUP);
+	if (status)
+		queue->counters[KV_COUNTER_DROP_RINGBUF_FULL]++;
+	return status != 0;
+}
+
+/* The frame at hand becomes the oldest finished response of the engine's queue pair, or what a host door made. */
+static __always_inline int kv_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+				    __u32 engine)
+{
+	if (engine >= KV_DPU_ENGINES && KV_HOST_FRAMES == KV_TRANSPORT_RING)
+		return kv_reply_with_frame(ctx, pair, queue);
+	return kv_reply_with_oldest(ctx, pair, queue);
+}
+
+/* A whole frame from a host door; none where it had nothing to say. */
+static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
+					       struct kv_dpu_queue *queue)
+{
+	__u32 slot = queue->answered & KV_SLOT_MASK;
+	__u64 frame_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
+
+	if (frame_bytes == 0) {
+		kv_release_oldest(pair, queue);
+		return XDP_DROP;
+	}
+	if (frame_bytes < KV_PACKET_HEADER_BYTES || frame_bytes > KV_FRAME_MAX) {
+		queue->counters[KV_COUNTER_DROP_BAD_RESPONSE]++;
+		kv_release_oldest(pair, queue);
+		return XDP_DROP;
+	}
+	if (kv_set_length(ctx, frame_bytes)) {
+		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
+		return XDP_DROP;
+	}
+	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
+	if (bpf_xdp_store_bytes(ctx, 0, pair->responses[slot].payload, frame_bytes))
+		return XDP_ABORTED;
+	queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += frame_bytes;
+	kv_release_oldest(pair, queue);
+	return XDP_TX;
+}
+
+static __always_inline int kv_write_note(struct xdp_md *ctx, const struct kv_frame_note *note)
+{
+	struct kv_frame_note *in_front;
+
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*note)))
+		return -1;
+	in_front = (void *)(long)ctx->data_meta;
+	if ((void *)(in_front + 1) > (void *)(long)ctx->data)
+		return -1;
+	*in_front = *note;
+	return 0;
+}
+
+#endif

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * receive.h - steps 1 and 2 as one: a well-formed frame of ours becomes a batch in the request queue.
+ */
+#ifndef KV_RECEIVE_H
+#define KV_RECEIVE_H
+
+#include "base/stages.h"
+#include "net/headers.h"
+#include "net/reply_headers.h"
+#include "protocol/mica2.h"
+#include "queue/dpu_end.h"
+
+static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_packet *packet, __u32 request_count,
+					    struct kv_parked_batch *parked);
+static __always_inline int kv_copy_payload(struct xdp_md *ctx, const struct kv_packet *packet,
+					   struct kv_request_slot *slot, struct kv_dpu_queue *queue);
+
+/* Parse the requests into the queue pair's next slot: how many, or a negated drop counter. Nothing is handed over. */
+static __always_inline int kv_take_requests(struct xdp_md *ctx, const struct kv_packet *packet,
+					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 *has_payload)
+{
+	__u32 slot = queue->published & KV_SLOT_MASK;
+	int count;
+
+	if (kv_slots_in_use(queue) >= KV_SLOTS)
+		return -KV_COUNTER_DROP_QUEUE_FULL;
+	count = kv_parse_requests(ctx, packet, queue, &pair->requests[slot], &queue->parked[slot], has_payload);
+	/* Through AF_XDP the packet's body goes where the frame goes. */
+	if (count > 0 && *has_payload && KV_TRANSPORT != KV_TRANSPORT_AF_XDP &&
+	    kv_copy_payload(ctx, packet, &pair->requests[slot], queue))
+		return -KV_COUNTER_DROP_TRUNCATED;
+	return count;
+}
+
+/* The batch that kv_take_requests() left in the next slot goes to the engine, while its response is prepared. */
+static __always_inline int kv_send_batch(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
+					 struct kv_dpu_queue *queue, __u32 request_count, __u32 has_payload,
+					 struct kv_dpu_queue *own)
+{
+	__u32 slot = queue->published & KV_SLOT_MASK;
+	struct kv_parked_batch *parked = &queue->parked[slot];
+
+	if (!KV_PREPARE_OVERLAPS) {
+		kv_stage_end(own, KV_STAGE_PARSE);
+		if (kv_prepare_batch(ctx, packet, request_count, parked))
+			return -1;
+		kv_stage_end(own, KV_STAGE_PREPARE);
+	}
+	send_request_queue_to_host(pair, queue, slot, request_count, has_payload);
+	kv_stage_end(own, KV_STAGE_PARSE);
+	/* From here the host works, and we prepare: the paper's section 4.3. */
+	if (KV_PREPARE_OVERLAPS) {
+		if (kv_prepare_batch(ctx, packet, request_count, parked))
+			return -1;
+		kv_stage_end(own, KV_STAGE_PREPARE);
+	}
+	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += request_count * sizeof(struct kv_request) + 1;
+	return 0;
+}
+
+/* The batch counts as received: its own addresses go into the response. */
+static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_packet *packet, __u32 request_count,
+					    struct kv_parked_batch *parked)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 shift = packet->header_offset;
+	struct kv_packet_header *header;
+
+	KV_OPAQUE(shift);
+	shift &= KV_VLAN_BYTES;
+	header = data + shift;
+	/* The second says nothing new to anybody but the verifier. */
+	if ((void *)(header + 1) > data_end || data + KV_ETH_BYTES + KV_VLAN_BYTES > data_end)
+		return -1;
+	kv_prepare_reply(data, header, request_count, parked);
+	return 0;
+}
+
+/* Long keys and values travel in the slot's payload: the packet's body as it is. */
+static __always_inline int kv_copy_payload(struct xdp_md *ctx, const struct kv_packet *packet,
+					   struct kv_request_slot *slot, struct kv_dpu_queue *queue)
+{
+	__u64 body_bytes = kv_copy_bytes(packet->body_bytes, KV_OFFSET_MASK);
+
+	if (bpf_xdp_load_bytes(ctx, packet->header_offset + KV_PACKET_HEADER_BYTES, slot->payload, body_bytes))
+		return -1;
+	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += body_bytes;
+	return 0;
+}
+
+/* What a batch that was taken adds to the counters. */
+static __always_inline void kv_count_batch(struct kv_dpu_queue *queue, const struct kv_packet *packet,
+					   __u32 request_count, struct kv_dpu_queue *own)
+{
+	queue->counters[KV_COUNTER_FRAMES_RECEIVED]++;
+	queue->counters[KV_COUNTER_REQUESTS_RECEIVED] += request_count;
+	queue->counters[KV_COUNTER_BYTES_RECEIVED] += packet->frame_bytes;
+	kv_stage_count(own, request_count);
+}
+
+#endif

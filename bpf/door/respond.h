@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * respond.h - step 4, respond: a frame becomes the oldest finished response.
+ */
+#ifndef KV_RESPOND_H
+#define KV_RESPOND_H
+
+#include "net/reply_headers.h"
+#include "protocol/mica2.h"
+#include "queue/dpu_end.h"
+
+enum kv_reply_verdict { KV_TAIL_REFUSED = -1 };
+
+/*
+ * Turn the frame into the response in `slot`. Returns the XDP verdict: XDP_TX, or XDP_DROP with the reason counted.
+ * When the frame cannot grow to the response's length that is KV_TAIL_REFUSED, and the response stays.
+ */
+static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					  __u32 slot)
+{
+	const struct kv_parked_batch *parked = &queue->parked[slot];
+	__u32 wire_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
+	__u32 shift = parked->vlan_type ? KV_VLAN_BYTES : 0;
+	__u32 frame_bytes, request_count, written_bytes;
+	void *data, *data_end;
+
+	frame_bytes = shift + KV_PACKET_HEADER_BYTES + wire_bytes;
+	if (frame_bytes > KV_FRAME_MAX)
+		goto bad_response;
+	if (kv_set_length(ctx, frame_bytes)) {
+		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
+		return KV_TAIL_REFUSED;
+	}
+
+	KV_OPAQUE(shift);
+	shift &= KV_VLAN_BYTES;
+	data = (void *)(long)ctx->data;
+	data_end = (void *)(long)ctx->data_end;
+	if (data + KV_VLAN_BYTES + KV_PACKET_HEADER_BYTES > data_end)
+		goto bad_response;
+	kv_write_packet_header(data, data + shift, parked, wire_bytes);
+	written_bytes = kv_write_responses(ctx, shift + KV_PACKET_HEADER_BYTES, queue, pair, slot);
+	if (written_bytes == 0 || written_bytes != wire_bytes)
+		goto bad_response;
+
+	request_count = parked->request_count;
+	queue->counters[KV_COUNTER_FRAMES_SENT]++;
+	queue->counters[KV_COUNTER_RESPONSES_SENT] += request_count;
+	queue->counters[KV_COUNTER_BYTES_SENT] += frame_bytes;
+	queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += request_count * sizeof(struct kv_response) + 1;
+	return XDP_TX;
+
+bad_response:
+	queue->counters[KV_COUNTER_DROP_BAD_RESPONSE]++;
+	return XDP_DROP;
+}
+
+/* The frame becomes the oldest finished response, whose slot is free then. */
+static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair,
+						struct kv_dpu_queue *queue)
+{
+	int verdict = kv_write_reply(ctx, pair, queue, queue->answered & KV_SLOT_MASK);
+
+	if (verdict == KV_TAIL_REFUSED) /* the sender has frames that can */
+		return XDP_DROP;
+	kv_release_oldest(pair, queue);
+	return verdict;
+}
+
+#endif

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * headers.h - step 1, receive: whose frame it is, and whether everything before the requests is right.
+ */
+#ifndef KV_HEADERS_H
+#define KV_HEADERS_H
+
+#include "abi/counters.h"
+#include "abi/limits.h"
+#include "abi/wire_mica2.h"
+#include "base/side.h"
+
+#define KV_OFFSET_MASK 0xfffu /* any offset into a frame */
+_Static_assert(KV_FRAME_MAX <= KV_OFFSET_MASK, "offsets are masked to a page");
+
+/* What parsing learnt about the frame at hand. */
+struct kv_packet {
+	__u32 header_offset; /* of struct kv_packet_header: 0, or 4 behind a VLAN tag */
+	__u32 frame_bytes;
+	__u32 body_bytes; /* after struct kv_packet_header */
+	__u32 engine;	  /* from the UDP port */
+};
+
+/* kv_find_engine() says: not ours, or ours; kv_check_headers() adds the counter that names what is wrong. */
+enum kv_parse_verdict { KV_PARSE_PASS = -1, KV_PARSE_OURS = -2 };
+
+/* Whose frame it is, and no more than that: "the NIC passes packets". */
+static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *packet)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_packet_header *header = data;
+	__u32 shift = 0;
+	__u16 *udp_ports;
+	__u32 port_offset;
+
+	if (data + offsetof(struct kv_packet_header, udp_length) + KV_VLAN_BYTES > data_end)
+		return KV_PARSE_PASS;
+	if (header->eth_type == bpf_htons(KV_ETHERTYPE_VLAN))
+		shift = KV_VLAN_BYTES;
+	KV_OPAQUE(shift);
+	shift &= KV_VLAN_BYTES;
+	header = data + shift;
+	if (header->eth_type != bpf_htons(KV_ETHERTYPE_IPV4) || header->ip_protocol != KV_IP_PROTOCOL_UDP)
+		return KV_PARSE_PASS;
+	if (KV_ADDRESS && *(__u32 *)header->ip_destination != KV_ADDRESS)
+		return KV_PARSE_PASS;
+	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK >> 1)) /* not the first fragment: no ports in it */
+		return KV_PARSE_PASS;
+
+	port_offset = shift + KV_ETH_BYTES + (header->ip_version_ihl & 0xf) * 4;
+	KV_OPAQUE(port_offset);
+	port_offset &= 0x7f;
+	udp_ports = data + port_offset;
+	if ((void *)(udp_ports + 2) > data_end)
+		return KV_PARSE_PASS;
+	packet->engine = (__u32)bpf_ntohs(udp_ports[1]) - KV_PORT;
+	if (packet->engine >= KV_ENGINES)
+		return KV_PARSE_PASS;
+	packet->header_offset = shift;
+	packet->frame_bytes = data_end - data;
+	return KV_PARSE_OURS;
+}
+
+/*
+ * Return the counter of a frame over KV_FRAME_MAX. One that is longer than its link's MTU was never on a wire: generic
+ * XDP gets what the sender's kernel has left in one piece for a driver to segment (GSO), or ours has merged (GRO).
+ */
+static __always_inline int kv_drop_of_long(struct xdp_md *ctx, __u32 shift)
+{
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(ctx, 0, &mtu, -(int)shift, 0) > 0 ? KV_COUNTER_DROP_SUPER_PACKET
+							       : KV_COUNTER_DROP_FRAME_LENGTH;
+}
+
+/* Everything before the requests, of a frame that kv_find_engine() found to be ours. */
+static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet *packet)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_packet_header *header;
+	__u32 shift = packet->header_offset;
+
+	KV_OPAQUE(shift);
+	shift &= KV_VLAN_BYTES;
+	header = data + shift;
+	if ((void *)&header->udp_length > data_end)
+		return KV_COUNTER_DROP_FRAME_LENGTH;
+	if (header->ip_version_ihl != KV_IP_VERSION_IHL)
+		return KV_COUNTER_DROP_IP_HEADER;
+	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK))
+		return KV_COUNTER_DROP_FRAGMENT;
+	if (packet->frame_bytes > KV_FRAME_MAX)
+		return kv_drop_of_long(ctx, shift);
+	if ((void *)(header + 1) + KV_ITEM_HEADER_BYTES > data_end)
+		return KV_COUNTER_DROP_FRAME_LENGTH;
+	if (bpf_ntohs(header->ip_total_length) != packet->frame_bytes - shift - KV_ETH_BYTES)
+		return KV_COUNTER_DROP_IP_HEADER;
+	if (bpf_ntohs(header->udp_length) != packet->frame_bytes - shift - KV_ETH_BYTES - KV_IP_BYTES)
+		return KV_COUNTER_DROP_UDP_LENGTH;
+	if (header->magic != KV_MAGIC_REQUEST)
+		return KV_COUNTER_DROP_MAGIC;
+	packet->body_bytes = packet->frame_bytes - shift - KV_PACKET_HEADER_BYTES;
+	return KV_PARSE_OURS;
+}
+
+#endif

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * mica2.h - the requests and responses of a MICA2 packet, behind the packet header: bytes to records and back.
+ *
+ * Two passes would read the packet twice, so kv_parse_requests() writes records straight into the slot that the batch
+ * will be published from; nothing is visible to the engine before send_request_queue_to_host().
+ */
+#ifndef KV_MICA2_H
+#define KV_MICA2_H
+
+#include "abi/dpu_queue.h"
+#include "net/headers.h"
+
+/* ---- Requests ---- */
+
+/*
+ * Whether an item's header word is the next datagram's batch header and first operation, as in such a packet that is
+ * no longer than a frame. As an item it would have an operation that there is not, and mostly be truncated.
+ */
+static __always_inline int kv_is_batch_header(__u64 header)
+{
+	return (header & 0xff00ffffffff00ffULL) == KV_MAGIC_REQUEST;
+}
+
+/* One request on its way from the packet into a record. */
+struct kv_parsed_item {
+	__u32 bytes;   /* that it takes in the packet; 0 = runs past the end */
+	__u32 payload; /* 1 if its key or value is too long for a record */
+	__u64 key;
+	__u64 value;
+};
+
+/* Any lengths, as `header` says: the item's, read once. `offset` is its place in the body. */
+static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 header, __u32 offset, __u32 body_bytes,
+					  void *data_end, struct kv_parsed_item *parsed)
+{
+	__u32 key_bytes = KV_HEADER_KEY_BYTES(header);
+	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
+	__u32 key_room = KV_ROUNDUP8(key_bytes);
+	__u64 *words = (__u64 *)(item + 1);
+
+	parsed->key = 0;
+	parsed->value = 0;
+	parsed->payload = 0;
+	parsed->bytes = KV_ITEM_HEADER_BYTES + key_room + KV_ROUNDUP8(value_bytes);
+	if (value_bytes > KV_FRAME_MAX || offset + parsed->bytes > body_bytes) {
+		parsed->bytes = 0;
+		return;
+	}
+	if (key_bytes > KV_INLINE_MAX) {
+		parsed->key = offset + KV_ITEM_HEADER_BYTES;
+		parsed->payload = 1;
+	} else if (key_bytes && (void *)(words + 1) <= data_end) {
+		parsed->key = KV_LOW_BYTES(words[0], key_bytes);
+	}
+	if (value_bytes > KV_INLINE_MAX) {
+		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
+		parsed->payload = 1;
+	} else if (value_bytes && key_bytes > KV_INLINE_MAX) {
+		/* A short value behind a long key: its place varies, and the engine finds it in the payload. */
+		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
+	} else if (value_bytes && key_room == 0 && (void *)(words + 1) <= data_end) {
+		parsed->value = KV_LOW_BYTES(words[0], value_bytes);
+	} else if (value_bytes && (void *)(words + 2) <= data_end) {
+		parsed->value = KV_LOW_BYTES(words[1], value_bytes);
+	}
+}
+
+static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
+					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
+					  struct kv_parked_batch *parked);
+
+/*
+ * All requests of the packet into the records of `slot`. Returns how many, or a negated drop counter.
+ * Requests advance by a scalar offset: with packet pointers the same loop exceeds the verifier's million instructions.
+ */
+static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv_packet *packet,
+					     struct kv_dpu_queue *queue, struct kv_request_slot *slot,
+					     struct kv_parked_batch *parked, __u32 *has_payload)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 start = packet->header_offset;
+	__u32 body_bytes = packet->body_bytes;
+	__u32 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
+	void *body;
+	int count;
+
+	*has_payload = 0;
+	count = KV_PROCESS_HERE ? 0 : kv_parse_words(ctx, packet, queue, slot, parked);
+	if (count)
+		return count;
+	KV_OPAQUE(start);
+	start &= KV_VLAN_BYTES;
+	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
+	queue->scratch = 0; /* not a local: the verifier would follow "has a payload" and "has none" apart */
+	KV_KEEP_LOOP
+	for (count = 0; count < KV_BATCH_MAX; count++) {
+		struct kv_request *record = &slot->records[count];
+		struct kv_parsed_item parsed;
+		struct kv_item_header *item;
+		__u64 *words;
+		__u64 header;
+
+		item = body + offset;
+		words = (__u64 *)(item + 1);
+		if ((void *)(item + 1) > data_end)
+			break;
+		header = KV_READ_ONCE(*(__u64 *)item);
+		if (header >> 32 == KV_HEADER(0, 0, 8, 0) >> 32 && (void *)(words + 1) <= data_end) {
+			parsed.key = words[0];
+			parsed.value = 0;
+			parsed.bytes = KV_ITEM_HEADER_BYTES + 8;
+		} else if (header >> 32 == KV_HEADER(0, 0, 8, 8) >> 32 && (void *)(words + 2) <= data_end) {
+			parsed.key = words[0];
+			parsed.value = words[1];
+			parsed.bytes = KV_ITEM_HEADER_BYTES + 16;
+		} else {
+			if (offset && kv_is_batch_header(header))
+				return -KV_COUNTER_DROP_SUPER_PACKET;
+			kv_parse_item(item, header, offset, body_bytes, data_end, &parsed);
+			if (parsed.bytes == 0)
+				return -KV_COUNTER_DROP_TRUNCATED;
+			if (parsed.payload)
+				queue->scratch = 1;
+		}
+		record->header = header;
+		record->key_hash = item->key_hash;
+		record->key = parsed.key;
+		record->value = parsed.value;
+		parked->opaque[count] = item->opaque;
+		/* Masked here, so that all ways through a turn end alike for the verifier. */
+		offset += parsed.bytes;
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+	}
+	/* Up to 23 stray bytes behind the last request are ignored, as MICA2 does. */
+	if (count == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= body_bytes)
+		return -KV_COUNTER_DROP_BATCH_LENGTH;
+	*has_payload = KV_READ_ONCE(queue->scratch);
+	/* The loop's exits know their count, and the verifier would follow all that comes behind for each of them. */
+	return KV_UNKNOWN(queue, count);
+}
+
+/*
+ * The usual batch, whose keys are all 8 bytes, with values of 8 bytes or none: how many requests, or 0 if it is another
+ * one, which kv_parse_requests() looks at from its start. See kv_write_words() in reply.h.
+ */
+static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
+					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
+					  struct kv_parked_batch *parked)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_request *record = slot->records;
+	__u32 start = packet->header_offset;
+	__u64 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
+	void *body;
+	__u64 i;
+
+	KV_OPAQUE(start);
+	start &= KV_VLAN_BYTES;
+	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		struct kv_item_header *item = body + offset;
+		__u64 *words = (__u64 *)(item + 1);
+		__u64 header, lengths;
+
+		if ((void *)words > data_end)
+			break;
+		header = KV_READ_ONCE(*(__u64 *)item);
+		if ((void *)(words + 1) > data_end)
+			return 0;
+		record[i].header = header;
+		record[i].key_hash = item->key_hash;
+		parked->opaque[i] = item->opaque;
+		record[i].key = words[0];
+		record[i].value = 0;
+		lengths = header >> 32;
+		KV_OPAQUE(lengths);
+		offset += KV_ITEM_HEADER_BYTES + 8;
+		if (lengths != KV_HEADER(0, 0, 8, 0) >> 32) {
+			if (lengths != KV_HEADER(0, 0, 8, 8) >> 32 || (void *)(words + 2) > data_end)
+				return 0;
+			record[i].value = words[1];
+			offset += 8;
+		}
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+	}
+	if (i == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= packet->body_bytes)
+		return 0;
+	return KV_UNKNOWN(queue, i);
+}
+
+/* ---- Responses ---- */
+
+static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
+					    const struct kv_queue_pair *pair, __u32 slot);
+
+/* The responses behind the packet header. Returns the bytes written, or 0 if they break their own lengths. */
+static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
+						const struct kv_queue_pair *pair, __u32 slot)
+{
+	const struct kv_parked_batch *parked = &queue->parked[slot];
+	__u32 offset = KV_PROCESS_HERE ? 0 : kv_write_words(ctx, body_offset, queue, pair, slot);
+	__u32 i;
+
+	if (offset)
+		return offset;
+	offset = KV_UNKNOWN_ZERO(queue);
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		const struct kv_response *response = &pair->responses[slot].records[i];
+		void *data_end = (void *)(long)ctx->data_end;
+		struct kv_item_header *item;
+		__u32 value_bytes, payload_offset;
+		__u64 room;
+		__u64 header;
+
+		if (i >= parked->request_count)
+			break;
+		header = KV_READ_ONCE(response->header) & KV_RESPONSE_HEADER_MASK;
+		value_bytes = header >> 32;
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+		item = (void *)(long)ctx->data + body_offset + offset;
+		if ((void *)(item + 1) > data_end)
+			return 0;
+		*(__u64 *)item = header;
+		item->key_hash = pair->requests[slot].records[i].key_hash;
+		*(__u64 *)&item->opaque = parked->opaque[i];
+		offset += KV_ITEM_HEADER_BYTES;
+		if (value_bytes == 0)
+			continue;
+		if (value_bytes <= KV_INLINE_MAX) {
+			__u64 *value = (__u64 *)(item + 1);
+
+			if ((void *)(value + 1) > data_end)
+				return 0;
+			*value = KV_LOW_BYTES(response->value, value_bytes);
+			offset += 8;
+			continue;
+		}
+		room = KV_ROUNDUP8(value_bytes);
+		if (room > KV_FRAME_MAX)
+			return 0;
+		payload_offset = KV_READ_ONCE(response->value) & KV_OFFSET_MASK;
+		if (bpf_xdp_store_bytes(ctx, body_offset + offset,
+					(void *)&pair->responses[slot].payload[payload_offset],
+					kv_copy_bytes(room, KV_OFFSET_MASK)))
+			return 0;
+		queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += room;
+		offset += room;
+	}
+	return offset;
+}
+
+/*
+ * The usual batch, whose values are all 8 bytes or none: its length, or 0 if it is another one. Without a call, and
+ * with numbers of a register's width, the loop has most of what it needs in registers: 40 instructions a response, and
+ * not 58.
+ */
+static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
+					    const struct kv_queue_pair *pair, __u32 slot)
+{
+	const struct kv_parked_batch *parked = &queue->parked[slot];
+	const struct kv_response *response = pair->responses[slot].records;
+	const struct kv_request *request = pair->requests[slot].records;
+	void *body = (void *)(long)ctx->data + body_offset;
+	void *data_end = (void *)(long)ctx->data_end;
+	__u64 offset = KV_UNKNOWN_ZERO(queue);
+	__u64 request_count = parked->request_count;
+	__u64 i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX && i < request_count; i++) {
+		__u64 header = KV_READ_ONCE(response[i].header) & KV_RESPONSE_HEADER_MASK;
+		struct kv_item_header *item;
+		__u64 *value;
+
+		KV_OPAQUE(request_count); /* else clang counts down to 0, where Linux before 6.8 sees no bound of i */
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+		item = body + offset;
+		value = (__u64 *)(item + 1);
+		if ((void *)value > data_end)
+			return 0;
+		*(__u64 *)item = header;
+		item->key_hash = request[i].key_hash;
+		*(__u64 *)&item->opaque = parked->opaque[i];
+		offset += KV_ITEM_HEADER_BYTES;
+		header >>= 32;
+		KV_OPAQUE(header); /* else compared unshifted, with constants that take a register and a load each */
+		if (header == 0)
+			continue;
+		if (header != KV_INLINE_MAX || (void *)(value + 1) > data_end)
+			return 0;
+		*value = response[i].value;
+		offset += KV_INLINE_MAX;
+	}
+	return offset;
+}
+
+#endif

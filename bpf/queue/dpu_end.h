@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * dpu_end.h - the DPU's end of the queue pair (the host's end is dpukv_xdp/_core/queue/host_end.h).
+ *
+ * One queue pair belongs to one core here: bottom halves are off while we run, so there is one producer of requests and
+ * one consumer of responses, and no lock. What the host writes is never trusted to be in range.
+ */
+#ifndef KV_DPU_END_H
+#define KV_DPU_END_H
+
+#include "abi/dpu_queue.h"
+#include "abi/queue_pair.h"
+#include "base/side.h"
+
+#define KV_SLOT_MASK (KV_SLOTS - 1)
+_Static_assert((KV_SLOTS & KV_SLOT_MASK) == 0, "slots are picked by a mask");
+
+static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
+{
+	return queue->published - queue->answered;
+}
+
+/* For comparison only: a transfer for each request, which the host waits for one by one. */
+static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, struct kv_dpu_queue *queue,
+					      __u32 request_count)
+{
+	__u32 ready = KV_UNKNOWN_ZERO(queue);
+	int i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		if (ready >= request_count)
+			break;
+		ready++;
+		KV_PUBLISH_BARRIER();
+		KV_WRITE_ONCE(slot->ready, ready);
+	}
+}
+
+/*
+ * The paper's first call: hand the batch in the current slot to the host with one store.
+ * Records, opaques and addresses are in place already.
+ */
+static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+						       __u32 slot, __u32 request_count, __u32 has_payload)
+{
+	pair->requests[slot].count = request_count;
+	pair->requests[slot].has_payload = has_payload;
+	pair->requests[slot].ready = 0;
+	KV_PUBLISH_BARRIER();
+	queue->published++;
+	KV_WRITE_ONCE(pair->request_control.published, queue->published);
+	if (KV_TRANSFER_PER_REQUEST)
+		kv_hand_over_each(&pair->requests[slot], queue, request_count);
+}
+
+/* Batches that were finished when the engine's counter was last looked at, and have not been answered. */
+static __always_inline __u32 kv_known_finished(const struct kv_dpu_queue *queue)
+{
+	__u32 finished = queue->finished - queue->answered;
+
+	return finished <= kv_slots_in_use(queue) ? finished : 0;
+}
+
+/*
+ * Whether the oldest batch in flight is finished. A counter out of range counts as "no". The engine writes it for each
+ * batch, so that each look at it waits for its cache line: with several finished there is one look for all.
+ */
+static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	__u32 seen, finished;
+
+	if (kv_known_finished(queue))
+		return 1;
+	seen = KV_READ_ONCE(pair->response_control.published);
+	finished = seen - queue->answered;
+	if (finished == 0 || finished > kv_slots_in_use(queue))
+		return 0;
+	queue->finished = seen;
+	return 1;
+}
+
+/* Whether nobody serves the queue pair. Who has just finished something is there. */
+static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
+}
+
+/* Why the engine cannot be given another batch, as a drop counter; 0 if it can. */
+static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	if (kv_engine_is_gone(pair, queue))
+		return KV_COUNTER_DROP_NO_ENGINE;
+	return kv_slots_in_use(queue) >= KV_SLOTS ? KV_COUNTER_DROP_QUEUE_FULL : 0;
+}
+
+/*
+ * Poll until the oldest batch is finished; 0 when the time runs out. After some such waits in a row nobody waits again
+ * before the engine has moved, so an engine that died costs a few waits and not one a frame.
+ */
+static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	__u32 answered = queue->answered;
+	__u64 deadline_ns;
+	int turn;
+
+	if (queue->stalled && queue->stalled_at != answered)
+		queue->stalled = 0;
+	if (queue->stalled >= KV_STALLED_WAITS)
+		return 0;
+	KV_KEEP_LOOP
+	for (turn = 0; turn < KV_WAIT_TURNS; turn++) {
+		if (KV_READ_ONCE(pair->response_control.published) != answered)
+			return kv_oldest_is_finished(pair, queue);
+	}
+	deadline_ns = bpf_ktime_get_ns() + KV_WAIT_NS;
+	KV_KEEP_LOOP
+	for (turn = 0; turn < KV_WAIT_CLOCK_TURNS; turn++) {
+		if (KV_READ_ONCE(pair->response_control.published) != answered)
+			return kv_oldest_is_finished(pair, queue);
+		if (bpf_ktime_get_ns() > deadline_ns)
+			break;
+	}
+	queue->counters[KV_COUNTER_WAIT_TIMEOUTS]++;
+	queue->stalled++;
+	queue->stalled_at = answered;
+	return 0;
+}
+
+/* The oldest batch's response has been taken: its slot is free again. */
+static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	KV_PUBLISH_BARRIER();
+	queue->answered++;
+	KV_WRITE_ONCE(pair->request_control.answered, queue->answered);
+}
+
+/*
+ * Each frame carries one response, so what was parked in busier times would stay so behind every later one. With time
+ * for waits, have the engine wake the sender for all of it.
+ */
+static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+				     const struct kv_dpu_queue *own)
+{
+	__u32 draining = own->has_time && kv_slots_in_use(queue) > 1;
+
+	if (queue->draining == draining)
+		return;
+	queue->draining = draining;
+	KV_WRITE_ONCE(pair->request_control.drain, draining);
+}
+
+/*
+ * How many batches may stay parked. It grows by one after a calm stretch. A flush means that no frame came to carry a
+ * response; soon after the last one it shows that the pipeline is too deep for this load: the depth falls to what would
+ * have been carried, and growing beyond that takes ever longer. A rare flush is the price of a pause in a busy stream,
+ * and with more parked than the depth allows it was the engine that was late.
+ */
+static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue, const struct kv_dpu_queue *own)
+{
+	__u32 wanted = KV_CALM_FRAMES;
+
+	if (KV_DEPTH_MIN == KV_DEPTH_MAX)
+		return KV_DEPTH_MAX;
+	if (own->has_time)
+		return KV_DEPTH_MIN;
+	if (queue->depth >= queue->ceiling && queue->calm_wanted > KV_CALM_FRAMES)
+		wanted = queue->calm_wanted;
+	queue->since_flush++;
+	if (++queue->calm >= wanted && queue->depth < KV_DEPTH_MAX) {
+		if (queue->depth > queue->ceiling) {
+			queue->ceiling = queue->depth;
+			queue->calm_wanted = KV_CALM_FRAMES;
+		}
+		queue->depth++;
+		queue->calm = 0;
+	}
+	return queue->depth < KV_DEPTH_MIN ? KV_DEPTH_MIN : queue->depth;
+}
+
+static __always_inline void kv_depth_met_flush(struct kv_dpu_queue *queue, __u32 parked_batches)
+{
+	__u32 since_flush = queue->since_flush;
+
+	queue->since_flush = 0;
+	if (since_flush == 0) /* the same flush goes on */
+		return;
+	if (since_flush >= KV_CALM_FLUSH_FRAMES && queue->calm >= KV_CALM_FLUSH_FRAMES) /* a rare one */
+		return;
+	if (parked_batches > queue->depth)
+		return;
+	queue->calm = 0;
+	queue->depth = parked_batches - 1;
+	queue->ceiling = queue->depth;
+	queue->calm_wanted = queue->calm_wanted < KV_CALM_FRAMES ? KV_CALM_FRAMES : queue->calm_wanted * 2;
+	if (queue->calm_wanted > KV_CALM_FRAMES_MAX)
+		queue->calm_wanted = KV_CALM_FRAMES_MAX;
+}
+
+#endif

@@ -1,0 +1,587 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * process.h - step 3 inside XDP: a batch of request records becomes response records, as
+ * dpukv_xdp/_core/service/engine.c does it on the host, with the same results. Setting, passed with -D:
+ *
+ *	KV_RESPONSE_BYTES_MAX	response bytes of one packet, behind the packet header
+ *
+ * Memory's latency is paid once a batch, as far as the processor's window reaches: BPF cannot prefetch, so one loop
+ * loads from all the batch's buckets, then one from all its items, and only the last executes.
+ */
+#ifndef KV_PROCESS_H
+#define KV_PROCESS_H
+
+#include "abi/partitions.h"
+#include "net/headers.h"
+#include "queue/dpu_end.h"
+#include "store/dpu_store.h"
+
+#define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
+#define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* offset of a word in a payload */
+#define KV_LENGTH_MASK KV_OFFSET_MASK
+
+/* From one map's value to another's, with room for KV_LENGTH_MASK bytes at both ends. */
+static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
+{
+	KV_OPAQUE(bytes);
+	bytes &= KV_LENGTH_MASK;
+	bpf_probe_read_kernel(to, bytes, from);
+}
+
+/* One batch on its way. */
+struct kv_batch {
+	__u32 engine;
+	__u32 store_index;		  /* of the engine's store, see KV_DPU_STORES */
+	__u32 room;			  /* wire bytes that this response may take without pushing out a later one */
+	__u64 appended;			  /* the store's count when the batch began */
+	const struct kv_dpu_queue *queue; /* for KV_UNKNOWN_ZERO */
+	struct kv_dpu_store *store;
+	struct kv_request_slot *requests;
+	struct kv_response_slot *responses;
+};
+
+/* From memory each time: of a number that it knows, the verifier would follow each value by itself. */
+static __always_inline __u32 kv_request_count(const struct kv_batch *batch)
+{
+	return KV_READ_ONCE(batch->requests->count);
+}
+
+static __always_inline void kv_touch_buckets(const struct kv_batch *batch);
+static __always_inline void kv_guess_words(const struct kv_batch *batch);
+static __always_inline void kv_touch_items(const struct kv_batch *batch);
+static __always_inline void kv_execute_batch(struct kv_batch *batch);
+
+/*
+ * Process the batch in a slot of a queue pair that is this core's alone. 0, or the drop counter that says why not; then
+ * nothing has happened.
+ */
+static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engine, __u32 slot, __u32 request_count,
+						 struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+{
+	struct kv_batch batch = { .engine = KV_DPU_ENGINES == 1 ? 0 : engine };
+	struct kv_dpu_store_bytes *leaf;
+
+	KV_OPAQUE(slot);
+	slot &= KV_SLOT_MASK;
+	batch.requests = &pair->requests[slot];
+	batch.responses = &pair->responses[slot];
+	batch.requests->count = request_count;
+	batch.queue = queue;
+	batch.store_index = KV_DPU_STORES == 1 ? 0 : batch.engine;
+	leaf = kv_store_at(batch.store_index);
+	if (!leaf)
+		return KV_COUNTER_DROP_NO_ENGINE;
+	if (!kv_store_claim(leaf))
+		return KV_COUNTER_DROP_PARTITION_BUSY;
+	batch.store = (struct kv_dpu_store *)leaf;
+	batch.appended = batch.store->appended;
+	batch.store->wire_bytes = 0;
+	batch.store->payload_bytes = 0;
+
+	kv_touch_buckets(&batch);
+	kv_guess_words(&batch);
+	kv_touch_items(&batch);
+	kv_execute_batch(&batch);
+	kv_cleanup(batch.store_index, batch.store, batch.store->appended - batch.appended, queue);
+
+	batch.responses->wire_bytes = batch.store->wire_bytes;
+	batch.store->batches++;
+	batch.store->requests += request_count;
+	batch.store->buckets = KV_DPU_BUCKETS;
+	batch.store->log_bytes = KV_LOG_BYTES;
+	kv_store_release(batch.store);
+	return 0;
+}
+
+/* ---- Ahead of time ---- */
+
+/* Of a pointer that says how many turns there were, the verifier would follow each from here to the end. */
+static __always_inline __u32 kv_unknown_index(const struct kv_batch *batch, __u32 index)
+{
+	index += KV_UNKNOWN_ZERO(batch->queue);
+	KV_OPAQUE(index);
+	return index & (KV_BATCH_MAX - 1);
+}
+
+static __always_inline void kv_touch_buckets(const struct kv_batch *batch)
+{
+	int i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		struct kv_line *line;
+
+		if (i >= kv_request_count(batch))
+			break;
+		line = kv_line_of(batch->store_index, kv_bucket_of(batch->requests->records[i].key_hash), 0);
+		if (line)
+			KV_TOUCH(line->words[0]);
+	}
+}
+
+/*
+ * Where each item probably is waits in the response's value: it holds until the batch appends something. These loops
+ * are two because a processor looks only so far ahead: it would see few loads if they stood in between.
+ */
+static __always_inline void kv_guess_words(const struct kv_batch *batch)
+{
+	int i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		struct kv_line *line;
+		__u64 key_hash;
+		__u32 index;
+
+		if (i >= kv_request_count(batch))
+			break;
+		index = kv_unknown_index(batch, i);
+		key_hash = batch->requests->records[index].key_hash;
+		line = kv_line_of(batch->store_index, kv_bucket_of(key_hash), 0);
+		if (!line)
+			break;
+		batch->responses->records[index].value = kv_guess_word(line, kv_tag_of(key_hash));
+	}
+}
+
+static __always_inline void kv_touch_items(const struct kv_batch *batch)
+{
+	int i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		struct kv_item *item;
+
+		if (i >= kv_request_count(batch))
+			break;
+		item = kv_item_of(batch->store_index, batch->responses->records[kv_unknown_index(batch, i)].value);
+		if (item)
+			KV_TOUCH(item->key_hash);
+	}
+}
+
+/* ---- Execution ---- */
+
+static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads);
+static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
+					    struct kv_response *response);
+static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind);
+static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
+					struct kv_response *response);
+
+static __always_inline void kv_execute_batch(struct kv_batch *batch)
+{
+	int i;
+
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		const struct kv_request *request = &batch->requests->records[i];
+		struct kv_response *response = &batch->responses->records[i];
+		__u64 header;
+
+		if (i >= kv_request_count(batch))
+			break;
+		if (kv_execute_short(batch, request, response))
+			continue;
+		kv_make_room(batch, kv_request_count(batch) - 1 - i);
+		header = kv_execute(batch, request, response);
+		response->header = header;
+		batch->store->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+	}
+}
+
+/*
+ * The common case: an 8/8 item that is where kv_guess_words() found it, to be read or to be overwritten in place.
+ * Returns 0 and has done nothing if it is any other case.
+ */
+static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
+					    struct kv_response *response)
+{
+	struct kv_dpu_store *store = batch->store;
+	__u64 header = request->header;
+	__u64 word = response->value;
+	struct kv_item *item;
+
+	if (store->appended != batch->appended)
+		return 0;
+	if (header != KV_HEADER(KV_OP_GET, 0, 8, 0) && header != KV_HEADER(KV_OP_SET, 0, 8, 8))
+		return 0;
+	if (kv_is_rejected(batch, request->key_hash, header & 1)) /* of these two codes, GET is the odd one */
+		return 0;
+	item = kv_item_of(batch->store_index, word);
+	if (!item || word == 0 || kv_distance(store, word) > KV_LOG_BYTES)
+		return 0;
+	if (item->key_hash != request->key_hash || item->words[0] != request->key ||
+	    item->kv_length != (8u << KV_LENGTH_KEY_SHIFT | 8))
+		return 0;
+	if (header == KV_HEADER(KV_OP_GET, 0, 8, 0)) {
+		store->gets++;
+		store->get_found++;
+		response->value = item->words[1];
+		response->header = KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, 8);
+		batch->store->wire_bytes += KV_INLINE_REPLY_BYTES;
+	} else {
+		store->sets++;
+		store->set_inplace++;
+		item->words[1] = request->value;
+		response->value = 0;
+		response->header = KV_HEADER(KV_OP_SET, KV_SUCCESS, 0, 0);
+		batch->store->wire_bytes += KV_ITEM_HEADER_BYTES;
+	}
+	return 1;
+}
+
+/* What a response may take so that each one behind it still has room for a header and a short value. */
+static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind)
+{
+	__u32 taken = batch->store->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
+
+	batch->room = taken < KV_RESPONSE_BYTES_MAX ? KV_RESPONSE_BYTES_MAX - taken : 0;
+}
+
+static __always_inline __u32 kv_reset(struct kv_batch *batch);
+static __always_inline __u32 kv_reads(__u32 operation);
+static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
+					 struct kv_key *key);
+static __always_inline __u32 kv_refuse(struct kv_batch *batch, const struct kv_request *request);
+static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct kv_request *request,
+					   const struct kv_key *key);
+static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struct kv_request *request,
+					     struct kv_response *response, const struct kv_key *key);
+
+/* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
+static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
+					struct kv_response *response)
+{
+	struct kv_dpu_store *store = batch->store;
+	__u32 operation = KV_HEADER_OPERATION(request->header);
+	struct kv_key key;
+	__u32 refusal;
+
+	response->value = 0;
+	if (operation == KV_OP_RESET)
+		return KV_HEADER(KV_OP_RESET, kv_reset(batch), 0, 0);
+	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
+	if (kv_is_rejected(batch, request->key_hash, kv_reads(operation))) {
+		store->rejected++;
+		return KV_HEADER(operation, KV_REJECTED, 0, 0);
+	}
+	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
+		store->noops++;
+		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+	}
+	if (operation > KV_OP_INCREMENT) {
+		store->not_supported++;
+		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
+	}
+	if (!kv_take_key(batch, request, &key)) {
+		store->errors++;
+		return KV_HEADER(operation, KV_ERROR, 0, 0);
+	}
+	refusal = kv_refuse(batch, request);
+	if (refusal)
+		return KV_HEADER(operation, refusal, 0, 0);
+	/* Read anew, here and below: what branches teach the verifier it would follow through all that comes after. */
+	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
+	kv_find(batch->store_index, store, &key);
+	if (key.bytes > KV_INLINE_MAX && kv_place_is_own(store)) {
+		const struct kv_item *item = kv_item_of(batch->store_index, kv_place_word(store));
+
+		if (item)
+			store->place_own = kv_rest_is_equal(item, &key);
+	}
+	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
+	operation = KV_HEADER_OPERATION(KV_READ_ONCE(request->header));
+	if (operation == KV_OP_SET || operation == KV_OP_ADD)
+		return kv_finish_set(batch, request, &key);
+	return kv_finish_found(batch, request, response, &key);
+}
+
+/* Whether the operation changes nothing, as 1 or 0: in EREW and CREW others than the owner may do no other. */
+static __always_inline __u32 kv_reads(__u32 operation)
+{
+	const __u32 reading = 1 << KV_OP_NOOP_READ | 1 << KV_OP_GET | 1 << KV_OP_TEST;
+
+	return reading >> (operation & 31) & kv_is_below(operation, 32);
+}
+
+/* Whether the key is another engine's, and only that one may do this. */
+static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads)
+{
+	const struct kv_partition_table *table;
+	__u32 partitions, partition;
+
+	if (KV_ENGINES == 1)
+		return 0;
+	table = kv_partition_table_at(0);
+	if (!table || (reads & table->concurrent_read) || (~reads & table->concurrent_write))
+		return 0;
+	partitions = KV_READ_ONCE(table->partitions);
+	if (partitions == 0 || partitions > KV_PARTITIONS_MAX)
+		return 1;
+	partition = KV_PARTITION(key_hash, partitions);
+	KV_OPAQUE(partition);
+	return table->owner[partition & (KV_PARTITIONS_MAX - 1)] != batch->engine;
+}
+
+/*
+ * Anybody may send this: it has to be allowed. To the batch it looks like KV_CLEANUP_BUCKETS appended items: no guess
+ * holds any more, and the cleanup goes on, also where it is what the next RESET has to wait for.
+ */
+static __always_inline __u32 kv_reset(struct kv_batch *batch)
+{
+	const struct kv_partition_table *table = kv_partition_table_at(0);
+
+	if (!table || !table->reset_allowed) {
+		batch->store->not_supported++;
+		return KV_NOT_SUPPORTED;
+	}
+	batch->appended -= KV_CLEANUP_BUCKETS;
+	if (!kv_forget_all(batch->store))
+		return KV_NOT_PROCESSED;
+	batch->store->resets++;
+	return KV_SUCCESS;
+}
+
+static __always_inline __u32 kv_refuse_set(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes);
+
+/* What the request itself or the room in the response forbids, as a result; 0: nothing. */
+static __always_inline __u32 kv_refuse(struct kv_batch *batch, const struct kv_request *request)
+{
+	__u64 header = KV_READ_ONCE(request->header);
+	__u32 operation = KV_HEADER_OPERATION(header);
+	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
+
+	if (operation == KV_OP_SET || operation == KV_OP_ADD) {
+		batch->store->sets++;
+		return kv_refuse_set(batch, KV_HEADER_KEY_BYTES(header), value_bytes);
+	}
+	if (operation == KV_OP_GET) {
+		batch->store->gets++;
+		/* The host's short path does not ask for room: no request takes less than such a response. */
+		if (header == KV_HEADER(KV_OP_GET, 0, 8, 0) && batch->room < KV_INLINE_REPLY_BYTES)
+			batch->room = KV_INLINE_REPLY_BYTES;
+	} else if (operation != KV_OP_INCREMENT) {
+		return 0;
+	} else if (value_bytes != sizeof(__u64)) {
+		batch->store->errors++;
+		return KV_ERROR;
+	}
+	return batch->room < KV_INLINE_REPLY_BYTES ? KV_INSUFFICIENT_SPACE : 0;
+}
+
+/* A SET of more than a value may have, or of what a GET could never return in one frame. */
+static __always_inline __u32 kv_refuse_set(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes)
+{
+	if (key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
+		return 0;
+	if (KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > KV_RESPONSE_BYTES_MAX) {
+		batch->store->errors++;
+		return KV_INSUFFICIENT_SPACE;
+	}
+	if (value_bytes > KV_VALUE_MAX) {
+		batch->store->set_refused++;
+		return KV_INSUFFICIENT_SPACE;
+	}
+	return 0;
+}
+
+/* The bytes of the request's key; 0 for none, which is an error. */
+static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
+					 struct kv_key *key)
+{
+	__u32 offset = 0;
+
+	key->hash = request->key_hash;
+	key->bytes = KV_HEADER_KEY_BYTES(request->header);
+	key->first_word = request->key;
+	if (key->bytes > KV_INLINE_MAX) {
+		offset = request->key & KV_PAYLOAD_MASK;
+		key->first_word = *(const __u64 *)(batch->requests->payload + offset);
+	}
+	key->rest = batch->requests->payload + offset + 8;
+	return key->bytes;
+}
+
+/* ---- GET, TEST, DELETE, INCREMENT ---- */
+
+static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 operation, __u32 is_missing);
+static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
+					   const struct kv_key *key, const __u8 *segment, __u64 word);
+static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const struct kv_request *request,
+						 struct kv_response *response, const struct kv_key *key, __u8 *segment,
+						 __u64 word);
+static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 word);
+
+/* What asks for the item that kv_find() may have found. */
+static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struct kv_request *request,
+					     struct kv_response *response, const struct kv_key *key)
+{
+	__u32 operation = KV_HEADER_OPERATION(KV_READ_ONCE(request->header));
+	__u64 word = kv_place_word(batch->store);
+	__u8 *segment;
+
+	segment = kv_place_is_own(batch->store) ? kv_segment_of(batch->store_index, word) : 0;
+	if (!segment) {
+		kv_count_found(batch->store, operation, 1);
+		return KV_HEADER(operation, KV_NOT_FOUND, 0, 0);
+	}
+	kv_count_found(batch->store, operation, 0);
+	if (operation == KV_OP_GET)
+		return kv_finish_get(batch, response, key, segment, word);
+	if (operation == KV_OP_INCREMENT)
+		return kv_finish_increment(batch, request, response, key, segment, word);
+	if (operation == KV_OP_DELETE) {
+		/* Later requests of the batch may have guessed this place: no key has this length. */
+		((struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length = 0;
+		kv_remove_word(batch->store_index, batch->store, request->key_hash);
+	}
+	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+}
+
+/* One of get_found ... increment_notfound, which stand there in the order of the operations' codes. */
+static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 operation, __u32 is_missing)
+{
+	__u32 index = (operation - KV_OP_GET) * 2 + is_missing;
+	__u64 *counters = &store->get_found;
+
+	_Static_assert(offsetof(struct kv_dpu_store, increment_notfound) ==
+			       offsetof(struct kv_dpu_store, get_found) +
+				       ((KV_OP_INCREMENT - KV_OP_GET) * 2 + 1) * sizeof(__u64),
+		       "two counters for each operation");
+	KV_OPAQUE(index);
+	counters[index & 7]++;
+}
+
+/* Where an item's value begins in its segment. */
+static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 word)
+{
+	return ((__u32)word + sizeof(struct kv_item) + KV_ROUNDUP8(key->bytes)) & KV_SEGMENT_MASK;
+}
+
+/* Its value, into the response or its payload, if that has room. */
+static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
+					   const struct kv_key *key, const __u8 *segment, __u64 word)
+{
+	__u32 room = KV_PAYLOAD_BYTES - batch->store->payload_bytes;
+	__u32 value_offset, value_bytes, payload_offset;
+	__u8 *payload;
+
+	if (room > ((batch->room - KV_ITEM_HEADER_BYTES) & ~7u))
+		room = (batch->room - KV_ITEM_HEADER_BYTES) & ~7u;
+	value_bytes = ((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_MASK;
+	if (value_bytes > room)
+		return KV_HEADER(KV_OP_GET, KV_INSUFFICIENT_SPACE, 0, 0);
+	value_offset = kv_value_offset(key, word);
+	if (value_bytes <= KV_INLINE_MAX) {
+		if (value_bytes)
+			response->value = *(const __u64 *)(segment + value_offset);
+		return KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, value_bytes);
+	}
+	payload_offset = batch->store->payload_bytes & KV_PAYLOAD_MASK;
+	payload = batch->responses->payload;
+	response->value = payload_offset;
+	batch->store->payload_bytes = payload_offset + KV_ROUNDUP8(value_bytes);
+	*(__u64 *)(payload + ((batch->store->payload_bytes - 8) & KV_PAYLOAD_MASK)) = 0; /* the padding */
+	kv_copy(payload + payload_offset, value_bytes, segment + value_offset);
+	return KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, value_bytes);
+}
+
+/* Add to a value of 8 bytes, where it is. */
+static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const struct kv_request *request,
+						 struct kv_response *response, const struct kv_key *key, __u8 *segment,
+						 __u64 word)
+{
+	__u64 *value = (__u64 *)(segment + kv_value_offset(key, word));
+	__u64 increment = request->value;
+
+	if ((((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_VALUE_MASK) != 8)
+		return KV_HEADER(KV_OP_INCREMENT, KV_ERROR, 0, 0);
+	if (key->bytes > KV_INLINE_MAX) /* see kv_parse_item() */
+		increment = *(const __u64 *)(batch->requests->payload + (increment & KV_PAYLOAD_MASK));
+	*value += increment;
+	response->value = *value;
+	return KV_HEADER(KV_OP_INCREMENT, KV_SUCCESS, 0, 8);
+}
+
+/* ---- SET and ADD ---- */
+
+static __always_inline __u64 kv_new_item(struct kv_batch *batch, const struct kv_key *key, __u32 capacity);
+
+/* Overwrite the item that is there, in place if it has room, else append another; ADD leaves it alone. */
+static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct kv_request *request,
+					   const struct kv_key *key)
+{
+	__u32 operation = KV_HEADER_OPERATION(KV_READ_ONCE(request->header));
+	__u32 value_bytes = KV_HEADER_VALUE_BYTES(KV_READ_ONCE(request->header)) & KV_LENGTH_MASK;
+	__u32 capacity = KV_ROUNDUP8(value_bytes + kv_is_below(value_bytes, 1));
+	__u64 word = kv_place_word(batch->store);
+	struct kv_item *item;
+	__u32 value_offset;
+	__u8 *segment;
+
+	if (value_bytes > KV_VALUE_MAX) /* the record has changed since kv_refuse() looked at it */
+		return KV_HEADER(operation, KV_INSUFFICIENT_SPACE, 0, 0);
+	if (operation == KV_OP_ADD && kv_place_is_own(batch->store)) {
+		batch->store->set_nooverwrite++;
+		return KV_HEADER(KV_OP_ADD, KV_EXISTS, 0, 0);
+	}
+	item = kv_place_is_own(batch->store) ? kv_item_of(batch->store_index, word) : 0;
+	if (item && value_bytes <= item->value_capacity)
+		batch->store->set_inplace++;
+	else
+		word = kv_new_item(batch, key, capacity);
+	segment = kv_segment_of(batch->store_index, word);
+	if (!segment)
+		return KV_HEADER(operation, KV_INSUFFICIENT_SPACE, 0, 0);
+	item = (struct kv_item *)(segment + (word & KV_SEGMENT_MASK));
+	item->kv_length = key->bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
+	value_offset = kv_value_offset(key, word);
+	if (value_bytes <= KV_INLINE_MAX && key->bytes <= KV_INLINE_MAX) {
+		*(__u64 *)(segment + value_offset) = request->value;
+		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+	}
+	*(__u64 *)(segment + ((value_offset + capacity - 8) & KV_SEGMENT_MASK)) = 0; /* the padding */
+	kv_copy(segment + value_offset, value_bytes, batch->requests->payload + (request->value & KV_PAYLOAD_MASK));
+	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+}
+
+/* Append an item with this key and no value yet, and put it into the index. Its word there. */
+static __always_inline __u64 kv_new_item(struct kv_batch *batch, const struct kv_key *key, __u32 capacity)
+{
+	struct kv_dpu_store *store = batch->store;
+	__u32 entry_bytes = sizeof(struct kv_item) + KV_ROUNDUP8(key->bytes) + capacity;
+	__u64 word = kv_append(store, entry_bytes) | kv_tag_of(key->hash) << KV_LOG_OFFSET_BITS;
+	__u64 *index_word;
+	__u8 *segment;
+	struct kv_item *item;
+	__u32 way = kv_place_way(store);
+
+	if (kv_place_is_own(store))
+		store->set_moved++;
+	else if (kv_place_word(store))
+		store->set_evicted++;
+	else
+		way = kv_way_for_new(batch->store_index, store, key->hash);
+	way = KV_UNKNOWN(store, way);
+	KV_OPAQUE(way);
+	way &= KV_WAY_MASK;
+	index_word = kv_way_of(batch->store_index, kv_bucket_of(key->hash), way);
+	segment = kv_segment_of(batch->store_index, word);
+	if (!index_word || !segment)
+		return word;
+	*index_word = word;
+	item = (struct kv_item *)(segment + (word & KV_SEGMENT_MASK));
+	item->value_capacity = capacity;
+	item->key_hash = key->hash;
+	item->words[0] = key->first_word;
+	if (key->bytes > KV_INLINE_MAX) {
+		__u32 key_room = KV_ROUNDUP8(key->bytes);
+
+		*(__u64 *)(segment + (((__u32)word + sizeof(*item) + key_room - 8) & KV_SEGMENT_MASK)) = 0;
+		kv_copy(segment + (((__u32)word + sizeof(*item)) & KV_SEGMENT_MASK), key->bytes, key->rest - 8);
+	}
+	return word;
+}
+
+#endif

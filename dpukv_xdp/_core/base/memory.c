@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * memory.c - the one place that long-lived memory comes from.
+ *
+ * A mapping of a huge page (2 MiB) or more is rounded up to whole huge pages and aligned to them, whatever pages it
+ * gets; a smaller one has small pages. Every page is present before the mapping is returned: the data path never
+ * faults.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+
+/* A fixed size, not the system's default huge page: that may be 1 GiB. */
+#define MAP_HUGE_2MIB (21 << 26)
+
+static size_t mapped_bytes(size_t bytes);
+static void *map_huge(size_t bytes);
+static void *map_aligned(size_t bytes, int want_huge);
+static int populate(void *memory, size_t bytes);
+static int pages_of(const void *memory);
+
+void *kv_memory_map(size_t bytes, int want_huge, int *pages)
+{
+	size_t length = mapped_bytes(bytes);
+	void *memory = NULL;
+
+	if (length == 0) {
+		errno = bytes == 0 ? EINVAL : ENOMEM;
+		return NULL;
+	}
+	want_huge = want_huge && length >= HUGE_PAGE_BYTES;
+	if (want_huge && (memory = map_huge(length))) {
+		*pages = KV_PAGES_HUGE;
+		return memory;
+	}
+	memory = map_aligned(length, want_huge);
+	if (!memory)
+		return NULL;
+	if (populate(memory, length)) {
+		int cause = errno;
+
+		munmap(memory, length);
+		errno = cause;
+		return NULL;
+	}
+	*pages = want_huge ? pages_of(memory) : KV_PAGES_SMALL;
+	return memory;
+}
+
+void kv_memory_unmap(void *memory, size_t bytes)
+{
+	if (memory)
+		munmap(memory, mapped_bytes(bytes));
+}
+
+/* The same for mapping and unmapping, which knows the length only. 0 if there is no such length. */
+static size_t mapped_bytes(size_t bytes)
+{
+	size_t unit = bytes < HUGE_PAGE_BYTES ? (size_t)sysconf(_SC_PAGESIZE) : HUGE_PAGE_BYTES;
+
+	return bytes > SIZE_MAX - 2 * HUGE_PAGE_BYTES ? 0 : (bytes + unit - 1) / unit * unit;
+}
+
+/* NULL when the hugetlbfs pool has not got enough pages; that is no error. */
+static void *map_huge(size_t bytes)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MIB | MAP_POPULATE;
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* An unpopulated mapping whose start is aligned for transparent huge pages if it is long enough for one. */
+static void *map_aligned(size_t bytes, int want_huge)
+{
+	size_t slack = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 0;
+	uint8_t *start = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t before = 0;
+
+	if (start == MAP_FAILED)
+		return NULL;
+	if (slack) {
+		before = -(uintptr_t)start & (HUGE_PAGE_BYTES - 1);
+		if (before)
+			munmap(start, before);
+		if (before < slack)
+			munmap(start + before + bytes, slack - before);
+	}
+	/* A kernel without transparent huge pages refuses: small pages serve as well, and pages_of() tells. */
+	if (want_huge)
+		madvise(start + before, bytes, MADV_HUGEPAGE);
+	return start + before;
+}
+
+static int populate(void *memory, size_t bytes)
+{
+#ifdef MADV_POPULATE_WRITE
+	if (madvise(memory, bytes, MADV_POPULATE_WRITE) == 0)
+		return 0;
+	if (errno != EINVAL) /* EINVAL: Linux before 5.14 */
+		return -1;
+#endif
+	for (size_t i = 0, page_bytes = (size_t)sysconf(_SC_PAGESIZE); i < bytes; i += page_bytes)
+		((volatile uint8_t *)memory)[i] = 0;
+	return 0;
+}
+
+/* What a populated mapping consists of, by the kernel's own account: asking for huge pages does not mean getting them.
+ * The mapping counts as transparent huge pages when they make up more than half of it. */
+static int pages_of(const void *memory)
+{
+	FILE *smaps = fopen("/proc/self/smaps", "re");
+	uint64_t resident_kib = 0, huge_kib = 0;
+	int inside = 0;
+	char line[512];
+
+	if (!smaps)
+		return KV_PAGES_SMALL;
+	while (fgets(line, sizeof(line), smaps)) {
+		uintptr_t from, to;
+
+		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2) {
+			if (inside)
+				break;
+			inside = from <= (uintptr_t)memory && (uintptr_t)memory < to;
+		} else if (inside && sscanf(line, "Rss: %" SCNu64, &resident_kib) != 1) {
+			sscanf(line, "AnonHugePages: %" SCNu64, &huge_kib);
+		}
+	}
+	fclose(smaps);
+	return huge_kib * 2 > resident_kib ? KV_PAGES_TRANSPARENT : KV_PAGES_SMALL;
+}

@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * communicate.c - the communication engine on the host: steps 1, 2 and 4 of a request in a host core's loop.
+ *
+ * It is XDP's communication engine, compiled from the same headers (bpf/door, net, protocol and queue) for
+ * frames in memory. Like a communication core it has a queue pair of its own with every engine; when the engine runs on
+ * the same core, the loop in host.c serves both ends one after the other. Frames come from a port: an AF_XDP socket,
+ * mapped rings that XDP fills with whole frames, or what udp.c and dpdk.c have.
+ */
+#define KV_HOST_SIDE 1
+#include "door/receive.h"
+#include "door/respond.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/ticks.h"
+#include "door/communicate.h"
+#include "queue/host_end.h" /* the host's end: the rings of whole frames are served here */
+
+#define KV_BURST_FRAMES 16 /* taken at once: their records stay in the nearest caches until they are answered */
+#define KV_STAGE_TURNS 16  /* one turn with frames of so many has its stages timed */
+
+/* One mapped ring of whole frames. Answers become ready in any order, and go back in the order of the requests. */
+struct kv_frame_ring {
+	uint32_t taken;	    /* frames received */
+	uint32_t published; /* slots handed back */
+	uint8_t is_done[KV_SLOTS];
+	struct kv_overdue overdue;
+};
+
+struct kv_communicator_state {
+	const struct kv_port *port;
+	void *source; /* of the port */
+	struct kv_side side;
+	struct kv_frame_ring rings[KV_CPUS_MAX];
+	struct kv_frame parked[KV_ENGINES_MAX][KV_SLOTS]; /* frames whose batch an engine has */
+	struct kv_frame ready[KV_BURST_FRAMES];		  /* answers to be sent */
+	uint32_t ready_count;
+	uint32_t first_ring; /* that frames are taken from */
+	uint32_t cpu;
+	uint32_t turns; /* with frames, since one was timed */
+};
+
+static const struct kv_port socket_port, ring_port;
+
+static void kv_accept(struct kv_communicator *communicator, const struct kv_frame *frame);
+static uint32_t kv_send_ready(struct kv_communicator *communicator);
+static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t engine);
+static void kv_time_turn(struct kv_communicator *communicator);
+
+struct kv_communicator *kv_communicator_create(uint32_t engines)
+{
+	struct kv_communicator *communicator;
+
+	if (engines == 0 || engines > KV_ENGINES_MAX) {
+		errno = EINVAL;
+		return NULL;
+	}
+	communicator = calloc(1, sizeof(*communicator));
+	if (!communicator)
+		return NULL;
+	communicator->engines = engines;
+	communicator->state = calloc(1, sizeof(*communicator->state));
+	communicator->pairs = aligned_alloc(64, engines * sizeof(*communicator->pairs));
+	communicator->queues = calloc(engines, sizeof(*communicator->queues));
+	if (!communicator->state || !communicator->pairs || !communicator->queues) {
+		kv_communicator_destroy(communicator);
+		errno = ENOMEM;
+		return NULL;
+	}
+	memset(communicator->pairs, 0, engines * sizeof(*communicator->pairs));
+	return communicator;
+}
+
+void kv_communicator_destroy(struct kv_communicator *communicator)
+{
+	if (!communicator)
+		return;
+	free(communicator->queues);
+	free(communicator->pairs);
+	free(communicator->state);
+	free(communicator);
+}
+
+int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu)
+{
+	struct kv_communicator_state *state = communicator->state;
+
+	if (!!communicator->socket + !!communicator->rings + !!communicator->port != 1 ||
+	    communicator->ring_count > KV_CPUS_MAX)
+		return -EINVAL;
+	state->port = communicator->port;
+	state->source = communicator->source;
+	if (communicator->socket) {
+		state->port = &socket_port;
+		state->source = communicator->socket;
+	} else if (communicator->rings) {
+		state->port = &ring_port;
+		state->source = communicator;
+	}
+	state->cpu = cpu;
+	state->side = (struct kv_side){
+		.engines = communicator->engines,
+		.first_port = communicator->first_port,
+		.address = communicator->address,
+	};
+	for (uint32_t i = 0; i < communicator->ring_count; i++) {
+		struct kv_queue_pair *ring = &communicator->rings[i];
+
+		state->rings[i].taken = state->rings[i].published = ring->response_control.published;
+		ring->response_control.engine_cpu = cpu;
+		__atomic_store_n(&ring->response_control.alive, 1, __ATOMIC_RELEASE);
+	}
+	return 0;
+}
+
+void kv_communicator_end(struct kv_communicator *communicator)
+{
+	for (uint32_t i = 0; i < communicator->ring_count; i++)
+		__atomic_store_n(&communicator->rings[i].response_control.alive, 0, __ATOMIC_RELEASE);
+}
+
+/* Receive a burst and hand its batches to the engines. */
+uint32_t kv_communicator_receive(struct kv_communicator *communicator)
+{
+	struct kv_communicator_state *state = communicator->state;
+	struct kv_dpu_queue *own = &communicator->queues[0];
+	struct kv_frame frames[KV_BURST_FRAMES];
+	uint32_t count;
+
+	if (state->turns >= KV_STAGE_TURNS)
+		own->stage_last_ns = bpf_ktime_get_ns();
+	count = state->port->receive(state->source, frames, KV_BURST_FRAMES);
+	if (count)
+		kv_time_turn(communicator);
+	else
+		own->stage_last_ns = 0;
+	for (uint32_t i = 0; i < count; i++)
+		kv_accept(communicator, &frames[i]);
+	kv_stage_end(own, KV_STAGE_PARSE);
+	if (communicator->send_after_parse)
+		count += kv_send_ready(communicator);
+	return count;
+}
+
+/* Turn what the engines have finished into answers, and send them now or after the next burst. */
+uint32_t kv_communicator_answer(struct kv_communicator *communicator)
+{
+	struct kv_dpu_queue *own = &communicator->queues[0];
+	uint32_t count = 0;
+
+	if (own->stage_last_ns) /* what passed was the engines' turn, which they count themselves */
+		own->stage_last_ns = bpf_ktime_get_ns();
+	for (uint32_t engine = 0; engine < communicator->engines; engine++)
+		count += kv_answer_engine(communicator, engine);
+	kv_stage_end(own, KV_STAGE_PREPARE);
+	if (!communicator->send_after_parse)
+		kv_send_ready(communicator);
+	return count;
+}
+
+/* Look for answers in the rings that no frame has come to carry for too long. */
+void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_ticks)
+{
+	struct kv_communicator_state *state = communicator->state;
+
+	for (uint32_t i = 0; i < communicator->ring_count && communicator->senders; i++)
+		kv_overdue_wake(&state->rings[i].overdue, &communicator->rings[i], state->rings[i].published,
+				&communicator->senders[i], communicator->ring_engine, state->cpu,
+				communicator->flush_after_ticks, now_ticks);
+}
+
+/* The stages of one turn in KV_STAGE_TURNS are timed, from before its frames came in. */
+static void kv_time_turn(struct kv_communicator *communicator)
+{
+	struct kv_communicator_state *state = communicator->state;
+	struct kv_dpu_queue *own = &communicator->queues[0];
+
+	if (!own->stage_last_ns) {
+		state->turns++;
+		return;
+	}
+	state->turns = 0;
+	kv_stage_end(own, KV_STAGE_RECEIVE);
+}
+
+static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note);
+static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
+			 const struct kv_frame_note *note);
+static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter);
+static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
+
+/* One frame: into its engine's request queue, or dropped with the reason counted. */
+static void kv_accept(struct kv_communicator *communicator, const struct kv_frame *frame)
+{
+	struct kv_communicator_state *state = communicator->state;
+	struct kv_dpu_queue *own = &communicator->queues[0];
+	struct xdp_md ctx = { frame->data, frame->data + frame->bytes, frame->data + frame->room, &state->side };
+	struct kv_packet packet = {};
+	struct kv_queue_pair *pair;
+	struct kv_dpu_queue *queue;
+	uint32_t has_payload = 0;
+	int verdict, count;
+
+	if (communicator->noted) {
+		struct kv_frame_note note;
+
+		kv_read_note(frame, &note);
+		if (note.records_offset && kv_take_noted(communicator, frame, &note))
+			return;
+		if (note.frame_bytes <= frame->bytes)
+			ctx.data_end = ctx.data + note.frame_bytes;
+	}
+	if (kv_find_engine(&ctx, &packet) == KV_PARSE_PASS) {
+		kv_drop(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
+		return;
+	}
+	pair = &communicator->pairs[packet.engine];
+	queue = &communicator->queues[packet.engine];
+	verdict = kv_check_headers(&ctx, &packet);
+	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(pair, queue))
+		verdict = KV_COUNTER_DROP_NO_ENGINE;
+	if (verdict != KV_PARSE_OURS) {
+		kv_drop(communicator, frame, packet.engine, verdict);
+		return;
+	}
+	count = kv_take_requests(&ctx, &packet, pair, queue, &has_payload);
+	if (count <= 0) {
+		kv_drop(communicator, frame, packet.engine, -count);
+		return;
+	}
+	kv_park(communicator, frame, packet.engine);
+	kv_count_batch(queue, &packet, count, own);
+	kv_send_batch(&ctx, &packet, pair, queue, count, has_payload, own);
+}
+
+/* Read once: whoever wrote it may write there again. */
+static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note)
+{
+	uint64_t word = KV_READ_ONCE(*((const uint64_t *)frame->data - 1));
+
+	_Static_assert(sizeof(*note) == sizeof(word), "a note is one word");
+	memcpy(note, &word, sizeof(word));
+}
+
+/* A frame that XDP has parsed: its records follow it. 0 if they break their own lengths. */
+static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
+			 const struct kv_frame_note *note)
+{
+	const uint8_t *records = frame->data + note->records_offset + KV_PARKED_BYTES(note->count);
+	uint32_t body_offset = note->header_offset + KV_PACKET_HEADER_BYTES;
+	uint32_t record_bytes = note->count * (uint32_t)sizeof(struct kv_request);
+	struct kv_queue_pair *pair = &communicator->pairs[note->engine];
+	struct kv_dpu_queue *queue = &communicator->queues[note->engine], *own = &communicator->queues[0];
+	struct kv_request_slot *slot;
+	uint32_t refusal;
+
+	if (note->engine >= communicator->engines || note->count == 0 || note->count > KV_BATCH_MAX ||
+	    note->frame_bytes > KV_FRAME_MAX || note->frame_bytes > frame->bytes || body_offset > note->frame_bytes ||
+	    records + record_bytes > frame->data + frame->bytes)
+		return 0;
+	refusal = kv_refusal(pair, queue);
+	if (refusal) {
+		kv_drop(communicator, frame, note->engine, (int)refusal);
+		return 1;
+	}
+	kv_park(communicator, frame, note->engine);
+	slot = &pair->requests[queue->published & KV_SLOT_MASK];
+	memcpy(&queue->parked[queue->published & KV_SLOT_MASK], frame->data + note->records_offset,
+	       KV_PARKED_BYTES(note->count));
+	memcpy(slot->records, records, record_bytes);
+	if (note->has_payload)
+		memcpy(slot->payload, frame->data + body_offset, note->frame_bytes - body_offset);
+	queue->parked[queue->published & KV_SLOT_MASK].request_count = note->count;
+	kv_stage_count(own, note->count);
+	send_request_queue_to_host(pair, queue, queue->published & KV_SLOT_MASK, note->count, note->has_payload);
+	return 1;
+}
+
+/* Remember the frame of the batch that goes into the engine's next slot. */
+static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine)
+{
+	uint32_t slot = communicator->queues[engine].published & KV_SLOT_MASK;
+
+	communicator->state->parked[engine][slot] = *frame;
+}
+
+static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter)
+{
+	if (counter >= 0 && counter < KV_COUNTERS)
+		communicator->queues[engine].counters[counter]++;
+	communicator->state->port->release(communicator->state->source, frame);
+}
+
+/* Every finished batch of one engine, oldest first, becomes the answer in its own frame. */
+static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t engine)
+{
+	struct kv_communicator_state *state = communicator->state;
+	struct kv_queue_pair *pair = &communicator->pairs[engine];
+	struct kv_dpu_queue *queue = &communicator->queues[engine];
+	uint32_t count = 0;
+
+	while (kv_slots_in_use(queue) && kv_oldest_is_finished(pair, queue)) {
+		struct kv_frame *frame = &state->parked[engine][queue->answered & KV_SLOT_MASK];
+		struct xdp_md ctx = { frame->reply, frame->reply, frame->reply + frame->room, &state->side };
+		int verdict = kv_write_reply(&ctx, pair, queue, queue->answered & KV_SLOT_MASK);
+
+		kv_release_oldest(pair, queue);
+		count++;
+		if (verdict != XDP_TX) {
+			state->port->release(state->source, frame);
+			continue;
+		}
+		queue->counters[KV_COUNTER_RESPONSES_WAITED]++;
+		frame->data = frame->reply;
+		frame->bytes = (uint32_t)(ctx.data_end - ctx.data);
+		state->ready[state->ready_count++] = *frame;
+		if (state->ready_count == KV_BURST_FRAMES)
+			kv_send_ready(communicator);
+	}
+	return count;
+}
+
+static uint32_t kv_send_ready(struct kv_communicator *communicator)
+{
+	struct kv_communicator_state *state = communicator->state;
+	struct kv_dpu_queue *own = &communicator->queues[0];
+	uint32_t count = state->ready_count;
+
+	if (count == 0)
+		return 0;
+	if (own->stage_last_ns)
+		own->stage_last_ns = bpf_ktime_get_ns();
+	for (uint32_t i = 0; i < count; i++)
+		state->port->send(state->source, &state->ready[i]);
+	state->ready_count = 0;
+	state->port->flush(state->source);
+	kv_stage_end(own, KV_STAGE_SEND);
+	return count;
+}
+
+/* ---- Ports ---- */
+
+static uint32_t kv_socket_port_receive(void *source, struct kv_frame *frames, uint32_t room)
+{
+	return kv_socket_receive(source, frames, room);
+}
+
+static void kv_socket_port_send(void *source, const struct kv_frame *frame)
+{
+	kv_socket_send(source, frame);
+}
+
+static void kv_socket_port_release(void *source, const struct kv_frame *frame)
+{
+	kv_socket_release(source, frame);
+}
+
+static void kv_socket_port_flush(void *source)
+{
+	kv_socket_flush(source);
+}
+
+static const struct kv_port socket_port = {
+	.receive = kv_socket_port_receive,
+	.send = kv_socket_port_send,
+	.release = kv_socket_port_release,
+	.flush = kv_socket_port_flush,
+};
+
+static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
+			       uint32_t room);
+
+/* The rings take turns at being first, so that a busy core leaves room for the others. */
+static uint32_t kv_ring_port_receive(void *source, struct kv_frame *frames, uint32_t room)
+{
+	struct kv_communicator *communicator = source;
+	uint32_t first = communicator->state->first_ring, count = 0;
+
+	for (uint32_t i = 0; i < communicator->ring_count && count < room; i++)
+		count += kv_take_frames(communicator, (first + i) % communicator->ring_count, frames + count,
+					room - count);
+	communicator->state->first_ring = (first + 1) % communicator->ring_count;
+	return count;
+}
+
+/*
+ * Frames of one core; a frame's tag names its ring and slot. A counter out of range counts as nothing, until it is in
+ * range again. A frame whose length cannot be is none, which the parser drops and counts.
+ */
+static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
+			       uint32_t room)
+{
+	struct kv_queue_pair *ring = &communicator->rings[index];
+	struct kv_frame_ring *state = &communicator->state->rings[index];
+	uint32_t ready = __atomic_load_n(&ring->request_control.published, __ATOMIC_ACQUIRE) - state->taken;
+	uint32_t count = 0;
+
+	if (ready > KV_SLOTS)
+		return 0;
+	for (; count < ready && count < room; count++) {
+		uint32_t slot = state->taken++ & KV_SLOT_MASK;
+		uint32_t frame_bytes = KV_READ_ONCE(ring->requests[slot].frame_bytes);
+
+		state->is_done[slot] = 0;
+		frames[count] = (struct kv_frame){
+			.data = ring->requests[slot].payload,
+			.reply = ring->responses[slot].payload,
+			.bytes = frame_bytes <= KV_FRAME_MAX ? frame_bytes : 0,
+			.room = KV_PAYLOAD_BYTES,
+			.tag = (uint64_t)index << 32 | slot,
+		};
+	}
+	return count;
+}
+
+/* The slot has its answer, of 0 bytes for none. Those at the front go back together. */
+static void kv_ring_port_finish(struct kv_communicator *communicator, const struct kv_frame *frame,
+				uint32_t frame_bytes)
+{
+	struct kv_queue_pair *ring = &communicator->rings[frame->tag >> 32];
+	struct kv_frame_ring *state = &communicator->state->rings[frame->tag >> 32];
+	uint32_t slot = frame->tag & KV_SLOT_MASK;
+	uint32_t published = state->published;
+
+	ring->responses[slot].wire_bytes = frame_bytes;
+	state->is_done[slot] = 1;
+	while (state->published != state->taken && state->is_done[state->published & KV_SLOT_MASK]) {
+		state->is_done[state->published & KV_SLOT_MASK] = 0;
+		state->published++;
+	}
+	if (published != state->published) {
+		send_response_queue_to_dpu(ring, state->published);
+		kv_overdue_restart(&state->overdue, kv_ticks());
+	}
+}
+
+static void kv_ring_port_send(void *source, const struct kv_frame *frame)
+{
+	kv_ring_port_finish(source, frame, frame->bytes);
+}
+
+static void kv_ring_port_release(void *source, const struct kv_frame *frame)
+{
+	kv_ring_port_finish(source, frame, 0);
+}
+
+/* Each answer has been handed back already. */
+static void kv_ring_port_flush(void *source)
+{
+	(void)source;
+}
+
+static const struct kv_port ring_port = {
+	.receive = kv_ring_port_receive,
+	.send = kv_ring_port_send,
+	.release = kv_ring_port_release,
+	.flush = kv_ring_port_flush,
+};

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * kv_bench.h - the interface of what only measurements load: peers' load generators and the transfer primitives.
+ */
+#ifndef KV_BENCH_H
+#define KV_BENCH_H
+
+#include "load/peer.h"
+#include "load/transfer_host.h"
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * bus.h - the emulated bus between DPU and host, for profiles of real DPUs on machines without one.
+ *
+ * A transfer occupies its direction of the bus for its bytes and arrives a fixed latency later. The engine notices a
+ * batch when it polls, so a busy engine sees less of the latency, as it would with DMA in the background.
+ */
+#ifndef KV_BUS_H
+#define KV_BUS_H
+
+#include "queue/host_end.h"
+
+/* An emulated bus between DPU and host: what a transfer waits, beside what the machine itself takes. All zero: none. */
+struct kv_bus {
+	uint64_t latency_ticks; /* of each transfer */
+	uint64_t ticks_per_mib; /* its bandwidth, shared by all transfers in one direction */
+	uint64_t free_ticks[2]; /* when requests' and responses' direction has carried what it was given */
+	uint64_t transfers[2];
+	uint64_t bytes[2];
+};
+
+#ifndef KV_ABI_CDEF
+
+enum kv_bus_direction { KV_BUS_REQUESTS = 0, KV_BUS_RESPONSES = 1 };
+
+static inline int kv_bus_is_emulated(const struct kv_bus *bus)
+{
+	return bus->latency_ticks || bus->ticks_per_mib;
+}
+
+/* When a transfer of `bytes` that starts now, in `transfers` pieces, has arrived. */
+static inline uint64_t kv_bus_arrival(struct kv_bus *bus, enum kv_bus_direction direction, uint32_t transfers,
+				      uint32_t bytes, uint64_t now_ticks)
+{
+	uint64_t *free_ticks = &bus->free_ticks[direction];
+
+	if (*free_ticks < now_ticks)
+		*free_ticks = now_ticks;
+	*free_ticks += bytes * bus->ticks_per_mib >> 20;
+	bus->transfers[direction] += transfers;
+	bus->bytes[direction] += bytes;
+	return *free_ticks + transfers * bus->latency_ticks;
+}
+
+/* Of the batches that the DPU has handed over, how many have arrived. */
+static inline uint32_t kv_bus_batches_ready(struct kv_bus *bus, int transfer_per_request, struct kv_engine_pair *state,
+					    uint32_t handed_over, uint64_t now_ticks)
+{
+	const struct kv_queue_pair *pair = state->pair;
+	uint32_t ready = 0;
+
+	while (state->seen - state->processed < handed_over) {
+		uint32_t slot = KV_SLOT(state->seen);
+		uint32_t count = kv_batch_requests(&pair->requests[slot]);
+
+		state->arrives_ticks[slot] = kv_bus_arrival(bus, KV_BUS_REQUESTS, transfer_per_request ? count : 1,
+							    count * (uint32_t)sizeof(struct kv_request) + 1, now_ticks);
+		state->seen++;
+	}
+	while (ready < handed_over && state->arrives_ticks[KV_SLOT(state->processed + ready)] <= now_ticks)
+		ready++;
+	return ready;
+}
+
+/* A processed batch's responses start on their way back. */
+static inline void kv_bus_send(struct kv_bus *bus, int transfer_per_request, struct kv_engine_pair *state,
+			       uint32_t request_count, uint64_t now_ticks)
+{
+	state->leaves_ticks[KV_SLOT(state->processed - 1)] =
+		kv_bus_arrival(bus, KV_BUS_RESPONSES, transfer_per_request ? request_count : 1,
+			       request_count * (uint32_t)sizeof(struct kv_response) + 1, now_ticks);
+}
+
+/* Hand back the responses that have arrived on the other side. */
+static inline void kv_bus_deliver(struct kv_engine_pair *state, uint64_t now_ticks)
+{
+	while (state->published != state->processed && state->leaves_ticks[KV_SLOT(state->published)] <= now_ticks)
+		send_response_queue_to_dpu(state->pair, ++state->published);
+}
+
+#endif /* KV_ABI_CDEF */
+#endif

@@ -1,0 +1,664 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * engine.c - step 3, process: the processing engine on the host, behind its queue pairs.
+ *
+ * A round takes some batches that the queue pairs have ready, of each up to its share. While one request is executed,
+ * the item of one some way behind it is asked for, the bucket of one still farther behind, and the record of one behind
+ * that: the memory's latency is hidden by work, and paid about once a round. Each batch is handed back as soon as it is
+ * done.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/ticks.h"
+#include "queue/bus.h"
+#include "queue/host_end.h"
+#include "queue/ringbuf.h"
+#include "service/engine.h"
+#include "store/hot_path.h"
+
+#define KV_READY_TURNS 1000000 /* looks for a record that is handed over by itself, before the batch counts as bad */
+#define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
+
+/* One batch, wherever its requests lie. The other end may still write there: what was checked is kept here. */
+struct kv_taken_batch {
+	const struct kv_request_slot *slot;
+	struct kv_engine_pair *from;
+	uint32_t count; /* of requests; 0 = it is broken, and gets an answer without any */
+	uint32_t has_payload;
+};
+
+/* The batches of one round. */
+struct kv_round {
+	uint32_t batches;
+	struct kv_taken_batch taken[KV_SLOTS];
+};
+
+/* How far ahead of its execution a request's item, bucket and record are asked for. */
+enum kv_ahead_requests { KV_ITEMS_AHEAD = 16, KV_BUCKETS_AHEAD = 32, KV_RECORDS_AHEAD = KV_BUCKETS_AHEAD + 16 };
+_Static_assert((KV_ITEMS_AHEAD & (KV_ITEMS_AHEAD - 1)) == 0, "places are picked by a mask");
+
+/* Where one of these steps is in the round. */
+struct kv_cursor {
+	const struct kv_request *next;
+	const struct kv_request *end; /* of the batch at hand */
+	uint32_t batches;	      /* begun */
+};
+
+/* Where in the index a key's item is likely to be found. */
+struct kv_place {
+	uint64_t key_hash;
+	__u64 *word;
+};
+
+struct kv_ahead {
+	const struct kv_round *round;
+	struct kv_cursor buckets;
+	struct kv_cursor items;
+	uint32_t executed;			/* requests */
+	struct kv_place places[KV_ITEMS_AHEAD]; /* of the requests whose items have been asked for */
+};
+
+static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
+static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
+static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
+static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
+KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain);
+KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
+KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
+static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash);
+KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash, int plain);
+KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
+				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain);
+static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive);
+
+int kv_engine_begin(struct kv_engine *engine)
+{
+	if (engine->pair_count > KV_HOST_PAIRS_MAX || !engine->partitions || engine->partition_count == 0 ||
+	    engine->partition_count > KV_PARTITIONS_MAX)
+		return -EINVAL;
+	engine->partition_step = UINT32_MAX / engine->partition_count + 1;
+	for (uint32_t i = 0; i < engine->partition_count; i++) {
+		if (!engine->stores[i])
+			return -EINVAL;
+	}
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		struct kv_engine_pair *state = &engine->pairs[i];
+
+		state->processed = state->published = state->seen = state->pair->response_control.published;
+		state->refused = state->processed;
+	}
+	kv_engine_set_alive(engine, 1);
+	return 0;
+}
+
+void kv_engine_end(struct kv_engine *engine)
+{
+	kv_engine_set_alive(engine, 0);
+}
+
+/* One round. Returns how many batches. */
+uint32_t kv_engine_turn(struct kv_engine *engine)
+{
+	struct kv_round round;
+
+	round.batches = 0;
+	if (engine->ring)
+		kv_round_from_ring(engine, &round);
+	else
+		kv_round_from_pairs(engine, &round);
+	kv_round_process(engine, &round);
+	if (engine->ring)
+		kv_ringbuf_release(engine->ring);
+	return round.batches;
+}
+
+/* Look for responses that no frame has come to carry for too long. */
+void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
+{
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		struct kv_engine_pair *state = &engine->pairs[i];
+
+		if (state->sender)
+			engine->stats.wakeups +=
+				kv_overdue_wake(&state->overdue, state->pair, state->published, state->sender,
+						engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
+	}
+}
+
+/* What the queue pairs have ready; the next round begins with the pair behind the last one that had its turn. */
+static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round)
+{
+	uint32_t next = engine->next_pair;
+
+	for (uint32_t i = 0; i < engine->pair_count && round->batches < KV_SLOTS; i++) {
+		struct kv_engine_pair *from = &engine->pairs[next];
+
+		next = next + 1 < engine->pair_count ? next + 1 : 0;
+		if (__builtin_expect(kv_batches_ready(from->pair, from->processed) != 0, 0))
+			kv_round_from_pair(engine, from, round);
+		else if (from->published != from->processed)
+			kv_bus_deliver(from, kv_ticks());
+	}
+	engine->next_pair = next;
+}
+
+/*
+ * What the queue pair has ready, up to its share of the round. A counter out of range counts as nothing, until it is in
+ * range again.
+ */
+static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
+{
+	uint32_t ready = kv_batches_ready(from->pair, from->processed);
+	uint32_t requests = 0;
+
+	if (ready > KV_SLOTS) {
+		engine->stats.bad_batches += from->refused != from->processed + ready;
+		from->refused = from->processed + ready;
+		return;
+	}
+	if (kv_bus_is_emulated(&engine->bus)) {
+		uint64_t now_ticks = kv_ticks();
+
+		kv_bus_deliver(from, now_ticks);
+		ready = kv_bus_batches_ready(&engine->bus, engine->transfer_per_request, from, ready, now_ticks);
+	}
+	for (uint32_t i = 0; i < ready && round->batches < KV_SLOTS && requests < KV_ROUND_REQUESTS; i++) {
+		const struct kv_request_slot *slot = &from->pair->requests[KV_SLOT(from->processed + i)];
+		struct kv_taken_batch *batch = &round->taken[round->batches++];
+
+		*batch = (struct kv_taken_batch){ slot, from, kv_batch_requests(slot), kv_batch_has_payload(slot) };
+		requests += batch->count;
+	}
+}
+
+/* What lies in the BPF ring buffer, from all cores. One that is too short is answered as broken, like any other. */
+static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
+{
+	uint32_t requests = 0, sample_bytes;
+
+	while (round->batches < KV_SLOTS && requests < KV_ROUND_REQUESTS) {
+		const struct kv_request_slot *slot = kv_ringbuf_next(engine->ring, &sample_bytes);
+		uint32_t count, has_payload, pair;
+		size_t needed_bytes;
+
+		if (!slot)
+			break;
+		if (sample_bytes < offsetof(struct kv_request_slot, frame_bytes)) {
+			engine->stats.bad_batches++;
+			continue;
+		}
+		count = kv_batch_requests(slot);
+		has_payload = kv_batch_has_payload(slot);
+		pair = __atomic_load_n(&slot->pair, __ATOMIC_RELAXED);
+		if (pair >= engine->pair_count) {
+			engine->stats.bad_batches++;
+			continue;
+		}
+		needed_bytes = offsetof(struct kv_request_slot, records) + count * sizeof(struct kv_request);
+		if (sample_bytes < (has_payload ? sizeof(*slot) : needed_bytes))
+			count = 0;
+		requests += count;
+		round->taken[round->batches++] =
+			(struct kv_taken_batch){ slot, &engine->pairs[pair], count, has_payload };
+	}
+}
+
+/*
+ * `plain`, here and below, is a constant: 1 says that the engine has one store, which no other thread uses, takes all
+ * requests, and gets whole batches. The usual case then asks nothing of that for each request.
+ */
+static void kv_round_process(struct kv_engine *engine, const struct kv_round *round)
+{
+	uint64_t start_ticks, now_ticks;
+
+	if (round->batches == 0)
+		return;
+	start_ticks = kv_ticks();
+	if (engine->partition_count == 1 && engine->takes_all && !engine->transfer_per_request &&
+	    !kv_store_is_shared(engine->stores[0]))
+		kv_round_run(engine, round, 1);
+	else
+		kv_round_run(engine, round, 0);
+	now_ticks = kv_ticks();
+	for (uint32_t i = 0; i < round->batches; i++)
+		kv_overdue_restart(&round->taken[i].from->overdue, now_ticks);
+	engine->stats.batches += round->batches;
+	engine->stats.busy_ticks += now_ticks - start_ticks;
+}
+
+/* Process the round's batches, each handed back as soon as it is done. */
+KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain)
+{
+	struct kv_ahead ahead = { .round = round };
+
+	kv_ahead_start(engine, &ahead, plain);
+	for (uint32_t i = 0; i < round->batches; i++) {
+		const struct kv_taken_batch *batch = &round->taken[i];
+		struct kv_engine_pair *state = batch->from;
+		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
+
+		responses->wire_bytes = kv_batch_process(engine, &ahead, batch, responses, plain);
+		state->processed++;
+		if (kv_bus_is_emulated(&engine->bus))
+			kv_bus_send(&engine->bus, engine->transfer_per_request, state, batch->count, kv_ticks());
+		else
+			send_response_queue_to_dpu(state->pair, state->published = state->processed);
+	}
+}
+
+KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor);
+static void kv_prefetch_records(const struct kv_round *round, uint32_t batch);
+KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
+KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
+				 int plain);
+
+/* Before the first request of all: each step gets as far ahead as it is to stay. */
+KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
+{
+	kv_prefetch_records(ahead->round, 0);
+	for (uint32_t i = 0; i < KV_BUCKETS_AHEAD; i++)
+		kv_prefetch_bucket(engine, ahead, plain);
+	for (uint32_t i = 0; i < KV_ITEMS_AHEAD; i++)
+		kv_prefetch_item(engine, ahead, &ahead->places[i], plain);
+}
+
+/* One request on. Returns where the item of the one that is to be executed was found. */
+KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
+{
+	struct kv_place *next = &ahead->places[ahead->executed++ % KV_ITEMS_AHEAD];
+	struct kv_place place = *next;
+
+	kv_prefetch_bucket(engine, ahead, plain);
+	kv_prefetch_item(engine, ahead, next, plain);
+	return place;
+}
+
+/* The bucket, and a record that is farther behind. Nothing past the round's end. */
+KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
+{
+	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->buckets);
+	const struct kv_store *store;
+	uint64_t key_hash;
+
+	if (__builtin_expect(!record, 0))
+		return;
+	__builtin_prefetch(record + KV_RECORDS_AHEAD - KV_BUCKETS_AHEAD);
+	key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED);
+	store = kv_store_of(engine, key_hash, plain);
+	kv_store_prefetch_bucket(store, key_hash, !plain && kv_store_is_shared(store));
+	if (!plain && engine->partition_count > 1)
+		engine->partition_requests[kv_partition_of(engine, key_hash)]++;
+}
+
+KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
+				 int plain)
+{
+	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->items);
+	const struct kv_store *store;
+
+	if (__builtin_expect(!record, 0))
+		return;
+	place->key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED);
+	store = kv_store_of(engine, place->key_hash, plain);
+	place->word = kv_store_prefetch_item(store, place->key_hash, !plain && kv_store_is_shared(store));
+}
+
+/* The request that this step comes to next, or NULL at the round's end. */
+KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor)
+{
+	while (__builtin_expect(cursor->next == cursor->end, 0)) {
+		const struct kv_taken_batch *batch;
+
+		if (cursor->batches == round->batches)
+			return NULL;
+		batch = &round->taken[cursor->batches++];
+		kv_prefetch_records(round, cursor->batches);
+		cursor->next = batch->slot->records;
+		cursor->end = cursor->next + batch->count;
+	}
+	return cursor->next++;
+}
+
+/* The first records of a batch: later ones are asked for on the way there. */
+static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
+{
+	if (batch >= round->batches)
+		return;
+	for (uint32_t i = 0; i < KV_RECORDS_AHEAD - KV_BUCKETS_AHEAD && i < round->taken[batch].count; i++)
+		__builtin_prefetch(&round->taken[batch].slot->records[i]);
+}
+
+/* KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits; a division takes longer than
+ * finding the item does. */
+static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash)
+{
+	uint32_t fraction = (uint32_t)(key_hash >> 48) * engine->partition_step;
+
+	return (uint32_t)((uint64_t)fraction * engine->partition_count >> 32);
+}
+
+KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash, int plain)
+{
+	if (plain || engine->partition_count == 1)
+		return engine->stores[0];
+	return engine->stores[kv_partition_of(engine, key_hash)];
+}
+
+/* The responses of one batch as they grow. */
+struct kv_reply {
+	struct kv_response_slot *slot;
+	uint32_t wire_bytes;	/* so far */
+	uint32_t payload_bytes; /* so far */
+	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
+};
+
+static inline struct kv_request kv_take_request(const struct kv_request *record);
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation);
+KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, struct kv_reply *reply, int plain);
+static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
+static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
+static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
+			   __u64 *likely, struct kv_reply *reply, struct kv_response *response);
+
+/* One batch: records in, records out, long keys and values in place. Returns its responses' bytes on the wire. */
+KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
+				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain)
+{
+	struct kv_reply reply = { .slot = responses };
+	uint32_t is_broken = batch->count == 0;
+	uint32_t executed = 0;
+
+	for (uint32_t i = 0; i < batch->count; i++) {
+		struct kv_response *response = &responses->records[i];
+		struct kv_place place = kv_ahead_step(engine, ahead, plain);
+		struct kv_request request;
+		__u64 *likely;
+
+		if (!plain && engine->transfer_per_request) {
+			is_broken = is_broken || !kv_record_is_ready(batch->slot, i);
+			if (is_broken)
+				continue;
+		}
+		request = kv_take_request(&batch->slot->records[i]);
+		likely = place.key_hash == request.key_hash ? place.word : NULL;
+		if (!kv_execute_get8(engine, request, likely, response, &reply, plain)) {
+			uint64_t header;
+
+			kv_reply_make_room(&reply, engine->response_bytes_max, batch->count - 1 - i);
+			header = kv_execute(engine, batch, request, likely, &reply, response);
+			response->header = header;
+			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+		}
+		executed++;
+		/* Nobody waits for this one: a transfer is what it costs to make, the other side sees the last. */
+		if (!plain && engine->transfer_per_request)
+			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
+	}
+	engine->stats.requests += executed;
+	engine->stats.bad_batches += is_broken;
+	return is_broken ? 0 : reply.wire_bytes;
+}
+
+/* Read once: the other end may write there again, and what is checked has to be what is used. */
+static inline struct kv_request kv_take_request(const struct kv_request *record)
+{
+	return (struct kv_request){
+		.header = __atomic_load_n(&record->header, __ATOMIC_RELAXED),
+		.key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED),
+		.key = __atomic_load_n(&record->key, __ATOMIC_RELAXED),
+		.value = __atomic_load_n(&record->value, __ATOMIC_RELAXED),
+	};
+}
+
+/* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
+KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, struct kv_reply *reply, int plain)
+{
+	struct kv_store *store;
+	const uint8_t *long_value;
+	uint32_t value_bytes;
+	__u64 value;
+	int result;
+
+	if (__builtin_expect(request.header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
+		return 0;
+	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, KV_OP_GET))
+		return 0;
+	store = kv_store_of(engine, request.key_hash, plain);
+	result = kv_store_get8(store, request.key_hash, request.key, 8, likely, &value, &value_bytes, &long_value,
+			       !plain && kv_store_is_shared(store));
+	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
+		return 0;
+	engine->stats.gets++;
+	response->value = value;
+	response->header = KV_HEADER(KV_OP_GET, result, 0, value_bytes);
+	reply->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
+	return 1;
+}
+
+/* A record that is handed over by itself: wait for it, for a bounded time. */
+static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index)
+{
+	for (uint32_t turn = 0; turn < KV_READY_TURNS; turn++) {
+		if (__atomic_load_n(&requests->ready, __ATOMIC_ACQUIRE) > index)
+			return 1;
+	}
+	return 0;
+}
+
+/* What a response may take so that each one behind it still has room for a header and a short value. */
+static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind)
+{
+	uint32_t taken = reply->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
+
+	reply->room = taken < response_bytes_max ? response_bytes_max - taken : 0;
+}
+
+/* A request at work: what the operations below have in common. */
+struct kv_task {
+	const struct kv_taken_batch *batch;
+	const struct kv_request *request;
+	__u64 *likely; /* place of its item in the index, see kv_store_get8() */
+	struct kv_reply *reply;
+	struct kv_response *response;
+	struct kv_store *store;
+	const uint8_t *key;
+	uint32_t key_bytes;
+	uint32_t value_bytes; /* of the response */
+};
+
+static int kv_execute_reset(struct kv_engine *engine);
+static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
+static int kv_execute_get(struct kv_engine *engine, struct kv_task *task);
+static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
+static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task);
+static const uint8_t *kv_value_of(const struct kv_task *task);
+static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
+
+/* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
+static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
+			   __u64 *likely, struct kv_reply *reply, struct kv_response *response)
+{
+	uint32_t operation = KV_HEADER_OPERATION(request.header);
+	struct kv_task task = {
+		.batch = batch, .request = &request, .likely = likely, .reply = reply, .response = response
+	};
+	int result;
+
+	response->value = 0;
+	if (operation == KV_OP_RESET)
+		return KV_HEADER(operation, kv_execute_reset(engine), 0, 0);
+	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
+	if (!engine->takes_all && !kv_engine_may(engine, request.key_hash, operation)) {
+		engine->stats.rejected++;
+		return KV_HEADER(operation, KV_REJECTED, 0, 0);
+	}
+	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
+		engine->stats.noops++;
+		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+	}
+	if (operation > KV_OP_INCREMENT) {
+		engine->stats.not_supported++;
+		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
+	}
+	task.store = kv_store_of(engine, request.key_hash, 0);
+	task.key_bytes = KV_HEADER_KEY_BYTES(request.header);
+	task.key = (const uint8_t *)&request.key;
+	if (task.key_bytes > KV_INLINE_MAX)
+		task.key = kv_payload_of(batch, request.key, task.key_bytes);
+	if (task.key_bytes == 0 || !task.key) {
+		engine->stats.errors++;
+		return KV_HEADER(operation, KV_ERROR, 0, 0);
+	}
+	result = kv_execute_on_key(engine, &task, operation);
+	return KV_HEADER(operation, result, 0, task.value_bytes);
+}
+
+/* Whether this engine may do that to the key: it owns the partition, or the access mode lets others. */
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation)
+{
+	const struct kv_partition_table *table = engine->partitions;
+	int reads = operation == KV_OP_NOOP_READ || operation == KV_OP_GET || operation == KV_OP_TEST;
+
+	/* Acquire: what the partition's last owner has written is seen by the next, see kv_partition_move(). */
+	if (__atomic_load_n(&table->owner[kv_partition_of(engine, key_hash)], __ATOMIC_ACQUIRE) == engine->id)
+		return 1;
+	return reads ? table->concurrent_read : table->concurrent_write;
+}
+
+/* Anybody may send this: it has to be allowed. */
+static int kv_execute_reset(struct kv_engine *engine)
+{
+	if (!engine->partitions->reset_allowed) {
+		engine->stats.not_supported++;
+		return KV_NOT_SUPPORTED;
+	}
+	engine->stats.resets++;
+	for (uint32_t i = 0; i < engine->partition_count; i++) {
+		if (engine->takes_all || __atomic_load_n(&engine->partitions->owner[i], __ATOMIC_ACQUIRE) == engine->id)
+			kv_store_reset(engine->stores[i]);
+	}
+	return KV_SUCCESS;
+}
+
+static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+{
+	uint64_t key_hash = task->request->key_hash;
+
+	switch (operation) {
+	case KV_OP_GET:
+		return kv_execute_get(engine, task);
+	case KV_OP_TEST:
+		engine->stats.tests++;
+		return kv_store_test(task->store, key_hash, task->key, task->key_bytes);
+	case KV_OP_DELETE:
+		engine->stats.deletes++;
+		return kv_store_delete(task->store, key_hash, task->key, task->key_bytes);
+	case KV_OP_INCREMENT:
+		return kv_execute_increment(engine, task);
+	default:
+		return kv_execute_set(engine, task, operation);
+	}
+}
+
+static int kv_execute_get(struct kv_engine *engine, struct kv_task *task)
+{
+	struct kv_reply *reply = task->reply;
+	uint32_t room = KV_PAYLOAD_BYTES - reply->payload_bytes;
+	uint8_t *value = reply->slot->payload + reply->payload_bytes;
+	int result;
+
+	engine->stats.gets++;
+	if (reply->room < KV_INLINE_REPLY_BYTES)
+		return KV_INSUFFICIENT_SPACE;
+	if (room > ((reply->room - KV_ITEM_HEADER_BYTES) & ~7u))
+		room = (reply->room - KV_ITEM_HEADER_BYTES) & ~7u;
+	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value, room,
+			      &task->value_bytes);
+	if (result != KV_SUCCESS) {
+		task->value_bytes = 0;
+		return result;
+	}
+	if (task->value_bytes <= KV_INLINE_MAX) {
+		memcpy(&task->response->value, value, task->value_bytes);
+		return result;
+	}
+	memset(value + task->value_bytes, 0, KV_ROUNDUP8(task->value_bytes) - task->value_bytes);
+	task->response->value = reply->payload_bytes;
+	reply->payload_bytes += KV_ROUNDUP8(task->value_bytes);
+	return result;
+}
+
+/* SET, and ADD. */
+static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+{
+	const struct kv_request *request = task->request;
+	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(request->header);
+	const uint8_t *value;
+
+	engine->stats.sets++;
+	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
+		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->likely,
+				     request->value, value_bytes);
+	value = kv_value_of(task);
+	/* What a GET could never return in one frame is refused now. */
+	if (!value || KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > engine->response_bytes_max) {
+		engine->stats.errors++;
+		return KV_INSUFFICIENT_SPACE;
+	}
+	if (operation == KV_OP_ADD)
+		return kv_store_add(task->store, request->key_hash, task->key, task->key_bytes, value, value_bytes);
+	return kv_store_set(task->store, request->key_hash, task->key, task->key_bytes, value, value_bytes);
+}
+
+static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task)
+{
+	const uint8_t *value = kv_value_of(task);
+	uint64_t increment, sum;
+	int result;
+
+	engine->stats.increments++;
+	if (!value || KV_HEADER_VALUE_BYTES(task->request->header) != sizeof(increment)) {
+		engine->stats.errors++;
+		return KV_ERROR;
+	}
+	if (task->reply->room < KV_INLINE_REPLY_BYTES)
+		return KV_INSUFFICIENT_SPACE;
+	memcpy(&increment, value, sizeof(increment));
+	result = kv_store_increment(task->store, task->request->key_hash, task->key, task->key_bytes, increment, &sum);
+	if (result == KV_SUCCESS) {
+		task->response->value = sum;
+		task->value_bytes = sizeof(sum);
+	}
+	return result;
+}
+
+/* Where the request's value lies; NULL if that is outside its batch. */
+static const uint8_t *kv_value_of(const struct kv_task *task)
+{
+	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(task->request->header);
+
+	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
+	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
+		return kv_payload_of(task->batch, task->request->value, value_bytes);
+	return (const uint8_t *)&task->request->value;
+}
+
+/* Bytes of a long key or value in the batch's payload, or NULL if it has none or they would lie outside. */
+static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes)
+{
+	if (!batch->has_payload || offset > KV_PAYLOAD_BYTES || bytes > KV_PAYLOAD_BYTES - offset)
+		return NULL;
+	return batch->slot->payload + offset;
+}
+
+static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive)
+{
+	for (uint32_t i = 0; i < engine->pair_count; i++) {
+		engine->pairs[i].pair->response_control.engine_cpu = engine->cpu;
+		__atomic_store_n(&engine->pairs[i].pair->response_control.alive, alive, __ATOMIC_RELEASE);
+	}
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * store.c - a store's memory and its handles: create, share, destroy.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "store/allocator.h"
+#include "store/hot_path.h"
+#include "store/lossless.h"
+
+/*
+ * Intended items per bucket. Hashed uniformly, a bucket's load is Poisson distributed, and the expected number of
+ * items that find all 15 words of their bucket taken is, for 1 Mi items: 1900 at 8 per bucket, 1.7 at 4, 0.05 at 3 and
+ * 0.0003 at 2. MICA's 15 / 1.1 would make this lossy before the log has wrapped. With 3 a store that is loaded with
+ * item_count keys nearly always has them all, and the first lines, which are all that most lookups read, take 22 MiB
+ * for 1 Mi items: what fits into the processor's caches decides how fast the engine is.
+ */
+
+/* Hash bits 16-47 select the bucket; the ones above select the partition. */
+#define BUCKETS_MAX (1ULL << 32)
+
+/* So that neither a lap of the log nor a round of the cleanup gets near the 2^48 at which offsets repeat. */
+#define LOG_BYTES_MAX (1ULL << 46)
+#define CLEANUP_SHIFT_MIN 3
+
+static uint64_t span_of(const struct kv_store_options *options);
+static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all);
+static int is_sound(const struct kv_store_options *options);
+static int map_memory(struct kv_store *store, int want_huge);
+static int enter_shared_mode(struct kv_store *store);
+static int add_writer(struct kv_store *handle);
+static void *zeroed(size_t bytes);
+static uint64_t next_power_of_two(uint64_t at_least);
+
+struct kv_store *kv_store_create(const struct kv_store_options *options)
+{
+	struct kv_store *store;
+
+	if (!is_sound(options)) {
+		errno = EINVAL;
+		return NULL;
+	}
+	store = zeroed(sizeof(*store));
+	if (!store)
+		return NULL;
+	store->buckets = buckets_of(options, &store->buckets_all);
+	store->log_bytes = (options->log_bytes + KV_LOG_BYTES_MIN - 1) & ~(KV_LOG_BYTES_MIN - 1ULL);
+	store->span = span_of(options);
+	store->span_shift = (uint32_t)__builtin_ctzll(store->span);
+	store->cleanup_shift = CLEANUP_SHIFT_MIN;
+	while (store->buckets << store->cleanup_shift < store->log_bytes)
+		store->cleanup_shift++;
+	store->move_distance = KV_MOVE_DISTANCE_NEVER;
+	if (options->kind == KV_STORE_CACHE && options->move_to_head != KV_MOVE_TO_HEAD_NEVER)
+		/* Log and share have fewer than 64 bits together. */
+		store->move_distance = store->log_bytes * options->move_to_head >> 16;
+	store->move_distance_full = store->move_distance;
+	store->capacity_max = options->kind == KV_STORE_CACHE ? ~0u : KV_ALLOCATOR_BLOCK_MIN;
+	if (map_memory(store, options->want_huge != 0) == 0 && options->kind == KV_STORE_LOSSLESS)
+		store->lossless = kv_lossless_create(store);
+	if (!store->log || (options->kind == KV_STORE_LOSSLESS && !store->lossless)) {
+		int cause = errno;
+
+		kv_store_destroy(store);
+		errno = cause;
+		return NULL;
+	}
+	return store;
+}
+
+uint64_t kv_store_memory_bytes(const struct kv_store_options *options)
+{
+	uint64_t buckets_all;
+
+	if (!is_sound(options))
+		return 0;
+	buckets_of(options, &buckets_all);
+	return 2 * buckets_all * sizeof(struct kv_line) +
+	       ((options->log_bytes + KV_LOG_BYTES_MIN - 1) & ~(KV_LOG_BYTES_MIN - 1ULL));
+}
+
+static int is_sound(const struct kv_store_options *options)
+{
+	return options->item_count != 0 && options->item_count <= BUCKETS_MAX * KV_ITEMS_PER_BUCKET &&
+	       options->log_bytes != 0 && options->log_bytes <= LOG_BYTES_MAX && options->kind <= KV_STORE_LOSSLESS &&
+	       options->move_to_head <= KV_MOVE_TO_HEAD_NEVER;
+}
+
+/* A lossless store's items are alive wherever they are. */
+static uint64_t span_of(const struct kv_store_options *options)
+{
+	if (options->kind == KV_STORE_LOSSLESS)
+		return KV_LOG_OFFSET_MASK + 1;
+	return next_power_of_two(options->log_bytes < KV_LOG_BYTES_MIN ? KV_LOG_BYTES_MIN : options->log_bytes);
+}
+
+static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all)
+{
+	uint64_t buckets = (options->item_count + KV_ITEMS_PER_BUCKET - 1) / KV_ITEMS_PER_BUCKET;
+
+	*buckets_all = buckets;
+	if (options->kind == KV_STORE_LOSSLESS)
+		*buckets_all += kv_lossless_overflow_buckets(buckets);
+	return buckets;
+}
+
+static int map_memory(struct kv_store *store, int want_huge)
+{
+	size_t index_bytes = 2 * store->buckets_all * sizeof(struct kv_line);
+	int index_pages, log_pages;
+
+	store->lines = kv_memory_map(index_bytes, want_huge, &index_pages);
+	if (!store->lines)
+		return -1;
+	store->log = kv_memory_map(store->log_bytes, want_huge, &log_pages);
+	if (!store->log)
+		return -1;
+	store->stats.index_bytes = index_bytes;
+	store->stats.log_bytes = store->log_bytes;
+	store->stats.pages = (uint64_t)log_pages;
+	return 0;
+}
+
+struct kv_store *kv_store_share(struct kv_store *store)
+{
+	struct kv_store *handle = zeroed(sizeof(*handle));
+
+	if (!handle)
+		return NULL;
+	if (!store->versions && enter_shared_mode(store)) {
+		free(handle);
+		return NULL;
+	}
+	*handle = *store;
+	handle->stats = (struct kv_store_stats){ .index_bytes = store->stats.index_bytes,
+						 .log_bytes = store->stats.log_bytes,
+						 .pages = store->stats.pages };
+	if (add_writer(handle)) {
+		free(handle);
+		errno = ENOSPC;
+		return NULL;
+	}
+	return handle;
+}
+
+void kv_store_destroy(struct kv_store *store)
+{
+	if (!store)
+		return;
+	if (store->common) {
+		store->common->writers[store->writer].in_use = 0;
+		store->common->handles--;
+	}
+	if (!store->common || store->common->handles == 0) {
+		kv_lossless_destroy(store->lossless);
+		kv_memory_unmap(store->lines, 2 * store->buckets_all * sizeof(struct kv_line));
+		kv_memory_unmap(store->log, store->log_bytes);
+		kv_memory_unmap(store->versions, store->buckets * sizeof(*store->versions));
+		free(store->common);
+	}
+	free(store);
+}
+
+/* Make the only handle of a store the first of several. */
+static int enter_shared_mode(struct kv_store *store)
+{
+	size_t versions_bytes = store->buckets * sizeof(*store->versions);
+	struct kv_store_common *common = zeroed(sizeof(*common));
+	int pages;
+
+	if (!common)
+		return -1;
+	store->versions = kv_memory_map(versions_bytes, store->stats.pages != KV_PAGES_SMALL, &pages);
+	if (!store->versions) {
+		int cause = errno;
+
+		free(common);
+		errno = cause;
+		return -1;
+	}
+	common->progress = store->progress;
+	store->common = common;
+	return add_writer(store);
+}
+
+/* Give a handle its place among the writers; -1 if all are taken. */
+static int add_writer(struct kv_store *handle)
+{
+	struct kv_store_common *common = handle->common;
+	uint32_t writer = 0;
+
+	while (writer < KV_STORE_HANDLES_MAX && common->writers[writer].in_use)
+		writer++;
+	if (writer == KV_STORE_HANDLES_MAX)
+		return -1;
+	if (common->places <= writer)
+		common->places = writer + 1;
+	common->writers[writer].in_use = 1;
+	common->writers[writer].offset = KV_STORE_NOT_WRITING;
+	common->handles++;
+	handle->writer = writer;
+	return 0;
+}
+
+/* Memory that shares no cache line with anything else. */
+static void *zeroed(size_t bytes)
+{
+	void *memory = aligned_alloc(KV_STORE_APART, bytes);
+
+	return memory ? memset(memory, 0, bytes) : NULL;
+}
+
+void kv_store_set_reader(struct kv_store *handle, int is_reader)
+{
+	handle->move_distance = is_reader ? KV_MOVE_DISTANCE_NEVER : handle->move_distance_full;
+}
+
+void kv_store_get_stats(const struct kv_store *store, struct kv_store_stats *stats)
+{
+	uint64_t not_skipped = store->stats.move_to_head_performed + store->stats.move_to_head_failed;
+
+	*stats = store->stats;
+	stats->count = store->common ? kv_load(&store->common->progress.items, 1) : store->progress.items;
+	if (store->lossless)
+		stats->overflow_buckets = kv_lossless_overflowing(store->lossless);
+	else if (stats->get_found > not_skipped)
+		stats->move_to_head_skipped = stats->get_found - not_skipped;
+}
+
+static uint64_t next_power_of_two(uint64_t at_least)
+{
+	return at_least <= 1 ? 1 : 1ULL << (64 - __builtin_clzll(at_least - 1));
+}
