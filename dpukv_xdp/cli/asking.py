@@ -21,7 +21,7 @@ TIMEOUT_MAX_SECONDS = 3600.0
 @click.argument("key")
 @client_options
 def get(key: str, json_path: str | None, **whom: Any) -> None:
-    """Print a key's value; exit status 1 without one."""
+    """Print a key's value; exit status 1 if there is no such key."""
     with _client(**whom) as client:
         value = client.get(key)
     found = value is not None
@@ -51,7 +51,7 @@ def set_command(key: str, value: str, json_path: str | None, **whom: Any) -> Non
 @click.argument("value")
 @client_options
 def add(key: str, value: str, json_path: str | None, **whom: Any) -> None:
-    """Store a value under a new key; exit status 1 if it is there."""
+    """Store a value under a new key; exit status 1 if the key exists."""
     with _client(**whom) as client:
         added = client.add(key, value)
     emit_json(json_path, {"key": key, "added": added})
@@ -63,7 +63,7 @@ def add(key: str, value: str, json_path: str | None, **whom: Any) -> None:
 @click.argument("key")
 @client_options
 def delete(key: str, json_path: str | None, **whom: Any) -> None:
-    """Forget a key; exit status 1 without one."""
+    """Delete a key; exit status 1 if there is no such key."""
     with _client(**whom) as client:
         deleted = client.delete(key)
     emit_json(json_path, {"key": key, "deleted": deleted})
@@ -76,9 +76,9 @@ def delete(key: str, json_path: str | None, **whom: Any) -> None:
 @click.argument("by", type=int, default=1)
 @client_options
 def increment(key: str, by: int, json_path: str | None, **whom: Any) -> None:
-    """Add to a number; one that is not there begins at BY.
+    """Add BY to a counter; a new counter begins at BY.
 
-    Numbers are values of 8 bytes, little endian.
+    Counters are values of 8 bytes, little endian.
     """
     with _client(**whom) as client:
         value = client.increment(key, by)

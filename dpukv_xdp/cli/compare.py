@@ -28,7 +28,7 @@ ALL, NONE = "all", "none"
     "--peers",
     default="all",
     show_default=True,
-    help="redis, redis-mget, memcached, memcached-udp, with commas between; all; or none.",
+    help="Comma-separated: redis, redis-mget, memcached, memcached-udp; or all; or none.",
 )
 @click.option(
     "--ours",
@@ -41,7 +41,7 @@ ALL, NONE = "all", "none"
     "--requests-per-packet",
     type=int,
     default=0,
-    help="Of full packets and messages (45, or what fits); single requests come in any case.",
+    help="Requests per full packet or message (45, or what fits); single requests run, too.",
 )
 @click.option(
     "--window", type=int, default=64, show_default=True, help="Packets or messages outstanding."
@@ -53,8 +53,10 @@ ALL, NONE = "all", "none"
     show_default=True,
     help="Cores of each server: our engines and receive queues, redis's and memcached's threads.",
 )
-@click.option("--repeats", type=int, default=3, show_default=True, help="Rounds; their median.")
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="For each run.")
+@click.option(
+    "--repeats", type=int, default=3, show_default=True, help="Rounds; results are their medians."
+)
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Seconds per run.")
 @output_option("dpukv-compare.png", "The plot.")
 @click.option(
     "--import",
@@ -64,7 +66,7 @@ ALL, NONE = "all", "none"
     multiple=True,
     help="Also show results from elsewhere: see docs/results/README.md. May be repeated.",
 )
-@click.option("--import-only", is_flag=True, help="Measure nothing, show what is imported.")
+@click.option("--import-only", is_flag=True, help="Measure nothing; show imported results only.")
 @json_option
 def compare(
     peers: str,
@@ -77,9 +79,9 @@ def compare(
     json_path: str | None,
     **load: Any,
 ) -> None:
-    """Our designs beside Redis and memcached.
+    """Compare our designs with Redis and memcached.
 
-    On the same cores, with the same keys and the same load, in one run.
+    All stores run on the same cores with the same keys and the same load, in turn.
     """
     from dpukv_xdp.bench.peers_import import imported_rows, read_results
     from dpukv_xdp.report.peers_report import plot_compare
@@ -130,7 +132,7 @@ def _measure(
 
 
 def _names(option: str, given: str, known: list[str]) -> list[str]:
-    """Names with commas between, without repetition. Raises UsageError if there are none."""
+    """Return the names of a comma-separated list, each once. Raises UsageError if it has none."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     if names == [ALL]:
         return known

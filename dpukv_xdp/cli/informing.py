@@ -14,7 +14,7 @@ from dpukv_xdp.cli.signals import signals
 @click.command()
 @json_option
 def designs(json_path: str | None) -> None:
-    """What each design is, and what it is good for."""
+    """List the designs and their purposes."""
     from dpukv_xdp.topology.designs import DESIGNS
 
     rows = [
@@ -37,10 +37,10 @@ def designs(json_path: str | None) -> None:
 @click.command()
 @json_option
 def doctor(json_path: str | None) -> None:
-    """What this machine has and lacks.
+    """Report what this machine has and lacks.
 
-    Loads the programs of each design, and tries each kernel feature that they want. Each gap comes
-    with its remedy; exit status 1 if something that is needed is missing, or could not be tried.
+    Loads the programs of each design, and tries each kernel feature that they need. Each gap comes
+    with its remedy. The exit status is 1 if a requirement is missing or could not be tried.
     """
     from dpukv_xdp.ops.doctor import checks
 

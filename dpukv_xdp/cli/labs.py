@@ -19,7 +19,7 @@ from dpukv_xdp.cli.settings import check_mtu, server_config
 from dpukv_xdp.cli.signals import signals
 
 LAB_READY_SECONDS = 20.0
-"""A lab's server that neither answers nor gets any further for so long is given up."""
+"""Time without an answer and without progress after which a lab's server is given up."""
 LAB_PROBE_SECONDS = 0.1
 LOG_BYTES_MAX = 1 << 20
 COMMAND = os.environ.get("DPUKV_COMMAND", "dpukv")  # what the person typed: see tools/dpukv
@@ -27,25 +27,25 @@ COMMAND = os.environ.get("DPUKV_COMMAND", "dpukv")  # what the person typed: see
 
 @click.group(name="lab")
 def lab_group() -> None:
-    """A server in a namespace, to try things on."""
+    """A server in a network namespace for experiments."""
 
 
 @lab_group.command()
-@click.option("--name", "lab_id", help="Of lab and namespaces (six random digits).")
+@click.option("--name", "lab_id", help="Name of the lab and its namespaces (six random digits).")
 @click.option(
     "--queues", type=int, default=1, show_default=True, help="Receive queues at each end."
 )
 @click.option(
     "--mtu", type=int, default=1500, show_default=True, help="Bytes of the largest packet."
 )
-@click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
+@click.option("--items", type=int, help="Number of items for which the index is sized (1048576).")
 @directory_option("one of the lab's own, which goes with it")
 @server_options
 @json_option
 def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given: Any) -> None:
     """Build a lab with a server; it stays until `lab down`.
 
-    A lab is two network namespaces joined by a veth pair. Its engine polls: one core is busy.
+    A lab is two network namespaces joined by a veth pair. Its engine polls and keeps one core busy.
     """
     require_root("lab up")
     from dpukv_xdp.lab.lab import Lab, directory_url, new_lab_id, remove_stale
@@ -77,9 +77,10 @@ def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given
 @lab_group.command()
 @click.argument("lab_id", required=False)
 def down(lab_id: str | None) -> None:
-    """Take down one lab, or all; and what killed commands left.
+    """Take down one lab, or all labs.
 
-    Labs of running commands stay, unless named.
+    Leftovers of killed commands are removed, too. Labs of running commands stay, unless they are
+    named.
     """
     require_root("lab down")
     signals.catch()
@@ -103,7 +104,7 @@ def down(lab_id: str | None) -> None:
 @lab_group.command()
 @json_option
 def status(json_path: str | None) -> None:
-    """The labs that are up."""
+    """List the labs that are up."""
     from dpukv_xdp.lab.lab import list_labs
 
     facts = [_lab_facts(record) for record in list_labs()]
@@ -116,11 +117,11 @@ def status(json_path: str | None) -> None:
 
 
 def _start_lab_server(place: Any, config: Any) -> None:
-    """`dpukv serve` inside the lab, in the background; returns when it answers."""
+    """Start `dpukv serve` inside the lab in the background, and wait until it answers."""
     from dpukv_xdp.discovery.directory import server_name
 
-    with tempfile.TemporaryFile() as log:  # nameless: it goes when the server does
-        with signals.held():  # between its start and its entry in the register
+    with tempfile.TemporaryFile() as log:  # without a name, so that it ends with the server
+        with signals.held():  # an interrupt before the register's entry would leave it running
             process = place.spawn(
                 place.server,
                 [sys.executable, "-P", "-m", "dpukv_xdp", *_serve_arguments(place, config)],
@@ -142,7 +143,7 @@ def _start_lab_server(place: Any, config: Any) -> None:
 
 
 def _lab_server_answers(place: Any) -> bool:
-    """Whether it serves, and is where its clients look for it."""
+    """Return whether the lab's server answers and is in its directory."""
     from dpukv_xdp.base.errors import NoResponseError
     from dpukv_xdp.client.client import Client
     from dpukv_xdp.kernel.namespaces import in_namespace
@@ -164,9 +165,10 @@ def _lab_server_answers(place: Any) -> bool:
 def _await_lab_server(
     process: subprocess.Popen[Any], log_fd: int, answers: Callable[[], bool]
 ) -> None:
-    """Wait until it answers.
+    """Wait until the lab's server answers.
 
-    Raises DpukvError, with what it said last, if it ends, or gets no further for LAB_READY_SECONDS.
+    Raises DpukvError with the end of its log if it ends, or makes no progress for
+    LAB_READY_SECONDS.
     """
     reached, moved_at = (0, 0), time.monotonic()
     while not answers():
@@ -191,7 +193,7 @@ def _start_progress(pid: int, log_fd: int) -> tuple[int, int]:
 
 
 def _serve_arguments(place: Any, config: Any) -> list[str]:
-    """The command line of `dpukv serve` with these settings."""
+    """Return the arguments of `dpukv serve` for these settings."""
     import msgspec
 
     arguments = ["serve", "--iface", place.server.interface]

@@ -26,7 +26,7 @@ from dpukv_xdp.cli.signals import Interrupted, signals
 
 
 def main() -> None:
-    """Run the command line; an expected failure is one sentence on stderr."""
+    """Run the command line; report an expected failure as one sentence on stderr."""
     # Until a command calls signals.catch(), nothing is built: a signal ends the process at once.
     # A shell starts background jobs with SIGINT ignored, but `kill -INT` must end them, too.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

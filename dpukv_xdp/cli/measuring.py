@@ -33,19 +33,19 @@ ALL_DESIGNS = "all"
     "--requests-per-packet",
     type=int,
     default=0,
-    help="1 to what fits; 0, the default, is what fits.",
+    help="Requests per packet, 1 to what fits; 0, the default, is what fits.",
 )
 @click.option("--window", type=int, default=64, show_default=True, help="Packets outstanding.")
-@click.option("--rate", type=float, default=0.0, help="Requests a second of an open loop.")
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="How long to measure.")
+@click.option("--rate", type=float, default=0.0, help="Requests per second of an open loop.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Seconds to measure.")
 @click.option("--queues", type=int, default=1, show_default=True, help="The lab's receive queues.")
 @click.option("--mtu", type=int, default=1500, show_default=True, help="The lab's MTU.")
 @click.option("--target", metavar="HOST:PORT", help="Measure a server elsewhere, not in a lab.")
 @click.option(
-    "--directory", metavar="URL", help="Where --target has published who owns which partition."
+    "--directory", metavar="URL", help="Directory with the owners of --target's partitions."
 )
 @click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
-@click.option("--ablate", is_flag=True, help="Switch each optimisation, and print its effect.")
+@click.option("--ablate", is_flag=True, help="Revert each optimisation and print the effect.")
 @click.option(
     "--key-counts",
     metavar="KEYS,KEYS...",
@@ -119,11 +119,11 @@ def bench(
 @click.command()
 @server_options
 @load_options
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="For each workload.")
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Seconds per workload.")
 @output_option("dpukv-demo.png", "The plot.")
 @json_option
 def demo(json_path: str | None, output: Path, **given: Any) -> None:
-    """The tour: YCSB A, B and C, a table and a plot."""
+    """Give a tour: YCSB A, B and C in a lab, a table and a plot."""
     require_root("demo")
     from dpukv_xdp.ops.demo import run_demo, story
     from dpukv_xdp.report.tables import RESULTS_KEY, results_table
@@ -217,7 +217,7 @@ def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str,
 @click.command(name="qp-bench")
 @click.option("--sizes", help="Payloads in bytes, such as 2,1024 (2 to 8192, as in the paper).")
 @click.option(
-    "--operations", type=int, default=5000, show_default=True, help="Of each measurement."
+    "--operations", type=int, default=5000, show_default=True, help="Operations per measurement."
 )
 @click.option(
     "--primitive",
@@ -239,9 +239,9 @@ def qp_bench(
     primitives: tuple[str, ...],
     output: Path | None,
 ) -> None:
-    """Measure what a hand-over between DPU and host core costs.
+    """Measure the cost of hand-overs between DPU and host.
 
-    By payload, for each way to make one; blocking (one in flight) and non-blocking.
+    Measures every primitive by payload, blocking (one in flight) and non-blocking.
     """
     require_root("qp-bench")
     from dpukv_xdp.bench.transfer import PRIMITIVES, SIZES, TransferPlan, Transfers, measure
@@ -281,7 +281,7 @@ def qp_bench(
 @click.command(hidden=True)
 @click.argument("kind", type=click.Choice(["server", "load"]))
 def role(kind: str) -> None:
-    """A child process of bench: see roles.py."""
+    """Run a child process of bench: see roles.py."""
     from dpukv_xdp.bench.roles import run_role
 
     run_role(kind)

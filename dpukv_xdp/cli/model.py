@@ -31,7 +31,7 @@ costs_option = click.option(
     default="paper",
     show_default=True,
     metavar="paper|here|committed|FILE",
-    help="What everything costs: Table 1 of the paper; this machine, measured now (a minute or "
+    help="Costs of the stages: Table 1 of the paper; this machine, measured now (a minute or "
     "two, root); the two-core machine of docs/results; a JSON file of `dpukv bench --json`; or a "
     "TOML file of --write-costs.",
 )
@@ -45,7 +45,7 @@ workload_option = click.option(
     default="C",
     show_default=True,
     type=click.Choice(("A", "B", "C")),
-    help="YCSB's; of measured costs, if they have it.",
+    help="YCSB workload; of measured costs, if they have it.",
 )
 
 
@@ -56,7 +56,7 @@ workload_option = click.option(
 @dpu_option
 @click.option("--requests-per-packet", type=int, help="Requests in a packet (as the costs say).")
 @click.option("--window", type=int, help="Packets outstanding at an endpoint (as the costs say).")
-@click.option("--rate", type=float, default=0.0, help="Requests a second of an open loop.")
+@click.option("--rate", type=float, default=0.0, help="Requests per second of an open loop.")
 @costs_option
 @workload_option
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
@@ -81,9 +81,9 @@ def model(
     validate: bool,
     **given: Any,
 ) -> None:
-    """What a design would do elsewhere, by a model.
+    """Predict a design's performance on other machines.
 
-    A discrete-event one, for any number of cores and for BlueField-2 and -3.
+    A discrete-event model, for any number of cores and for BlueField-2 and -3.
     """
     check_picture(output)
     if output is None and json_path != "-":
@@ -101,15 +101,15 @@ def model(
 @click.command()
 @costs_option
 @dpu_option
-@click.option("--host-cores", type=int, help="Host cores that there are (the paper's).")
-@click.option("--dpu-cores", type=int, help="Communication cores that there are (the paper's: 8).")
+@click.option("--host-cores", type=int, help="Available host cores (the paper's).")
+@click.option("--dpu-cores", type=int, help="Available communication cores (the paper's: 8).")
 @click.option(
     "--share",
     "percent",
     type=float,
     default=90.0,
     show_default=True,
-    help="Percent of the throughput without offloading that is enough with few host cores.",
+    help="Percent of the throughput without offloading that a design with few host cores needs.",
 )
 @workload_option
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
@@ -124,9 +124,9 @@ def recommend(
     seed: int,
     json_path: str | None,
 ) -> None:
-    """Which design to use, and why.
+    """Recommend a design, with reasons.
 
-    For the most throughput, the lowest latency, and the fewest host cores.
+    For the highest throughput, the lowest latency, and the fewest host cores.
     """
     from dpukv_xdp.model.recommend import recommend as choose
 

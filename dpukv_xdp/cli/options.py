@@ -44,7 +44,7 @@ server_options = together(
     click.option(
         "--config", "config_path", type=click.Path(path_type=Path), help="Settings in TOML."
     ),
-    click.option("--design", help="Which engine runs where: see `dpukv designs` (lat)."),
+    click.option("--design", help="Places of the engines: see `dpukv designs` (lat)."),
     click.option("--port", type=int, help="UDP port of engine 0; engine e has PORT + e (9800)."),
     click.option(
         "--engines",
@@ -52,10 +52,10 @@ server_options = together(
         help="Engines behind each of the design's doors, a UDP port each (1).",
     ),
     click.option(
-        "--engine-cpus", help="Host cores, such as 0,1, dealt out in turn (all but the last one)."
+        "--engine-cpus", help="Host cores, such as 0,1, assigned in turn (all but the last one)."
     ),
     click.option("--dpu-cpus", help="Cores for the receive queues, as NAPI threads (softirqs)."),
-    click.option("--log-bytes", type=int, help="Bytes of the circular logs together."),
+    click.option("--log-bytes", type=int, help="Bytes of all circular logs together."),
     click.option(
         "--partitions", type=int, help="Parts of the key space (one for each engine; 64)."
     ),
@@ -65,53 +65,59 @@ server_options = together(
         help="Who may use a partition: its owner, all to read, or all (auto: mostly erew).",
     ),
     click.option(
-        "--store", type=click.Choice(STORE_KINDS), help="When full: forget, or refuse (cache)."
+        "--store",
+        type=click.Choice(STORE_KINDS),
+        help="When full: cache evicts, lossless refuses (cache).",
     ),
     click.option(
         "--move-to-head", type=float, help="A GET refreshes items older than this share (0.5)."
     ),
     click.option(
-        "--allow-reset/--no-allow-reset", default=None, help="RESET from the network (no)."
+        "--allow-reset/--no-allow-reset", default=None, help="Accept RESET from the network (no)."
     ),
     click.option(
-        "--huge-pages/--no-huge-pages", default=None, help="2 MiB pages where available (yes)."
+        "--huge-pages/--no-huge-pages", default=None, help="Use 2 MiB pages where available (yes)."
     ),
     click.option(
         "--respond",
         type=click.Choice(RESPOND_WAYS),
-        help="How responses leave: waited for, parked, as the load suggests (adaptive), or all by "
-        "the sender.",
+        help="Way of responses: waited for, parked, as the load suggests (adaptive), or all by the "
+        "sender.",
     ),
     click.option(
         "--transport",
         type=click.Choice(TRANSPORTS),
-        help="How requests get from XDP to the host (ring: mapped queue pairs).",
+        help="Way of requests from XDP to the host (ring: mapped queue pairs).",
     ),
     click.option(
-        "--frames", type=click.Choice(FRAMES), help="How whole frames get to a host door (af_xdp)."
+        "--frames", type=click.Choice(FRAMES), help="Way of whole frames to a host door (af_xdp)."
     ),
     click.option(
         "--dpdk-device",
         help="With --frames dpdk: a NIC's PCI address, not a packet socket on the interface.",
     ),
-    click.option("--socket-mode", type=click.Choice(SOCKET_MODES), help="AF_XDP's copying (auto)."),
-    click.option("--rx-descriptors", type=int, help="Of each AF_XDP socket or DPDK queue (2048)."),
+    click.option(
+        "--socket-mode", type=click.Choice(SOCKET_MODES), help="Mode of AF_XDP sockets (auto)."
+    ),
+    click.option("--rx-descriptors", type=int, help="Per AF_XDP socket or DPDK queue (2048)."),
     click.option(
         "--host-share",
         type=float,
         help="Share of the keys behind the host's door (bench: by measured speed; else half).",
     ),
     click.option(
-        "--transfer", type=click.Choice(TRANSFERS), help="What is handed over at once (batch)."
+        "--transfer", type=click.Choice(TRANSFERS), help="Unit of a hand-over to the host (batch)."
     ),
     click.option(
-        "--prepare", type=click.Choice(PREPARES), help="Responses, while the host works (overlap)."
+        "--prepare",
+        type=click.Choice(PREPARES),
+        help="Prepare responses while the host works (overlap).",
     ),
-    click.option("--send", type=click.Choice(SENDS), help="A host door's responses (after-parse)."),
+    click.option("--send", type=click.Choice(SENDS), help="When a host door sends (after-parse)."),
     click.option("--profile", help="local, or emulate a DPU: bf2, bf3 (local)."),
     click.option("--depth", type=int, help="Most batches that stay parked (24)."),
     click.option(
-        "--flush-after-us", type=float, help="When a parked response is sent anyway (30)."
+        "--flush-after-us", type=float, help="Time until a parked response is flushed (30)."
     ),
 )
 
@@ -126,7 +132,9 @@ load_options = together(
         show_default=True,
         help="uniform or zipf (0.99).",
     ),
-    click.option("--seed", type=int, default=1, show_default=True, help="Of keys and operations."),
+    click.option(
+        "--seed", type=int, default=1, show_default=True, help="Seed of keys and operations."
+    ),
 )
 
 
@@ -146,13 +154,13 @@ def directory_option(default: str) -> Decorator:
     return click.option(
         "--directory",
         metavar="URL",
-        help=f"Where clients find it: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... ({default}); "
-        f"empty for nowhere.",
+        help=f"Directory to publish in: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... "
+        f"({default}); empty for none.",
     )
 
 
 client_options = together(
-    click.option("--server", "server_address", metavar="HOST:PORT", help="Whom to ask."),
+    click.option("--server", "server_address", metavar="HOST:PORT", help="The server to ask."),
     click.option(
         "--directory",
         metavar="URL",
@@ -164,7 +172,7 @@ client_options = together(
     ),
     click.option("--engines", type=int, default=1, show_default=True, help="The server's engines."),
     click.option(
-        "--timeout", type=float, default=0.2, show_default=True, help="Seconds for each try."
+        "--timeout", type=float, default=0.2, show_default=True, help="Seconds per attempt."
     ),
     json_option,
 )

@@ -14,8 +14,12 @@ SIZE_DEFAULT = "default"
 
 @click.command()
 @click.argument("figures", nargs=-1, metavar="[FIGURE...]")
-@click.option("--smoke", "size", flag_value="smoke", help="Seconds: to see that all of it works.")
-@click.option("--paper", "size", flag_value="paper", help="As in the paper: 90 s a run, 3 times.")
+@click.option(
+    "--smoke", "size", flag_value="smoke", help="Short runs that show that everything works."
+)
+@click.option(
+    "--paper", "size", flag_value="paper", help="As in the paper: 90 s per run, 3 repeats."
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -23,12 +27,14 @@ SIZE_DEFAULT = "default"
     show_default=True,
     help="Directory of the runs and of the report.",
 )
-@click.option("--resume", is_flag=True, help="Keep the runs that are there, and go on.")
-@click.option("--list", "wants_list", is_flag=True, help="Say which figures there are.")
+@click.option("--resume", is_flag=True, help="Keep the runs that are done, and continue.")
+@click.option("--list", "wants_list", is_flag=True, help="List the figures and their runs.")
 def reproduce(
     figures: tuple[str, ...], size: str | None, output: Path, resume: bool, wants_list: bool
 ) -> None:
-    """The paper's figures, measured here, beside its values.
+    """Measure the paper's figures on this machine.
+
+    The report puts them beside the paper's values.
 
     FIGURE is one of fig2, table1, fig5, fig6, fig8, fig9, fig10, fig11, fig12, fig13 and model,
     several of them, or all. The report is DIR/report.html and DIR/report.md, every run a line of

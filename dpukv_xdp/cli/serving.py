@@ -16,17 +16,17 @@ from dpukv_xdp.topology.config import DEFAULT_DIRECTORY
 
 @click.command()
 @click.option("--iface", required=True, help="The interface to serve on.")
-@click.option("--items", type=int, help="Items that the index is laid out for (1048576).")
+@click.option("--items", type=int, help="Number of items for which the index is sized (1048576).")
 @directory_option(DEFAULT_DIRECTORY)
 @click.option(
-    "--rebalance-s", type=float, help="Move partitions off busy engines every so many seconds (0)."
+    "--rebalance-s", type=float, help="Seconds between moves of partitions off busy engines (0)."
 )
 @server_options
 @json_option
 def serve(iface: str, json_path: str | None, **given: Any) -> None:
-    """Serve on an interface until Ctrl-C.
+    """Serve on an interface until Ctrl-C or SIGTERM.
 
-    Traffic that is not for the store goes to the kernel's stack as before. SIGTERM ends it too.
+    Other traffic goes to the kernel's stack as before.
     """
     require_root("serve")
     from dpukv_xdp.report.tables import counters_table
@@ -64,26 +64,26 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
 
 
 @click.command()
-@click.option("--server", "name", help="Its name in the directory (default: the only one).")
+@click.option("--server", "name", help="Name of the server in the directory (the only one).")
 @click.option(
     "--move",
     "moves",
     metavar="PARTITION:ENGINE",
     multiple=True,
-    help="Move this partition there, whatever the load.",
+    help="Move this partition to this engine regardless of the load; may be repeated.",
 )
 @click.option(
     "--look",
     type=click.FloatRange(0, 60),
     default=1.0,
     show_default=True,
-    help="Seconds to count requests before deciding; 0 for all since its start.",
+    help="Seconds to count requests before deciding; 0 counts from the server's start.",
 )
 @json_option
 def rebalance(name: str | None, moves: tuple[str, ...], look: float, json_path: str | None) -> None:
     """Move partitions from busy engines to idle ones.
 
-    Of a server that runs on this machine; its clients follow by the directory.
+    The server must run on this machine; its clients learn the new owners from the directory.
     """
     require_root("steering a server")
     from dpukv_xdp.server.service import call_service, services

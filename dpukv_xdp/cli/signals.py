@@ -20,9 +20,11 @@ INSIST_SECONDS = 0.05
 
 
 class Interrupted(SystemExit):
-    """Somebody wants this process to end: one of SIGNALS. Not an Exception, so that no library
-    takes it for a failure of its own; and a SystemExit, because asyncio, which pyroute2 runs on,
-    swallows whatever else is raised inside one of its callbacks.
+    """One of SIGNALS asks this process to end.
+
+    It is not an Exception, so that no library takes it for a failure of its own; and it is a
+    SystemExit, because asyncio, on which pyroute2 runs, swallows any other exception that is raised
+    inside one of its callbacks.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,12 +33,11 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """SIGNALS as Interrupted in the main thread, from the moment that there is something to take
-    down.
+    """Raises SIGNALS as Interrupted in the main thread, once a command has something to take down.
 
-    Whoever presses Ctrl-C again while that is being done does not stop it half way. An Interrupted
-    that a library swallows comes again: pyroute2 decodes messages within a bare `except:`, and
-    nothing leaves a destructor.
+    A second Ctrl-C does not interrupt the cleaning up. An Interrupted that a library swallows is
+    raised again: pyroute2 decodes messages within a bare `except:`, and no exception leaves a
+    destructor.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Signals:
         self._pending: int | None = None
 
     def catch(self) -> None:
-        """Begin."""
+        """Raise SIGNALS as Interrupted from now on."""
         signal.signal(signal.SIGALRM, self._insist)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -54,7 +55,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """None interrupts the block; one that came is raised behind it."""
+        """Defer signals while the block runs; raise a pending one when it exits."""
         self._is_held = True
         try:
             yield
@@ -65,14 +66,14 @@ class Signals:
 
     @contextlib.contextmanager
     def awaited(self) -> Iterator[None]:
-        """The block ends with one, as it should: what is behind it is done in peace."""
+        """Run the block until a signal ends it; the code after it is not interrupted."""
         try:
             yield
         except Interrupted:
             self.end()
 
     def end(self) -> None:
-        """Whatever one had to end has ended."""
+        """Stop raising the interrupt again: it has been handled."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -84,28 +85,31 @@ class Signals:
     def _raise(self, number: int) -> NoReturn:
         self._raised_at = time.monotonic()
         self._raised_number = number
-        warnings.simplefilter("ignore")  # of coroutines that pyroute2 will never resume
-        logging.getLogger("asyncio").disabled = True  # nor of its tasks
+        # Suppress complaints about pyroute2's coroutines and tasks, which nobody will resume.
+        warnings.simplefilter("ignore")
+        logging.getLogger("asyncio").disabled = True
         sys.unraisablehook = _say_unless_interrupted
         signal.setitimer(signal.ITIMER_REAL, INSIST_SECONDS, INSIST_SECONDS)
         raise Interrupted(number)
 
     def _insist(self, number: int, frame: FrameType | None) -> None:
-        is_on_its_way = _is_interrupted(sys.exc_info()[1])  # the blocks that it ends clean up
+        is_on_its_way = _is_interrupted(sys.exc_info()[1])  # enclosing blocks are cleaning up
         if not is_on_its_way and not self._is_held:
             raise Interrupted(self._raised_number)
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether the error is an Interrupted, or came up while one was dealt with."""
+    """Return whether the error is an Interrupted, or was raised while one was handled."""
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error is not None
 
 
 def _say_unless_interrupted(unraisable: Any) -> None:
-    """An event loop of pyroute2 that was interrupted in its constructor complains as it goes, and
-    so does a coroutine whose loop has gone; an Interrupted that ended in a destructor comes again.
+    """Report an exception that could not be raised, unless it follows from an interrupt.
+
+    pyroute2's event loop complains if it was interrupted in its constructor, and so does a
+    coroutine whose loop is gone. An Interrupted that a destructor swallowed is raised again.
     """
     half_built = getattr(unraisable.object, "__qualname__", "") == "BaseEventLoop.__del__"
     left_over = isinstance(unraisable.object, CoroutineType)
