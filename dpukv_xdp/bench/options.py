@@ -7,16 +7,9 @@ from dataclasses import dataclass
 import msgspec
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.load.draws import DISTRIBUTIONS, GAP_MEAN_MAX_NS, Distribution
 from dpukv_xdp.load.loadgen import Loop
-from dpukv_xdp.load.workload import (
-    DISTRIBUTIONS,
-    GAP_MEAN_MAX_NS,
-    WORKLOADS,
-    Distribution,
-    Plan,
-    frame_bytes_max,
-    requests_per_packet_max,
-)
+from dpukv_xdp.load.workload import WORKLOADS, Plan, frame_bytes_max, requests_per_packet_max
 from dpukv_xdp.topology.config import ITEMS_MAX, ROOMY_LOG_BYTES, ServerConfig
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Endpoint

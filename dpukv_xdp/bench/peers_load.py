@@ -21,8 +21,9 @@ import numpy.typing as npt
 from dpukv_xdp._core._bench import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.load import workload
-from dpukv_xdp.load.workload import Distribution, Workload
+from dpukv_xdp.load import draws, workload
+from dpukv_xdp.load.draws import Distribution
+from dpukv_xdp.load.workload import Workload
 from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 
@@ -146,7 +147,7 @@ def stream_of_requests(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
     """Return ranks, and which of them are GETs, as workload.build_templates() draws them."""
     key_seed, operation_seed, _ = np.random.SeedSequence(seed).spawn(3)
-    ranks = workload.key_ranks(distribution, keys, count, np.random.default_rng(key_seed))
+    ranks = draws.key_ranks(distribution, keys, count, np.random.default_rng(key_seed))
     is_get = np.random.default_rng(operation_seed).random(count) < mix.get_fraction
     return ranks, is_get
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import wait_for
+from net.commands import wait_for
 from net.serving import (
     OTHER_CPU,
     Wire,

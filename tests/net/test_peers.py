@@ -21,7 +21,7 @@ from dpukv_xdp.bench.options import BenchOptions
 from dpukv_xdp.bench.peer_stores import PEERS
 from dpukv_xdp.bench.peers import PeerSession
 from dpukv_xdp.lab import lab as labs
-from dpukv_xdp.load.workload import Distribution
+from dpukv_xdp.load.draws import Distribution
 
 OPTIONS = BenchOptions(keys=20_000, seconds=0.3, window=16)
 FAST = ["--keys", "20000", "--seconds", "0.1", "--repeats", "1"]

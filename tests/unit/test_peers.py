@@ -34,7 +34,7 @@ from dpukv_xdp.bench.peer_stores import PEERS, PeerSize, find_peer
 from dpukv_xdp.bench.peer_times import PeerRun, ServerTimes, idle_ns
 from dpukv_xdp.bench.peers_import import imported_rows, read_results
 from dpukv_xdp.bench.peers_load import PROTOCOLS, PeerPlan, Snapshot, stream_of_requests
-from dpukv_xdp.load import workload
+from dpukv_xdp.load import draws, workload
 from dpukv_xdp.load.workload import WORKLOADS
 from dpukv_xdp.report.peers_report import compare_tables, imported_tables, plot_compare
 from dpukv_xdp.topology.designs import DESIGNS
@@ -150,7 +150,7 @@ def test_requests_are_cut_into_messages_in_their_order() -> None:
 def test_the_stream_is_that_of_our_own_generator() -> None:
     ranks, is_get = stream_of_requests("zipf", WORKLOADS["A"], 1000, 5000, seed=7)
     seeds = np.random.SeedSequence(7).spawn(3)
-    expected = workload.key_ranks("zipf", 1000, 5000, np.random.default_rng(seeds[0]))
+    expected = draws.key_ranks("zipf", 1000, 5000, np.random.default_rng(seeds[0]))
     assert (ranks == expected).all()
     assert 0.45 < is_get.mean() < 0.55
 

@@ -12,6 +12,8 @@ SOURCE_DIRS = ("bpf", "dpukv_xdp", "tests", "tools")
 MADE = ("_layouts.py",)  # by setup.py
 COLUMNS_MAX = {".py": 100, ".c": 120, ".h": 120}
 C_TAB_COLUMNS = 8
+MODULE_LINES_MAX = 600
+FUNCTION_LINES_MAX = 70
 LEFTOVERS = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")  # in pieces, so as not to find itself
 FILE_IN_BACKTICKS = re.compile(r"`([\w./-]*(?:/|\.(?:py|c|h|md|toml)))`")
 
@@ -38,6 +40,20 @@ def test_lines_fit() -> None:
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if len(line.expandtabs(C_TAB_COLUMNS)) > COLUMNS_MAX[path.suffix]
     ]
+    assert too_long == []
+
+
+def test_modules_and_functions_fit_a_reader() -> None:
+    too_long = []
+    for path in (ROOT / "dpukv_xdp").rglob("*.py"):
+        text, name = path.read_text(), path.relative_to(ROOT)
+        if (count := len(text.splitlines())) >= MODULE_LINES_MAX:
+            too_long.append(f"{name}: {count} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = (node.end_lineno or node.lineno) - node.lineno + 1
+                if count > FUNCTION_LINES_MAX:
+                    too_long.append(f"{name}: {node.name}() has {count} lines")
     assert too_long == []
 
 

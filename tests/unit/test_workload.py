@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.load import workload
+from dpukv_xdp.load import draws, workload
 from dpukv_xdp.load.workload import LOAD, WORKLOADS, Plan
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
@@ -64,7 +64,7 @@ def assert_fits(observed: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     key_size=st.sampled_from([1, 2, 7, 8, 9, 16, 20, 100, 255]),
     value_size=st.sampled_from([0, 1, 7, 8, 9, 16, 100, 700, 1184]),
     owners=st.sampled_from([(0,), (0, 1), (0, 1, 2, 3, 4), (0, 2, 0, 1), (1, 1, 1, 0)]),
-    distribution=st.sampled_from(workload.DISTRIBUTIONS),
+    distribution=st.sampled_from(draws.DISTRIBUTIONS),
     seed=st.integers(0, 1000),
     data=st.data(),
 )
@@ -73,7 +73,7 @@ def test_frames_say_what_the_plan_says(
     key_size: int,
     value_size: int,
     owners: tuple[int, ...],
-    distribution: workload.Distribution,
+    distribution: draws.Distribution,
     seed: int,
     data: st.DataObject,
 ) -> None:
@@ -317,7 +317,7 @@ def test_the_operation_mix_is_the_workloads(name: str, requests_per_packet: int)
 
 
 def test_uniform_keys_are_uniform() -> None:
-    ranks = workload.key_ranks("uniform", 1000, 1_000_000, np.random.default_rng(1))
+    ranks = draws.key_ranks("uniform", 1000, 1_000_000, np.random.default_rng(1))
     counts = np.bincount(ranks.astype(np.int64), minlength=1000)
     assert len(counts) == 1000
     assert_fits(counts, np.full(1000, 1000.0))
@@ -326,8 +326,8 @@ def test_uniform_keys_are_uniform() -> None:
 @pytest.mark.parametrize("keys", [1, 2, 3, 1000, 1 << 20])
 def test_zipf_keys_have_the_exact_probabilities(keys: int) -> None:
     count = 2_000_000
-    ranks = workload.zipf_ranks(keys, count, np.random.default_rng(2))
-    weights = np.arange(1, keys + 1, dtype=np.float64) ** -workload.ZIPF_THETA
+    ranks = draws.zipf_ranks(keys, count, np.random.default_rng(2))
+    weights = np.arange(1, keys + 1, dtype=np.float64) ** -draws.ZIPF_THETA
     probabilities = weights / weights.sum()
     observed = np.bincount(ranks.astype(np.int64), minlength=keys)
     assert len(observed) == keys
@@ -340,15 +340,15 @@ def test_zipf_keys_have_the_exact_probabilities(keys: int) -> None:
 
 
 def test_zipf_works_over_keys_that_no_table_could_hold() -> None:
-    ranks = workload.zipf_ranks(workload.KEYS_MAX, 100_000, np.random.default_rng(3))
+    ranks = draws.zipf_ranks(workload.KEYS_MAX, 100_000, np.random.default_rng(3))
     assert ranks.max() < workload.KEYS_MAX
     assert ranks.min() == 0
     assert ranks.max() > workload.KEYS_MAX // 2
 
 
 @pytest.mark.parametrize("spacing", ["constant", "exponential"])
-def test_gaps_keep_their_mean(spacing: workload.Spacing) -> None:
-    gaps = workload.gaps_ns(1234.5, spacing, 100_000, np.random.default_rng(4))
+def test_gaps_keep_their_mean(spacing: draws.Spacing) -> None:
+    gaps = draws.gaps_ns(1234.5, spacing, 100_000, np.random.default_rng(4))
     mean = float(gaps.mean())
     if spacing == "constant":
         assert set(gaps.tolist()) == {1234, 1235}
@@ -370,8 +370,7 @@ def test_a_closed_loop_has_no_gaps() -> None:
 
 def test_a_million_zipf_keys_take_far_below_a_second() -> None:
     assert (
-        fastest_seconds(lambda: workload.zipf_ranks(1 << 20, 1 << 20, np.random.default_rng(5)))
-        < 0.3
+        fastest_seconds(lambda: draws.zipf_ranks(1 << 20, 1 << 20, np.random.default_rng(5))) < 0.3
     )
 
 
