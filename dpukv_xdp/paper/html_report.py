@@ -32,11 +32,11 @@ READING = (
     "Ratios are compared with ratios. Absolute numbers are this machine's, except where a row says "
     "that they are the paper's or the model's. A value is the median of its repeats, with their "
     "least and greatest. A ratio is formed in each round, and its value is the median over rounds. "
-    'It agrees under a load if it is within the paper\'s range (2 % more or less; an "up to" allows '
-    "everything from there to no difference). Agreements are counted over loads; a range over loads "
-    "is a range of medians. The paper has 8 cores per side, a client machine and real DPUs; here "
-    "two network namespaces share this machine's cores, and bf2 and bf3 are emulations: a bus that "
-    "takes time, and XDP that is slowed down."
+    "It agrees under a load if it is within the paper's range (2 % more or less; an 'up to' "
+    "allows everything from there to no difference). Agreements are counted over loads; a range "
+    "over loads is a range of medians. The paper has 8 cores per side, a client machine and real "
+    "DPUs; here two network namespaces share this machine's cores, and bf2 and bf3 are emulations: "
+    "a bus that takes time, and XDP that is slowed down."
 )
 
 
