@@ -11,7 +11,6 @@ import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -70,12 +69,7 @@ class Bench:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def load_keys(self, options: BenchOptions) -> dict[str, float]:

@@ -10,7 +10,6 @@ with Client.from_directory("etcd2://etcd.example:2379/mica") as client:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dpukv_xdp.base.errors import KeyValueError, ResultError, UsageError
@@ -196,12 +195,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, request: Request, meanings: Mapping[int, Meaning]) -> Meaning:

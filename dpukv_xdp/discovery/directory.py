@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from signal import SIG_BLOCK, pthread_sigmask, valid_signals
-from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
@@ -178,12 +177,7 @@ class Publisher:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._withdraw()
 
     def _withdraw(self) -> None:

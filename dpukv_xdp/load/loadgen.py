@@ -8,7 +8,6 @@ Python prepares, starts, watches and stops; nothing of it runs per packet.
 import contextlib
 import time
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -122,12 +121,7 @@ class LoadGenerator:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def load(self, plan: Plan, window: int) -> dict[str, float]:

@@ -8,7 +8,6 @@ import mmap
 import os
 import socket
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -225,12 +224,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _dpu_stores(self) -> list[dict[str, Any]]:

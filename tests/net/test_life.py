@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import wait_for
 from net.serving import (
     OTHER_CPU,
     Wire,
@@ -162,7 +163,7 @@ def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> No
         start = generator.snapshot()
         prepared = build_templates(plan, generator.templates[:1024])
         generator.begin(plan, Loop(64), prepared.templates)
-        time.sleep(0.1)
+        wait_for(lambda: generator.snapshot().received["packets"] > start.received["packets"])
         with in_namespace(lab.server.namespace):
             server.stop()
         assert native_threads() == ["generator"]
