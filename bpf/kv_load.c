@@ -3,9 +3,10 @@
  * kv_load.c - the load generator: kv_generate sends prepared frames (BPF_PROG_RUN with live frames, one long call), and
  * kv_collect, an XDP program on the client's interface, checks every answer and times it.
  *
- * The loader sets with -D: KV_PORT and KV_ENGINES (the server's UDP ports), KV_TEMPLATES (prepared frames) and
- * KV_TEMPLATE_ROOM (bytes for each).
+ * The loader sets with -D: KV_TEMPLATES (prepared frames) and KV_TEMPLATE_ROOM (bytes for each); when it loads the
+ * programs: KV_PORT and KV_PORT_COUNT (the server's UDP ports).
  */
+#include "abi/load.h"
 #include "side.h"
 
 #define KV_OFFSET_MASK 0xfffu
@@ -199,7 +200,7 @@ int kv_collect(struct xdp_md *ctx)
 	if ((void *)(first + 1) > data_end)
 		return XDP_PASS;
 	if (header->eth_type != bpf_htons(KV_ETHERTYPE_IPV4) || header->ip_protocol != KV_IP_PROTOCOL_UDP ||
-	    (__u32)bpf_ntohs(header->udp_source_port) - KV_PORT >= KV_ENGINES || header->magic != KV_MAGIC_RESPONSE)
+	    (__u32)bpf_ntohs(header->udp_source_port) - KV_PORT >= KV_PORT_COUNT || header->magic != KV_MAGIC_RESPONSE)
 		return XDP_PASS;
 	control = kv_load_control.lookup(&zero);
 	results = kv_load_results.lookup(&zero);

@@ -6,6 +6,7 @@
  * BPF_PROG_RUN calls a program again and again; each run polls for a bounded time and does one hand-over, or one
  * fragment of it, if it can. Whoever takes a payload compares all of it: reading it is part of a hand-over.
  */
+#include "abi/transfer.h"
 #include "side.h"
 
 #define KV_GROUP_WORDS 8

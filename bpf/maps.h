@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h - the server's maps, and the settings that the loader passes with -D:
+ * maps.h - the server's maps, and its settings. The loader passes them with -D, those marked * when it loads the program:
  *
  *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
  *	KV_DPU_ENGINES	engines whose frames the communication engine here takes; the others' go to the host's
@@ -8,8 +8,8 @@
  *	KV_TRANSPORT	enum kv_transport: how requests get to the host
  *	KV_HOST_FRAMES	enum kv_transport (RING or AF_XDP): how whole frames get to a host door
  *	KV_CPUS		cores that may run the communication engine
- *	KV_PORT		first UDP port
- *	KV_ADDRESS	server's IPv4 address in network order, 0 = any
+ *	KV_PORT *	first UDP port
+ *	KV_ADDRESS *	server's IPv4 address in network order, 0 = any
  *	KV_DEPTH_MIN	batches that may always stay parked (0 = wait)
  *	KV_DEPTH_MAX	batches that may stay parked when the link is busy
  *	KV_SENDER_ONLY	1: responses leave by the sender program kv_send alone
@@ -20,6 +20,7 @@
 #ifndef KV_MAPS_H
 #define KV_MAPS_H
 
+#include "abi/partitions.h"
 #include "side.h"
 
 #define KV_QUEUE_PAIRS (KV_ENGINES * KV_CPUS)

@@ -11,6 +11,7 @@
 #ifndef KV_PROCESS_H
 #define KV_PROCESS_H
 
+#include "abi/partitions.h"
 #include "parse.h"
 #include "queue.h"
 #include "store.h"

@@ -9,7 +9,8 @@
 #ifndef KV_SIDE_H
 #define KV_SIDE_H
 
-#include "kv_abi.h"
+#include "abi/dpu_queue.h"
+#include "abi/wire_mica2.h"
 
 /* A shared word may change at any moment: read or write it exactly once. */
 #define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
@@ -51,6 +52,18 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 #ifndef KV_HOST_SIDE
 
 #define KV_KEEP_LOOP _Pragma("clang loop unroll(disable)")
+
+/*
+ * A setting that the loader fills in, so that servers with different ones run the same compiled program. It compiles
+ * to a 64-bit load of a marker (upper word) with the setting's number (lower word); kernel/compiler.py replaces both.
+ */
+#define KV_AT_LOAD_TEXT(number) #number
+#define KV_AT_LOAD(number)                                                                   \
+	({                                                                                   \
+		__u64 setting;                                                               \
+		asm("%0 = 0x4b56a70a0000000" KV_AT_LOAD_TEXT(number) " ll" : "=r"(setting)); \
+		setting;                                                                     \
+	})
 
 #else /* KV_HOST_SIDE */
 

@@ -17,6 +17,7 @@
 #ifndef KV_STORE_H
 #define KV_STORE_H
 
+#include "abi/store_layout.h"
 #include "maps.h"
 
 _Static_assert((KV_DPU_SEGMENTS & (KV_DPU_SEGMENTS - 1)) == 0, "segments are picked by a mask");

@@ -53,10 +53,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Repeats at the end what tools/test found before the tests."""
-    failed = os.environ.get("DPUKV_LINT_FAILED")
+    """Repeat at the end what tools/test has found to fail before these tests."""
+    failed = os.environ.get("DPUKV_FAILED_BEFORE")
     if failed:
-        terminalreporter.write_line(f"lint failed, see the top: {failed}", red=True)
+        terminalreporter.write_line(f"failed before these tests: {failed}", red=True)
 
 
 @pytest.fixture

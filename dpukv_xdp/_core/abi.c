@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* abi.c - kv_abi.h's inline functions as linkable ones. */
+/* abi.c - abi/histogram.h's inline functions as linkable ones. */
 #include "kv_core.h"
 
 uint64_t kv_latency_floor_ns(uint32_t bucket)

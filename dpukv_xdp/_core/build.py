@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Build the native core: compile the C sources and let cffi read bpf/kv_abi.h.
+"""Build the native core: compile the C sources and let cffi read the headers of bpf/abi.
 
 cffi (API mode) compiles a C probe of every structure, so a layout that differs from what the header
 says cannot be imported. Nothing generated is kept in the repository.
 """
 
 import os
-import re
-import subprocess
 from pathlib import Path
 
 from cffi import FFI
+
+from dpukv_xdp.wire.headers import CDEF_TYPES, declarations, numeric_macros
 
 HERE = Path(__file__).resolve().parent
 BPF_DIR = HERE.parent.parent / "bpf"
@@ -23,13 +23,7 @@ SOURCES = sorted(
     if not path.name.startswith("_") and path.name not in OUTSIDE
 )
 
-INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"kv_abi.h"', '"kv_core.h"')
-
-# As <linux/types.h> has them: __u64 is "unsigned long long" and not uint64_t.
-CDEF_TYPES = (
-    "typedef unsigned char __u8; typedef unsigned short __u16;"
-    "typedef unsigned int __u32; typedef unsigned long long __u64;\n"
-)
+INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"abi/all.h"', '"kv_core.h"')
 
 # Of libbpf and the kernel; the C compiler fills in "...".
 CDEF_LIBBPF = """
@@ -58,31 +52,13 @@ int libbpf_num_possible_cpus(void);
 """
 
 
-def declarations(header: Path) -> str:
-    """The declarations of a C header as cffi's parser takes them: preprocessed, without includes
-    and assertions.
-    """
-    command = [os.environ.get("CC", "cc"), "-E", "-P", "-DKV_ABI_CDEF", f"-I{BPF_DIR}", str(header)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def numeric_macros(header: Path) -> str:
-    """`#define NAME ...` for each macro that is a plain number: cffi asks the compiler for its
-    value.
-    """
-    found = re.findall(
-        r"^#define (KV_\w+) (?:0x[0-9a-f]+ULL|\d+)\b", header.read_text(), re.MULTILINE
-    )
-    return "".join(f"#define {name} ...\n" for name in found)
-
-
 def make_ffi() -> FFI:
     """The builder that setuptools calls (`cffi_modules` in pyproject's setup hook)."""
     builder = FFI()
     builder.cdef(
         CDEF_TYPES
-        + declarations(HERE / "kv_core.h")
-        + numeric_macros(BPF_DIR / "kv_abi.h")
+        + declarations(HERE / "kv_core.h", [BPF_DIR])
+        + numeric_macros(sorted(BPF_DIR.glob("abi/*.h")), value="...")
         + CDEF_LIBBPF
     )
     flags = os.environ.get("DPUKV_CORE_CFLAGS", "").split()
@@ -92,7 +68,7 @@ def make_ffi() -> FFI:
         sources=[os.path.relpath(HERE / name, HERE.parent.parent) for name in SOURCES],
         include_dirs=[str(HERE), str(BPF_DIR)],
         libraries=["xdp", "bpf"],
-        depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.glob("*.h")]],
+        depends=[str(path) for path in [*HERE.glob("*.h"), *BPF_DIR.rglob("*.h")]],
         # no-strict-aliasing: the communication engine's headers read frames as words, as BPF does
         extra_compile_args=["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *WARNINGS, *flags],
     )

@@ -8,7 +8,7 @@
 #ifndef KV_CORE_H
 #define KV_CORE_H
 
-#include "kv_abi.h"
+#include "abi/all.h"
 #ifndef KV_ABI_CDEF
 #include <stddef.h>
 #include <stdint.h>
@@ -474,7 +474,7 @@ int kv_bpf_run_live_frame(int program_fd, uint32_t interface_index, uint32_t que
 /* Map a BPF_F_MMAPABLE array; NULL and errno on failure. */
 void *kv_bpf_map_memory(int map_fd, size_t bytes);
 
-/* ---- abi.c: what kv_abi.h has as inline functions, for Python ---- */
+/* ---- abi.c: what abi/histogram.h has as inline functions, for Python ---- */
 
 uint64_t kv_latency_floor_ns(uint32_t bucket);
 uint32_t kv_latency_bucket(uint64_t value_ns);

@@ -21,7 +21,7 @@ class UsageError(DpukvError):
 
 
 class KeyValueError(UsageError):
-    """A key or a value breaks a limit of kv_abi.h: the client's caller has to change it."""
+    """A key or a value breaks a limit of bpf/abi: the client's caller has to change it."""
 
 
 class MissingError(DpukvError):
@@ -32,6 +32,11 @@ class MissingError(DpukvError):
         super().__init__(f"{feature} needs {needs}")
         self.feature = feature
         self.needs = needs
+
+
+def install_advice(extra: str) -> str:
+    """Return how to get the Python packages of one of pyproject.toml's extras."""
+    return f"install them all by pip install 'dpukv_xdp[{extra}]'"
 
 
 class SocketError(MissingError):
@@ -101,7 +106,7 @@ class ResultError(ServerError):
     """The server answered a request with a result code that the client cannot turn into a value."""
 
     def __init__(self, endpoint: str, result: str, advice: str) -> None:
-        """`result` is the code's name in kv_abi.h."""
+        """`result` is the code's name in bpf/abi."""
         super().__init__(f"{endpoint} answered {result}: {advice}")
         self.endpoint = endpoint
         self.result = result

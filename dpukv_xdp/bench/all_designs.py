@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Several runs on the same load: all designs, one design with its optimisations switched, or with
-more and more keys.
-"""
+"""Several runs on one load: all designs, ablations of one design, or growing numbers of keys."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,16 +9,16 @@ from typing import Any
 import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.limits import Result
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """One switch in another position than the default's."""
+    """A change of one setting that reverts an optimisation or a choice."""
 
     label: str
     changes: dict[str, Any]
@@ -49,7 +47,7 @@ ABLATIONS = (
     Ablation("128 receive descriptors", {"rx_descriptors": 128}, _has_host_door),
     Ablation("256 receive descriptors", {"rx_descriptors": 256}, _has_host_door),
 )
-"""The paper's optimisations (section 4.3) and this system's choices, each undone."""
+"""The paper's optimisations (section 4.3) and this system's choices, each reverted."""
 
 
 PAGES = {"huge pages": True, "small pages": False}
@@ -57,15 +55,15 @@ PAGES = {"huge pages": True, "small pages": False}
 
 @dataclass(slots=True)
 class Comparison:
-    """What came of it."""
+    """The runs of a comparison, and those that were refused."""
 
     runs: list[Result] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    """What could not be run, and why."""
+    """The reason for each run that was refused, by its label."""
 
 
 def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
-    """Every design that the paper compares, one after the other, each in a lab of its own.
+    """Run every design that the paper compares, one after the other, each in a lab of its own.
 
     A design that the profile cannot run is named with the reason. Raises UsageError if none can.
     """
@@ -87,7 +85,7 @@ def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress)
 
 
 def run_ablations(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
-    """The configuration as it is, then each switch that means something to its design, changed."""
+    """Run the configuration unchanged, then with each ablation that applies to its design."""
     comparison = Comparison()
     configs = {"as it is": config}
     for ablation in ABLATIONS:
@@ -109,9 +107,9 @@ def run_ablations(config: ServerConfig, options: BenchOptions, progress: Progres
 def run_key_counts(
     config: ServerConfig, options: BenchOptions, counts: Sequence[int], progress: Progress
 ) -> Comparison:
-    """The same with each number of keys, on huge pages and on small ones.
+    """Run the configuration with each number of keys, on huge pages and on small pages.
 
-    A store that does not fit into memory is named with the reason. Raises UsageError if none does.
+    A store that does not fit into memory is named with the reason. Raises UsageError if none fits.
     """
     comparison = Comparison()
     runs = {}
@@ -156,8 +154,8 @@ def _run_each(
 
 
 def effects(runs: Sequence[Result]) -> list[tuple[str, float, float]]:
-    """Label, and change of throughput and of the median round trip against the first run, as
-    fractions.
+    """Return each run's label and its relative change of throughput and of the median round trip
+    against the first run.
     """
     first = runs[0]
     return [

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Our designs and other stores on the same cores, with the same keys and the same load, in one run.
 
-Contenders take turns, round by round and in an order shuffled by a fixed seed, so that a machine
-that drifts favours nobody; what is printed of each is the median of its rounds, with the smallest
-and the largest throughput beside it.
+Contenders take turns, round by round and in an order shuffled by a fixed seed, so that a drift of
+the machine favours none of them. A contender's row has the medians of its rounds and the range of
+its throughput.
 """
 
 import contextlib
@@ -18,28 +18,29 @@ import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
-from dpukv_xdp.bench.limits import is_disturbed, limit_of, server_busy_of, window_full
-from dpukv_xdp.bench.peers import PeerSession, find_peer
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.limits import Result, is_disturbed, limit_of, server_busy_of, window_full
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.peer_stores import find_peer
+from dpukv_xdp.bench.peers import PeerSession
+from dpukv_xdp.bench.runs import Session, same_cpus
 from dpukv_xdp.topology.config import FRAMES, ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
 
-Result = dict[str, Any]
-
 REQUESTS_PER_PACKET = 45
-"""Of the full packets: what fits into one of ours with keys and values of 8 bytes."""
+"""Requests in a full packet: as many as one of ours holds with keys and values of 8 bytes."""
 REPEATS_MAX = 100
 BASE = ServerConfig().design
-"""Whose throughput the others' is compared with."""
+"""The contender to whose throughput the others' is compared."""
 ORDER_SEED = 1
-"""Of the order within each round."""
+"""Seed of the order within each round."""
 LATENCIES = ("p50", "p99", "p999", "mean")
 ROLES = ("client", "dpu", "host")
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One row of the comparison."""
+    """A store that takes part in the comparison."""
 
     label: str
     summary: str
@@ -47,8 +48,9 @@ class Contender:
 
 
 def our_design(label: str, summary: str, **changes: Any) -> Contender:
-    """One of our designs: the configuration with these changes. A further way to get frames to our
-    engine, such as another `frames`, is one more of these in OURS.
+    """One of our designs: the configuration with some changes.
+
+    Another way to get frames to an engine, such as another `frames`, is another entry in OURS.
     """
 
     @contextlib.contextmanager
@@ -63,7 +65,7 @@ def our_design(label: str, summary: str, **changes: Any) -> Contender:
 
 
 def other_store(name: str) -> Contender:
-    """A row of peers.PEERS."""
+    """A row of peer_stores.PEERS."""
     peer = find_peer(name)
 
     @contextlib.contextmanager
@@ -76,7 +78,7 @@ def other_store(name: str) -> Contender:
 
 
 def _our_contenders() -> Iterator[Contender]:
-    """Every design that the paper compares; one that is all on the host, by each way for frames."""
+    """Return every design that the paper compares; a host-only design once per way for frames."""
     for design in DESIGNS.values():
         if not design.is_compared:
             continue
@@ -97,28 +99,28 @@ OURS_BY_DEFAULT = tuple(
     for label in OURS
     if label == BASE or DESIGNS[label.partition(" ")[0]].communication == ("host",)
 )
-"""What offloading is worth: the base, and what is all on the host."""
+"""The base, and the same without offloading: everything on the host."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a comparison."""
+    """The outcome of a comparison."""
 
     runs: list[Result] = field(default_factory=list)
-    """Every run: the result of Bench or PeerSession with its label and round."""
+    """The result of every run, with its label and round."""
     missing: dict[str, str] = field(default_factory=dict)
-    """What could not be run, or not to the end, and why."""
+    """The reason for each contender that could not be run in all rounds, by label."""
     labels: list[str] = field(default_factory=list)
-    """All contenders, in the order in which they were asked for."""
+    """All contenders, in the order of the request."""
 
     def rows(self) -> list[Result]:
-        """A row for each contender and number of requests in a packet; see summary()."""
+        """Return a row for each contender and number of requests per packet; see summary()."""
         ordered = sorted(self.runs, key=lambda run: self.labels.index(run["label"]))
         return summary(ordered, BASE)
 
 
 def contenders_of(ours: Sequence[str], peers: Sequence[str]) -> list[Contender]:
-    """Ours, then the peers, by name. Raises UsageError for an unknown one."""
+    """Return our designs, then the peers, by name. Raises UsageError for an unknown name."""
     unknown = [name for name in ours if name not in OURS]
     if unknown:
         raise UsageError(f"{unknown[0]!r} is none of ours: choose among {', '.join(OURS)}")
@@ -126,8 +128,9 @@ def contenders_of(ours: Sequence[str], peers: Sequence[str]) -> list[Contender]:
 
 
 def server_of(server_cores: int) -> ServerConfig:
-    """Our server with an engine on each of so many cores. Raises UsageError if there is no core
-    left for the client.
+    """Return our server's settings with an engine on each of so many cores.
+
+    Raises UsageError if no core is left for the client.
     """
     cores = len(os.sched_getaffinity(0))
     if not 1 <= server_cores < cores:
@@ -139,7 +142,7 @@ def server_of(server_cores: int) -> ServerConfig:
 
 
 def rounds_of(contenders: Sequence[Contender], repeats: int) -> Iterator[tuple[int, Contender]]:
-    """Every contender in each round, in another order each time; the same orders every time."""
+    """Return the contenders' order in each round: shuffled, and the same in every comparison."""
     for round_number in range(repeats):
         order = list(contenders)
         random.Random(ORDER_SEED + round_number).shuffle(order)
@@ -153,10 +156,10 @@ def run_rounds(
     repeats: int,
     progress: Progress,
 ) -> Outcome:
-    """All contenders in turn, `repeats` times: full packets, then single requests.
+    """Run all contenders in turn, `repeats` times: with full packets, then with single requests.
 
-    What cannot be run is left out and named. Raises UsageError if the load cannot be measured,
-    MissingError if our store, the smallest of all, would have no memory.
+    A contender that cannot be run is left out and named. Raises UsageError if the load cannot be
+    measured, MissingError if our store, the smallest of all, does not fit into memory.
     """
     if not 1 <= repeats <= REPEATS_MAX:
         raise UsageError(f"{repeats} repeats are not 1 to {REPEATS_MAX}")
@@ -183,15 +186,17 @@ def run_rounds(
 
 
 def loads(options: BenchOptions) -> list[BenchOptions]:
-    """Full packets first, then one request in each."""
+    """Return the load with full packets, then with one request per packet."""
     fit = options.requests_per_packet_max()
     full = options.requests_per_packet or min(REQUESTS_PER_PACKET, fit)
     return [replace(options, requests_per_packet=count) for count in dict.fromkeys((full, 1))]
 
 
 def summary(runs: Sequence[Result], base: str) -> list[Result]:
-    """For each label and number of requests in a packet the medians over the rounds, counts of
-    wrong answers added up, and how many times the throughput the row `base` has (`ratio`).
+    """Return a row for each label and number of requests per packet.
+
+    A row has the medians over the rounds, the sums of the wrong answers, and `ratio`, the
+    throughput of `base` relative to the row's.
     """
     groups: dict[tuple[str, int], list[Result]] = {}
     for run in runs:
@@ -205,7 +210,7 @@ def summary(runs: Sequence[Result], base: str) -> list[Result]:
 
 
 def document(outcome: Outcome, config: ServerConfig, options: BenchOptions, repeats: int) -> Result:
-    """The comparison as it is written with --json."""
+    """Return the comparison as --json writes it."""
     return {
         "rows": outcome.rows(),
         "runs": outcome.runs,
@@ -221,8 +226,10 @@ def document(outcome: Outcome, config: ServerConfig, options: BenchOptions, repe
 def _one_round(
     contender: Contender, config: ServerConfig, options: BenchOptions, progress: Progress
 ) -> list[Result]:
-    """Each load on a server of its own: our generator's prepared frames are as long as its load
-    needs, and longer ones cost it a quarter of its speed with single requests.
+    """Measure each load on a server of its own.
+
+    The generator's prepared frames are as long as its longest load needs; longer frames would cost
+    it a quarter of its speed with single requests.
     """
     each = loads(options)
     runs = []

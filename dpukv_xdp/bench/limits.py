@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a run was limited by: of our own stores and of others, from what its result has."""
+"""The limiting resource of a run, from its result; for our own stores and for others."""
 
 from typing import Any
 
 Result = dict[str, Any]
 
 BUSY = 0.9
-"""From here on a core counts as what limits a run."""
+"""Busy fraction from which a core counts as the limit of a run."""
 WINDOW_FULL = 0.9
-"""Our generator polls, and sends whenever its window has room: if less of it was out, its core did
-not keep up."""
+"""Share of the window in flight below which our generator's core is the limit: the generator sends
+whenever its window has room.
+"""
 OTHERS_MAX = 0.1
-"""Of a core: with more of it taken by other programs a run is disturbed."""
+"""Share of a core's time; a run in which other programs used more is disturbed."""
 
 LIMITS = {
     "engine": "processing on the host",
@@ -23,12 +24,12 @@ LIMITS = {
     "rate": "nothing but the rate that was asked for",
     "others": "other programs on the same cores",
 }
-"""What limit_of() returns, in words."""
+"""The names that limit_of() returns, in words."""
 
 
 def limit_of(result: Result) -> str:
-    """A name in LIMITS: other programs if they had much of a core, else the busier side if it was
-    busy all the time.
+    """Return the name in LIMITS of what limited a run: other programs if they used much of a core,
+    otherwise the busier side if it was busy all the time.
     """
     if is_disturbed(result):
         return "others"
@@ -44,20 +45,22 @@ def limit_of(result: Result) -> str:
 
 
 def is_disturbed(result: Result) -> bool:
-    """Whether other programs had much of the server's or of the generator's core."""
+    """Return whether other programs used much of the server's or of the generator's core."""
     roles = filter(None, result["roles"].values())
-    return any(role.get("others_fraction", 0.0) > OTHERS_MAX for role in roles)
+    return any(role.get("stolen_fraction", 0.0) > OTHERS_MAX for role in roles)
 
 
 def window_full(result: Result) -> float:
-    """The part of a closed loop's window that was out, on average: Little's law."""
+    """Return the average share of a closed loop's window in flight, by Little's law."""
     out = result["packets_mpps"] * result["latency_us"]["mean"]
     return float(out / result["window"])
 
 
 def server_busy_of(result: Result) -> float | None:
-    """How busy the server's cores were: of ours, which poll, the time spent on batches, and on
-    communication by the stage clocks where the host does that. None without a host.
+    """Return the busy fraction of the server's cores; None without a host.
+
+    Our engines poll; they are busy with batches, and with communication, by the stage clocks, where
+    the host communicates.
     """
     host = result["roles"]["host"]
     if not host or not host["cores"]:
@@ -70,7 +73,7 @@ def server_busy_of(result: Result) -> float | None:
 
 
 def communicates_on_host(result: Result) -> bool:
-    """Whether frames were parsed on the host's cores."""
+    """Return whether frames were parsed on the host's cores."""
     return any(ns for name, ns in _host_stages(result).items() if name != "process")
 
 

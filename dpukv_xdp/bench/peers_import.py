@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.bench.limits import Result
 
-Result = dict[str, Any]
 SCHEMA = "dpukv-results/1"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -23,18 +23,18 @@ Text = Annotated[str, msgspec.Meta(max_length=4000)]
 
 
 class Latency(msgspec.Struct, forbid_unknown_fields=True):
-    """Round trips in microseconds; what was not measured is left out."""
+    """Round trips in microseconds; quantities that were not measured are None."""
 
     p50: Positive | None = None
     p99: Positive | None = None
     p999: Positive | None = None
     mean: Positive | None = None
     unspecified: Positive | None = None
-    """Where the source does not say which of these it is."""
+    """A round trip of which the source does not say which of these it is."""
 
 
 class CpuTime(msgspec.Struct, forbid_unknown_fields=True):
-    """Nanoseconds of CPU time for one request, by role."""
+    """Nanoseconds of CPU time per request, by role."""
 
     client: NotNegative | None = None
     dpu: NotNegative | None = None
@@ -42,12 +42,12 @@ class CpuTime(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Machine(msgspec.Struct, forbid_unknown_fields=True):
-    """Where results come from."""
+    """The machine that results come from."""
 
     description: Name
-    """Processors, DPU, network: what a reader needs to judge the numbers."""
+    """Processors, DPU and network, as far as a reader needs them to judge the numbers."""
     base: Name | None = None
-    """The label that ratios on this machine refer to; without it none are printed."""
+    """The label to which ratios on this machine refer; None for no ratios."""
 
 
 class Measured(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,13 +79,13 @@ class Document(msgspec.Struct, forbid_unknown_fields=True):
     schema: str
     """SCHEMA."""
     source: Text
-    """Who measured, when and how, or what publication they are from."""
+    """Author, date and method of the measurement, or the publication."""
     machines: dict[str, Machine]
     results: list[Measured]
 
 
 def read_results(path: Path) -> Document:
-    """A file of results. Raises UsageError with a sentence about the first thing wrong in it."""
+    """Return the results in a file. Raises UsageError that names the first mistake in it."""
     try:
         found = msgspec.json.decode(path.read_bytes())
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
@@ -108,9 +108,9 @@ def read_results(path: Path) -> Document:
 
 
 def imported_rows(document: Document) -> list[Result]:
-    """Rows like compare.summary()'s, with the machine's name; None for what is not known.
+    """Return rows like those of compare.summary(), with the machine's name; unknown cells are None.
 
-    Ratios are to the machine's own base at the same load, never across machines.
+    Ratios refer to the machine's own base at the same load, never to another machine.
     """
     rows = [_row(document, result) for result in document.results]
     for row in rows:
@@ -170,7 +170,7 @@ def _load(row: Result) -> tuple[Any, ...]:
 
 
 def _sentence(said: str) -> str:
-    """msgspec's "Expected `float`, got `str` - at `$.results[0].keys`" with the place in front."""
+    """Return msgspec's "Expected `float`, got `str` - at `$.x`" with the place in front."""
     what, _, place = said.partition(" - at `$")
     what = f"{what[0].lower()}{what[1:]}"
     return f"`{place.rstrip('`').lstrip('.')}`: {what}" if place else what

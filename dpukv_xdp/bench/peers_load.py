@@ -2,9 +2,9 @@
 """The load generator for stores that speak other protocols: the same keys, values and order of
 requests as our own (workload.py), over kernel sockets.
 
-Keys are our keys' bytes as hexadecimal digits, twice as many as bytes: memcached's text protocol
-takes neither spaces nor control characters, and what both take is the same for both. Python
-prepares, starts, watches and stops; peer_load.c sends, polls and checks.
+Keys are the bytes of our keys as hexadecimal digits, because memcached's text protocol takes
+neither spaces nor control characters; Redis gets the same keys. Python prepares, starts, watches
+and stops; peer_load.c sends, polls and checks.
 """
 
 import errno
@@ -23,26 +23,27 @@ from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.workload import Distribution, Workload
-from dpukv_xdp.native.engine import NativeThread
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 
 Transport = Literal["tcp", "udp"]
 
 KEY_SIZE_MAX = 125
-"""Bytes: memcached takes keys of 250 characters."""
+"""Longest key in bytes: memcached takes keys of up to 250 characters."""
 DATAGRAM_TIMEOUT_NS = 1_000_000_000
-"""A message unanswered for so long is lost: on a busy core a server may wait nearly as long."""
+"""Time after which an unanswered message is lost; a server on a busy core may wait nearly as long.
+"""
 STREAM_TIMEOUT_NS = 3_000_000_000
-"""A TCP connection without an answer for so long is broken."""
+"""Time without an answer after which a TCP connection is broken."""
 RECEIVE_BUFFER_BYTES = 4 << 20
 COMMAND_BYTES_MAX = 96
-"""More than any protocol puts around a key and a value."""
+"""Upper bound of the bytes that a protocol puts around a key and a value."""
 POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How requests are written on the wire."""
+    """A way to write requests on the wire."""
 
     code: int
     """enum kv_peer_protocol."""
@@ -67,7 +68,7 @@ class Snapshot:
     """The counters at one moment; differences of two are a measurement."""
 
     at_ns: int
-    """CLOCK_MONOTONIC."""
+    """Time by CLOCK_MONOTONIC."""
     counts: npt.NDArray[np.void]
     """struct kv_peer_results."""
     cpu_ns: int
@@ -87,8 +88,10 @@ class PeerPlan:
         key_size: int = 8,
         value_size: int = 8,
     ) -> None:
-        """Messages of `per_message` requests each, in the order given; within one the GETs stand
-        first. Raises UsageError for keys or values that the protocols do not take.
+        """Prepare messages of `per_message` requests in the order given, with a message's GETs
+        first.
+
+        Raises UsageError for keys or values that the protocols do not take.
         """
         if not 1 <= key_size <= KEY_SIZE_MAX:
             raise UsageError(
@@ -102,8 +105,8 @@ class PeerPlan:
         gets = np.ascontiguousarray(is_get, dtype=np.uint8)
         room = count * (COMMAND_BYTES_MAX + 2 * key_size + value_size)
         self.bytes = np.empty(room, np.uint8)
-        self.messages = np.zeros(-(-count // per_message), abi.dtype("kv_peer_message"))
-        self.requests = np.zeros(count, abi.dtype("kv_peer_request"))
+        self.messages = np.zeros(-(-count // per_message), _dtype("kv_peer_message"))
+        self.requests = np.zeros(count, _dtype("kv_peer_request"))
         self.native = ffi.new("struct kv_peer_plan *")
         self.native.bytes = _pointer("uint8_t *", self.bytes)
         self.native.messages = _pointer("struct kv_peer_message *", self.messages)
@@ -129,19 +132,19 @@ class PeerPlan:
         self.bytes = self.bytes[: int(written)]
 
     def text(self, index: int) -> bytes:
-        """The bytes of one message."""
+        """Return the bytes of one message."""
         at, length = int(self.messages[index]["at"]), int(self.messages[index]["bytes"])
         return self.bytes[at : at + length].tobytes()
 
     def bytes_max(self) -> int:
-        """Bytes of the longest message."""
+        """Return the bytes of the longest message."""
         return int(self.messages["bytes"].max())
 
 
 def stream_of_requests(
     distribution: Distribution, mix: Workload, keys: int, count: int, seed: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
-    """Ranks, and which of them are GETs: what workload.build_templates() draws for this seed."""
+    """Return ranks, and which of them are GETs, as workload.build_templates() draws them."""
     key_seed, operation_seed, _ = np.random.SeedSequence(seed).spawn(3)
     ranks = workload.key_ranks(distribution, keys, count, np.random.default_rng(key_seed))
     is_get = np.random.default_rng(operation_seed).random(count) < mix.get_fraction
@@ -154,7 +157,8 @@ class PeerLoad:
     def __init__(
         self, address: tuple[str, int], transport: Transport, *, window: int, cpu: int
     ) -> None:
-        """`window` messages are outstanding in all: TCP has a connection for each, UDP one socket.
+        """Connect for `window` messages outstanding: over TCP a connection for each, over UDP one
+        socket.
 
         Connects in the calling thread's network namespace. Raises UsageError for a window that the
         protocol cannot keep, DpukvError if nobody answers.
@@ -205,7 +209,7 @@ class PeerLoad:
         self._thread = thread
 
     def end(self) -> None:
-        """Stop sending and wait for what is out. Raises DpukvError for what went wrong."""
+        """Stop sending and wait for the outstanding answers. Raises DpukvError on failure."""
         self._stop(lib.KV_PEER_DRAINING)
         self._check()
 
@@ -217,22 +221,23 @@ class PeerLoad:
         self.end()
 
     def is_running(self) -> bool:
-        """Whether it still sends or waits; not after an error."""
+        """Return whether the generator still sends or waits; False after an error."""
         return self._thread is not None and self._thread.is_alive()
 
     def snapshot(self) -> Snapshot:
-        """The counters now."""
+        """Return the present counters."""
         counts = np.frombuffer(
-            ffi.buffer(ffi.addressof(self._native, "results")), abi.dtype("kv_peer_results")
+            ffi.buffer(ffi.addressof(self._native, "results")),
+            _dtype("kv_peer_results"),
         )
-        return Snapshot(  # these close together: whoever reads may be interrupted as well
+        return Snapshot(  # read close together: this thread may be interrupted between them
             at_ns=time.monotonic_ns(),
             counts=counts[0].copy(),
             cpu_ns=self._thread.cpu_ns() if self._thread else 0,
         )
 
     def close(self) -> None:
-        """Stop now, whatever is out."""
+        """Stop at once, without waiting for answers."""
         if self._native != ffi.NULL:
             self._stop(lib.KV_PEER_STOPPED)
             lib.kv_peer_load_destroy(self._native)
@@ -261,7 +266,7 @@ class PeerLoad:
 
 
 def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
-    """A connected socket that does not block. Raises DpukvError if nobody listens."""
+    """Return a connected non-blocking socket. Raises DpukvError if nobody listens."""
     kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
     connected = socket.socket(socket.AF_INET, kind)
     try:
@@ -285,10 +290,15 @@ def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
 SO_RCVBUFFORCE = 33  # the socket module does not name it
 
 
+def _dtype(struct_name: str) -> "np.dtype[np.void]":
+    """Return the numpy dtype of a structure of the native core."""
+    return abi.dtype_of(ffi.typeof(f"struct {struct_name}"))
+
+
 def _pointer(kind: str, array: npt.NDArray[Any]) -> Any:
     return ffi.cast(kind, ffi.from_buffer(array))
 
 
 def total(counts: Sequence[npt.NDArray[np.void]], name: str) -> int:
-    """Growth of a field between the first and the last of these counts."""
+    """Return the growth of a field between the first and the last of these counts."""
     return int(counts[-1][name]) - int(counts[0][name])

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Server and load generator as child processes in the lab's namespaces, called over their standard
-streams.
-
-A call is one line of JSON each way: {"call": name, "arguments": {...}} and {"result": ...} or
-{"error": sentence}.
-"""
+streams (rpc.py)."""
 
 import contextlib
 import os
@@ -12,15 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.base import rpc
+from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.machine import resident_bytes
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, Snapshot
@@ -35,7 +33,7 @@ class Role:
     """The parent's end: a child process with one role. A context manager that ends it."""
 
     def __init__(self, kind: str, start: Callable[..., subprocess.Popen[Any]]) -> None:
-        """`start` gets an argument vector and Popen's options, and may choose a namespace."""
+        """Start the child by `start`, which gets an argument vector and Popen's options."""
         self.kind = kind
         self.process = start(
             [sys.executable, "-P", "-m", "dpukv_xdp", "role", kind],
@@ -45,21 +43,16 @@ class Role:
         )
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """What the child's method returns, as plain data. Raises the child's error as ours."""
-        line = msgspec.json.encode({"call": name, "arguments": arguments}, enc_hook=_encode)
+        """Return what the child's method returns, as plain data. Raises the child's error."""
         try:
-            self.process.stdin.write(line + b"\n")  # type: ignore[union-attr]
+            self.process.stdin.write(rpc.call_line(name, arguments))  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError as error:
             raise self._died() from error
         answer = self.process.stdout.readline()  # type: ignore[union-attr]
         if not answer:
             raise self._died()
-        reply = msgspec.json.decode(answer)
-        if "error" in reply:
-            kind = UsageError if reply["exit_status"] == UsageError.exit_status else DpukvError
-            raise kind(reply["error"])
-        return reply.get("result")
+        return rpc.result_of(answer)
 
     def close(self) -> None:
         """End the child; it cleans up when its input ends."""
@@ -75,12 +68,7 @@ class Role:
     def __enter__(self) -> "Role":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _died(self) -> DpukvError:
@@ -96,7 +84,7 @@ class ServerRole:
         self._server: Server | None = None
 
     def start(self, config: dict[str, Any], interface: str) -> dict[str, Any]:
-        """Serve; where, and how it is attached."""
+        """Start serving; return the endpoint, the attachment and the notes."""
         server = Server(msgspec.convert(config, ServerConfig), interface)
         server.start()
         self._server = server
@@ -109,24 +97,24 @@ class ServerRole:
         }
 
     def stats(self) -> dict[str, Any]:
-        """Server.stats()."""
+        """Return Server.stats()."""
         assert self._server is not None
         return self._server.stats()
 
     def set_host_share(self, host_share: float) -> list[int]:
-        """Server.set_host_share(); the owners then."""
+        """Call Server.set_host_share() and return the new owners."""
         assert self._server is not None
         self._server.set_host_share(host_share)
         return list(self._server.owners)
 
     def give_all_to_door(self, door: Literal["dpu", "host"]) -> list[int]:
-        """Server.give_all_to_door(); the owners then."""
+        """Call Server.give_all_to_door() and return the new owners."""
         assert self._server is not None
         self._server.give_all_to_door(door)
         return list(self._server.owners)
 
     def memory_bytes(self) -> int:
-        """Bytes of memory that this process has."""
+        """Return the resident memory of this process, in bytes."""
         return resident_bytes()
 
     def close(self) -> None:
@@ -142,7 +130,7 @@ class LoadRole:
         self._cleanup = contextlib.ExitStack()
 
     def open(self, interface: str, port: int, engines: int, cpu: int, frame_bytes_max: int) -> None:
-        """Load the programs and attach; `cpu` is this role's from here on."""
+        """Load the programs and attach them; pin this process to `cpu`."""
         os.sched_setaffinity(0, {cpu})
         generator = LoadGenerator(
             interface, port=port, engines=engines, cpu=cpu, frame_bytes_max=frame_bytes_max
@@ -150,7 +138,7 @@ class LoadRole:
         self._generator = self._cleanup.enter_context(generator)
 
     def load(self, plan: dict[str, Any], window: int) -> dict[str, float]:
-        """LoadGenerator.load()."""
+        """Call LoadGenerator.load()."""
         return self._generator.load(msgspec.convert(plan, Plan), window)
 
     def prepare(self, plan: dict[str, Any]) -> dict[str, int]:
@@ -160,15 +148,15 @@ class LoadRole:
         return dict(msgspec.to_builtins(self._prepared))
 
     def begin(self, loop: dict[str, Any]) -> None:
-        """Send what was prepared."""
+        """Start sending the prepared frames."""
         self._generator.begin(self._plan, msgspec.convert(loop, Loop), self._prepared.templates)
 
     def snapshot(self) -> dict[str, Any]:
-        """LoadGenerator.snapshot()."""
-        return dict(msgspec.to_builtins(self._generator.snapshot(), enc_hook=_encode))
+        """Return LoadGenerator.snapshot()."""
+        return dict(msgspec.to_builtins(self._generator.snapshot(), enc_hook=rpc.plain))
 
     def end(self) -> int:
-        """LoadGenerator.end()."""
+        """Call LoadGenerator.end()."""
         return self._generator.end()
 
     def close(self) -> None:
@@ -180,46 +168,31 @@ ROLES: dict[str, Callable[[], Any]] = {"server": ServerRole, "load": LoadRole}
 
 
 def run_role(kind: str) -> None:
-    """The child's main loop: answer calls until the input ends or SIGTERM comes, then clean up."""
+    """Run a child: answer calls until the input ends or SIGTERM arrives, then clean up."""
     signal.signal(signal.SIGTERM, _raise_exit)
-    # Whatever prints by accident must not get between the lines of the protocol.
+    # Accidental output must not get between the lines of the protocol.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     role = ROLES[kind]()
     try:
         for line in sys.stdin.buffer:
-            replies.write(answer_call(role, msgspec.json.decode(line)) + b"\n")
+            replies.write(rpc.answer_line(role, msgspec.json.decode(line)))
     except BrokenPipeError:
-        pass  # the parent is gone; so are we
+        pass  # the parent is gone: end, too
     finally:
         role.close()
 
 
 def snapshot_of(fields: dict[str, Any]) -> Snapshot:
-    """A snapshot that crossed the stream."""
+    """Return the snapshot that these fields, from the stream, describe."""
     latency = np.array(fields.pop("latency"), dtype=np.uint64)
     return Snapshot(latency=latency, **fields)
 
 
-def start_in(place: lab.Lab, end: lab.End) -> Callable[..., subprocess.Popen[Any]]:
-    """How to start a role in one end of a lab."""
+def start_in(place: lab.Lab, end: End) -> Callable[..., subprocess.Popen[Any]]:
+    """Return a function that starts a role in one end of a lab."""
     return lambda argv, **options: place.spawn(end, argv, **options)
-
-
-def answer_call(role: Any, request: dict[str, Any]) -> bytes:
-    """Call the method that a request names; its result, or what it refused, as a line."""
-    try:
-        result = getattr(role, request["call"])(**request["arguments"])
-        return msgspec.json.encode({"result": result})
-    except DpukvError as error:
-        return msgspec.json.encode({"error": str(error), "exit_status": error.exit_status})
 
 
 def _raise_exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise NotImplementedError(f"{type(value)} does not cross the stream")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Reaching a server that is not in our lab: which interface, which addresses."""
+"""The way to a server outside the lab: interface and addresses."""
 
 import socket
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.client.client import Client
-from dpukv_xdp.discovery.directory import malformed, open_directory, usable
+from dpukv_xdp.client.routing import parse_address
+from dpukv_xdp.discovery.directory import malformed, usable
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.wire.codec import Endpoint
 
@@ -31,22 +33,14 @@ class Target:
         return f"{self.destination.ip}:{self.destination.port}"
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT. Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
-        raise UsageError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
-
-
 def find_target(text: str, engines: int, directory: str | None = None) -> Target:
-    """Resolve HOST:PORT to frames' addresses: the host's, the route's interface and the next hop's
-    MAC.
+    """Resolve HOST:PORT to the addresses of frames: the host's address, the route's interface, and
+    the next hop's MAC.
 
-    Who owns which partition is in the directory at that URL; without one each of `engines` engines
-    is taken to have a partition. Pings the server first, which also makes the kernel learn its MAC.
-    Raises UsageError without an address or route or for a server that the directory does not have,
-    NoResponseError if nobody answers, DpukvError if the MAC stays unknown.
+    The directory at the URL has the owners of partitions; without one, each of `engines` engines is
+    assumed to own one partition. Pings the server first, which also makes the kernel learn its MAC.
+    Raises UsageError for a host without address or route, or a server that is not in the directory;
+    NoResponseError if it does not answer; DpukvError if the MAC stays unknown.
     """
     name, port = parse_address(text)
     host = _address_of(name)
@@ -85,7 +79,7 @@ def find_target(text: str, engines: int, directory: str | None = None) -> Target
 
 
 def _address_of(host: str) -> str:
-    """Looked up once, so that whatever is sent and whoever is compared have one address."""
+    """Return a host's IPv4 address; looked up once, so that all uses agree. Raises UsageError."""
     try:
         return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
     except (OSError, UnicodeError) as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a hand-over between a DPU core and a host core costs, by primitive: the paper's Figure 9.
+"""The cost of a hand-over between a DPU core and a host core, by primitive: the paper's Figure 9.
 
-A row of PRIMITIVES says which program and which host loop make each direction. The DPU's end is
-bpf/kv_transfer.c, the host's is _core/transfer.c; both read every byte that they are given.
+A row of PRIMITIVES names the program and the host loop for each direction. The DPU's end is
+bpf/kv_transfer.c, the host's end _core/transfer.c; both read every byte that they receive.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,32 +21,35 @@ from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import loader, nic, queues
+from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import raise_priority
 from dpukv_xdp.native.sockets import open_socket
+from dpukv_xdp.native.threads import raise_priority
 from dpukv_xdp.wire import abi
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)
 """Payloads of the paper's figure, in bytes."""
 OPERATIONS = 5000
-"""Of one measurement, as in the paper."""
+"""Operations of one measurement, as in the paper."""
 OPERATIONS_MAX = 1_000_000
 WARM_UP_OPERATIONS = 200
-"""That go before the measurement: caches, page tables, branch prediction."""
+"""Operations before the measurement, which warm up caches, page tables and branch prediction."""
 TIMEOUT_SECONDS = 20.0
 TIMEOUT_SECONDS_PER_OPERATION = 0.0005
-"""Together: after which both ends of a measurement give up."""
+"""Both ends of a measurement give up after TIMEOUT_SECONDS plus this for each operation."""
 MODES = {"blocking": 1, "non-blocking": abi.KV_TRANSFER_SLOTS}
-"""Operations in flight."""
+"""Most operations in flight, by mode."""
 SOCKET_DESCRIPTORS = 1024
 FRAMES_IN_FLIGHT_MAX = 128
-"""Over AF_XDP; a veth end drops what is more than 256 behind."""
+"""Most frames in flight over AF_XDP; a veth end drops frames beyond 256."""
 BATCH_FRAMES_MAX = 16
-"""Frames that go together; blocking ones go one by one."""
+"""Frames sent together; blocking operations send one by one."""
 INTERRUPTION_NS = 500_000
-"""An operation that took longer was interrupted by another program on one of the cores: time slices
-are milliseconds, and waking a sleeper takes less than a tenth. Counted apart.
+"""Time above which an operation counts as interrupted by another program on one of the cores: time
+slices are milliseconds, and waking a sleeper takes less than a tenth of that.
 """
 RINGBUF_NO_WAKEUP = 1
 """BPF_RB_NO_WAKEUP of linux/bpf.h; 0 wakes a consumer that has read everything."""
@@ -57,28 +59,28 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one direction of a primitive is made."""
+    """One direction of a primitive."""
 
     program: str
-    """The DPU's end in bpf/kv_transfer.c."""
+    """Program of the DPU's end, in bpf/kv_transfer.c."""
     end: int
-    """The host's end, enum kv_transfer_end."""
+    """The host's end, of enum kv_transfer_end."""
     sleeps: bool = False
-    """The host waits in the kernel, not in a loop."""
+    """Whether the host waits in the kernel instead of polling."""
     frames: bool = False
-    """Payloads travel in frames through an AF_XDP socket."""
+    """Whether payloads travel in frames through an AF_XDP socket."""
     attached: bool = False
-    """Frames make the program run, not BPF_PROG_RUN."""
+    """Whether frames run the program, instead of BPF_PROG_RUN."""
     ringbuf_wakeup: int = RINGBUF_NO_WAKEUP
 
 
 @dataclass(frozen=True, slots=True)
 class Primitive:
-    """One way to hand something over."""
+    """A means of handing a payload over."""
 
     title: str
     ways: dict[str, Way | str]
-    """By direction; a text says why there is none."""
+    """The way for each direction, or the reason why there is none."""
 
 
 DIRECTIONS = {"dpu-to-host": "dpu → host", "host-to-dpu": "host → dpu"}
@@ -140,12 +142,12 @@ PRIMITIVES = {
 
 @dataclass(frozen=True, slots=True)
 class TransferPlan:
-    """What to measure."""
+    """The measurements to make."""
 
     sizes: tuple[int, ...] = SIZES
-    """Bytes of the payloads."""
+    """Payload sizes in bytes."""
     operations: int = OPERATIONS
-    """Of each measurement."""
+    """Operations of each measurement."""
     primitives: tuple[str, ...] = tuple(PRIMITIVES)
     """Names from PRIMITIVES."""
 
@@ -167,11 +169,11 @@ class TransferPlan:
                 )
 
     def needs_link(self) -> bool:
-        """Whether any of it goes through AF_XDP."""
+        """Return whether any measurement goes through AF_XDP."""
         return any(_uses_link(name, direction) for name, direction, _ in self.cells())
 
     def cells(self) -> Iterator[tuple[str, str, str]]:
-        """Primitive, direction and mode of each row of the table."""
+        """Yield primitive, direction and mode of each row of the table."""
         for primitive in self.primitives:
             for direction in DIRECTIONS:
                 for mode in MODES:
@@ -179,13 +181,14 @@ class TransferPlan:
 
 
 def measure(plan: TransferPlan, transfers: "Transfers", progress: Progress) -> dict[str, Any]:
-    """Measure everything in the plan: `measurements`, one for each primitive, direction, mode and
-    size; `missing`, the combinations that do not exist, each with its reason; `machine`, `cores`.
+    """Measure everything in the plan and return the result.
 
-    A measurement has bytes, operations, window (in flight at most), frames (of one payload, 0
-    without), latency_ns (mean, p50, p99; of blocking operations there and back, else the time for
-    each), mops, mb_per_s, interruptions (operations that another program held up, left out of the
-    rest: count, ms) and wrong (payloads that arrived damaged).
+    The result has `measurements`, one for each primitive, direction, mode and size; `missing`, the
+    combinations that do not exist, with reasons; `machine` and `cores`. A measurement has bytes,
+    operations, window (most operations in flight), frames (per payload; 0 without AF_XDP),
+    latency_ns (mean, p50, p99: the round trip of a blocking operation, otherwise the time per
+    operation), mops, mb_per_s, interruptions (count and ms of the operations that another program
+    held up; the other numbers exclude them) and wrong (payloads that arrived damaged).
 
     Raises DpukvError when operations get lost.
     """
@@ -225,7 +228,7 @@ class Transfers:
     """The two ends, ready to run; a context manager that takes down the lab it may have built."""
 
     def __init__(self, *, needs_link: bool) -> None:
-        """`needs_link` builds a lab, with an AF_XDP socket on the host's end of its link.
+        """Choose the cores; `needs_link` asks for a lab with an AF_XDP socket on the host's end.
 
         Raises MissingError on a machine with a single core.
         """
@@ -246,33 +249,23 @@ class Transfers:
                 programs, "kv_transfer_control", "struct kv_transfer_control", 1
             )
             self._slots = _mapped_payloads(programs, "kv_transfer_slots", abi.KV_TRANSFER_SLOTS)
-            self._dpu_payloads = _mapped_payloads(
+            self.dpu_payloads = _mapped_payloads(
                 programs, "kv_transfer_payloads", abi.KV_TRANSFER_PAYLOADS
             )
             payload_bytes = abi.KV_TRANSFER_PAYLOADS * abi.KV_TRANSFER_BYTES_MAX
-            self._host_payloads = ffi.new("uint8_t[]", payload_bytes)
-            lib.kv_transfer_fill(self._dpu_payloads)
-            lib.kv_transfer_fill(self._host_payloads)
+            self.host_payloads = ffi.new("uint8_t[]", payload_bytes)
+            lib.kv_transfer_fill(self.dpu_payloads)
+            lib.kv_transfer_fill(self.host_payloads)
             if self._needs_link:
                 self._link = cleanup.enter_context(_link(programs, self.dpu_cpu))
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def damage(self, payload: int, byte: int) -> None:
-        """Turn over a byte of one of the prepared payloads, at both senders: for the tests."""
-        for payloads in (self._dpu_payloads, self._host_payloads):
-            payloads[payload * abi.KV_TRANSFER_BYTES_MAX + byte] ^= 0xFF
-
     def run(self, way: Way, size: int, operations: int, window: int) -> dict[str, Any]:
-        """Measure one way: see `measure`. Raises DpukvError when operations get lost."""
+        """Return one measurement: see `measure`. Raises DpukvError when operations get lost."""
         frames = -(-size // abi.KV_TRANSFER_FRAGMENT_MAX) if way.frames else 0
         if frames:
             window = min(window, FRAMES_IN_FLIGHT_MAX // frames)
@@ -301,10 +294,10 @@ class Transfers:
         self._control.window, self._control.ringbuf_wakeup = window, way.ringbuf_wakeup
 
     def _transfer(self, way: Way, size: int, window: int, stamps: npt.NDArray[np.uint64]) -> Any:
-        """The native core's plan of one measurement; `stamps` gets operations + 1 times."""
+        """Return the native plan of one measurement; `stamps` gets operations + 1 times."""
         transfer = ffi.new("struct kv_transfer *")
         transfer.control, transfer.slots = self._control, self._slots
-        transfer.payloads = self._host_payloads
+        transfer.payloads = self.host_payloads
         transfer.stamps = ffi.cast("uint64_t *", ffi.from_buffer(stamps))
         transfer.ringbuf_fd = self._programs.map_fd("kv_transfer_ringbuf")
         transfer.ringbuf_bytes = abi.KV_TRANSFER_RINGBUF_PAGES * os.sysconf("SC_PAGESIZE")
@@ -322,12 +315,12 @@ class Transfers:
         return transfer
 
     def _run_ends(self, transfer: Any, way: Way) -> None:
-        """Both loops, each on a thread pinned to its core, until they have done everything."""
+        """Run both loops to their end, each on a thread pinned to its core."""
         ends = {"host": (self.host_cpu, lib.kv_transfer_run_host)}
         if not way.attached:
             ends["dpu"] = (self.dpu_cpu, lib.kv_transfer_run_dpu)
         place = contextlib.nullcontext() if self._link is None else self._link.entered()
-        # Threads are in the network namespace of the one that starts them.
+        # A thread inherits the network namespace of the thread that starts it.
         with place, ThreadPoolExecutor(len(ends)) as pool:
             try:
                 running = {
@@ -336,7 +329,7 @@ class Transfers:
                 }
                 wait(running.values(), return_when=FIRST_EXCEPTION)
             finally:
-                self._control.stop = 1  # for one that goes on without the other
+                self._control.stop = 1  # end a loop whose other end has failed
         _raise_failure(running, way)
 
 
@@ -350,8 +343,9 @@ def _run_pinned(cpu: int, loop: Callable[[Any], int], transfer: Any) -> int:
 
 
 def _raise_failure(running: dict[str, "Future[int]"], way: Way) -> None:
-    """Raise DpukvError for the end that failed: the other was only told to stop. Time is up for
-    both, whichever notices first.
+    """Raise DpukvError for the end that failed; the other end was only told to stop.
+
+    A time-out concerns both ends, whichever notices it first.
     """
     failed = {end: -future.result() for end, future in running.items() if future.result() < 0}
     for end, number in sorted(failed.items(), key=lambda item: item[1] == errno.ECANCELED):
@@ -367,15 +361,15 @@ def _raise_failure(running: dict[str, "Future[int]"], way: Way) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A lab: the host's socket on the client's end, the DPU's XDP program on the server's."""
+    """A lab's link: the host's socket on the client's end, the DPU's program on the server's."""
 
     place: lab.Lab
     socket: Any
     index: int
-    """Of the interface that the socket is on."""
+    """Index of the socket's interface."""
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
-        return lab.in_namespace(self.place.client.namespace)
+        return in_namespace(self.place.client.namespace)
 
 
 @contextlib.contextmanager
@@ -384,7 +378,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
     lab.remove_stale()
     with lab.Lab.up() as place, contextlib.ExitStack() as cleanup:
         host, dpu = place.client, place.server
-        with lab.in_namespace(host.namespace):
+        with in_namespace(host.namespace):
             index = nic.find(host.interface).index
             socket = open_socket(host.interface, 0, SOCKET_DESCRIPTORS, "copy")
         cleanup.callback(lib.kv_socket_close, socket)
@@ -392,7 +386,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
         lib.kv_socket_get_stats(socket, stats)
         programs.set_fd("kv_transfer_sockets", 0, stats.fd)
         cleanup.enter_context(_attached(dpu, programs.programs["kv_transfer_frame_receive"]))
-        with lab.in_namespace(dpu.namespace):
+        with in_namespace(dpu.namespace):
             # Else the program would run on the core of whoever sends: the host's.
             queues.set_napi_threads(dpu.interface, True)
             queues.pin_napi_threads(dpu.interface, [dpu_cpu])
@@ -400,25 +394,25 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
 
 
 @contextlib.contextmanager
-def _attached(end: lab.End, program_fd: int) -> Iterator[None]:
-    """An XDP program is on one end of the lab's link within the block."""
-    with lab.in_namespace(end.namespace):
-        attachment = lab.register_attachment(end.interface, program_fd)
+def _attached(end: End, program_fd: int) -> Iterator[None]:
+    """Attach an XDP program to one end of the lab's link for the duration of the block."""
+    with in_namespace(end.namespace):
+        attachment = register_attachment(end.interface, program_fd)
     try:
         yield
     finally:
-        with lab.in_namespace(end.namespace):
-            lab.release_attachment(attachment)
+        with in_namespace(end.namespace):
+            release_attachment(attachment)
 
 
 # ---- Helpers
 
 
 def _statistics(times_ns: npt.NDArray[np.float64], size: int, window: int) -> dict[str, Any]:
-    """Latency and throughput; `times_ns` are the moments between operations.
+    """Return latency and throughput from the moments between operations.
 
-    Operations in flight together end in bursts: quantiles are of the time of `window` operations in
-    a row, divided by their number.
+    Operations in flight together end in bursts: quantiles are those of the time of `window`
+    consecutive operations, divided by their number.
     """
     took_ns = np.diff(times_ns)
     is_interruption = took_ns > INTERRUPTION_NS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""`dpukv compare`: main.py registers it."""
+"""The command `dpukv compare`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,18 @@ from typing import Any
 import click
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.cli.options import json_option, load_options, output_option
+from dpukv_xdp.cli.output import (
+    check_json,
+    check_picture,
+    emit_json,
+    machine_line,
+    print_notes,
+    progress_bar,
+    require_root,
+    terminal,
+)
+from dpukv_xdp.cli.signals import signals
 
 ALL, NONE = "all", "none"
 
@@ -16,7 +28,7 @@ ALL, NONE = "all", "none"
     "--peers",
     default="all",
     show_default=True,
-    help="redis, redis-mget, memcached, memcached-udp, with commas between; all; or none.",
+    help="Comma-separated: redis, redis-mget, memcached, memcached-udp; or all; or none.",
 )
 @click.option(
     "--ours",
@@ -24,18 +36,12 @@ ALL, NONE = "all", "none"
     "between; all; or none. Default: the usual design, and what is all on the host.",
 )
 @click.option("--workload", default="B", show_default=True, help="YCSB A, B or C.")
-@click.option("--keys", type=int, default=1 << 20, show_default=True, help="Keys to store.")
-@click.option("--key-size", type=int, default=8, show_default=True, help="Bytes in a key.")
-@click.option("--value-size", type=int, default=8, show_default=True, help="Bytes in a value.")
-@click.option(
-    "--dist", "distribution", default="uniform", show_default=True, help="uniform or zipf (0.99)."
-)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of keys and operations.")
+@load_options
 @click.option(
     "--requests-per-packet",
     type=int,
     default=0,
-    help="Of full packets and messages (45, or what fits); single requests come in any case.",
+    help="Requests per full packet or message (45, or what fits); single requests run, too.",
 )
 @click.option(
     "--window", type=int, default=64, show_default=True, help="Packets or messages outstanding."
@@ -47,15 +53,11 @@ ALL, NONE = "all", "none"
     show_default=True,
     help="Cores of each server: our engines and receive queues, redis's and memcached's threads.",
 )
-@click.option("--repeats", type=int, default=3, show_default=True, help="Rounds; their median.")
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="For each run.")
 @click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("dpukv-compare.png"),
-    show_default=True,
-    help="The plot.",
+    "--repeats", type=int, default=3, show_default=True, help="Rounds; results are their medians."
 )
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Seconds per run.")
+@output_option("dpukv-compare.png", "The plot.")
 @click.option(
     "--import",
     "imports",
@@ -64,8 +66,8 @@ ALL, NONE = "all", "none"
     multiple=True,
     help="Also show results from elsewhere: see docs/results/README.md. May be repeated.",
 )
-@click.option("--import-only", is_flag=True, help="Measure nothing, show what is imported.")
-@click.option("--json", "json_path", metavar="FILE", help="The result as JSON; - is stdout.")
+@click.option("--import-only", is_flag=True, help="Measure nothing; show imported results only.")
+@json_option
 def compare(
     peers: str,
     ours: str | None,
@@ -77,19 +79,18 @@ def compare(
     json_path: str | None,
     **load: Any,
 ) -> None:
-    """Our designs beside Redis and memcached.
+    """Compare our designs with Redis and memcached.
 
-    On the same cores, with the same keys and the same load, in one run.
+    All stores run on the same cores with the same keys and the same load, in turn.
     """
     from dpukv_xdp.bench.peers_import import imported_rows, read_results
-    from dpukv_xdp.cli import main
     from dpukv_xdp.report.peers_report import plot_compare
 
     if import_only and not imports:
         raise UsageError("--import-only needs --import FILE")
     imported = [row for path in imports for row in imported_rows(read_results(path))]
-    main._check_json(json_path)
-    main._check_picture(output)
+    check_json(json_path)
+    check_picture(output)
     measured: dict[str, Any] = {"rows": [], "runs": [], "missing": {}}
     if not import_only:
         measured = _measure(ours, peers, server_cores, repeats, load)
@@ -98,7 +99,7 @@ def compare(
         raise DpukvError(f"nothing could be measured: {reasons}")
     plot_compare(measured["rows"], imported, _title(measured), output)
     result = {**measured, "imported": imported, "picture": str(output)}
-    main._emit_json(json_path, result)
+    emit_json(json_path, result)
     if json_path != "-":
         _print(result)
 
@@ -106,7 +107,6 @@ def compare(
 def _measure(
     ours: str | None, peers: str, server_cores: int, repeats: int, load: dict[str, Any]
 ) -> dict[str, Any]:
-    from dpukv_xdp.bench.bench import BenchOptions
     from dpukv_xdp.bench.compare import (
         OURS,
         OURS_BY_DEFAULT,
@@ -115,30 +115,24 @@ def _measure(
         run_rounds,
         server_of,
     )
-    from dpukv_xdp.bench.peers import PEERS
-    from dpukv_xdp.cli import main
-    from dpukv_xdp.load.workload import DISTRIBUTIONS
+    from dpukv_xdp.bench.options import BenchOptions
+    from dpukv_xdp.bench.peer_stores import PEERS
 
-    main._require_root("compare")
-    if load["distribution"] not in DISTRIBUTIONS:
-        raise UsageError(
-            f"there is no distribution {load['distribution']!r}: choose one of "
-            f"{', '.join(DISTRIBUTIONS)}"
-        )
+    require_root("compare")
     config = server_of(server_cores)
     options = BenchOptions(**load, queues=server_cores)
     our_names = OURS_BY_DEFAULT if ours is None else _names("--ours", ours, list(OURS))
     contenders = contenders_of(our_names, _names("--peers", peers, list(PEERS)))
     if not contenders:
         raise UsageError("--ours none and --peers none leave nothing to measure")
-    main.signals.catch()
-    with main._progress() as progress:
+    signals.catch()
+    with progress_bar() as progress:
         outcome = run_rounds(contenders, config, options, repeats, progress)
     return document(outcome, config, options, repeats)
 
 
 def _names(option: str, given: str, known: list[str]) -> list[str]:
-    """Names with commas between, without repetition. Raises UsageError if there are none."""
+    """Return the names of a comma-separated list, each once. Raises UsageError if it has none."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     if names == [ALL]:
         return known
@@ -154,10 +148,9 @@ def _names(option: str, given: str, known: list[str]) -> list[str]:
 
 def _print(result: dict[str, Any]) -> None:
     from dpukv_xdp.bench.limits import OTHERS_MAX
-    from dpukv_xdp.cli import main
     from dpukv_xdp.report.peers_report import COMPARE_KEY, compare_tables, imported_tables
 
-    console = main._console()
+    console = terminal()
     if result["rows"]:
         console.print(*compare_tables(result["rows"], result["base"], _load_line(result)), sep="\n")
     if result["imported"]:
@@ -170,7 +163,7 @@ def _print(result: dict[str, Any]) -> None:
         console.print(f"{label}: {target}")
     for label, reason in result["missing"].items():
         console.print(f"{label}: not measured: {reason}")
-    main._print_notes(console, [run for run in result["runs"] if run["notes"]])
+    print_notes(console, [run for run in result["runs"] if run["notes"]])
     disturbed = sum(row["disturbed_rounds"] for row in result["rows"])
     if disturbed:
         console.print(
@@ -179,7 +172,7 @@ def _print(result: dict[str, Any]) -> None:
             f"nothing else runs"
         )
     if result["runs"]:
-        console.print(main._machine_line(result))
+        console.print(machine_line(result))
     console.print(f"The same as a picture: {result['picture']}")
 
 
@@ -195,8 +188,4 @@ def _load_line(result: dict[str, Any]) -> str:
 def _title(measured: dict[str, Any]) -> str:
     if not measured["rows"]:
         return "Results from elsewhere"
-    machine = measured["machine"]
-    return (
-        f"{_load_line(measured)}, median of {measured['repeats']}\n"
-        f"{machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}"
-    )
+    return f"{_load_line(measured)}, median of {measured['repeats']}\n{machine_line(measured)}"

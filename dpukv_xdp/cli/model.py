@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The commands `dpukv model` and `dpukv recommend`; no privilege, and nothing is measured but for
-`--costs here`.
-
-main.py registers them: `main.add_command(model)` and `main.add_command(recommend)`.
+"""The commands `dpukv model` and `dpukv recommend`, which need no privilege except for
+`--costs here`: only that measures.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.cli.options import json_option
+from dpukv_xdp.cli.output import check_picture, emit_json, progress_bar, require_root, terminal
+from dpukv_xdp.cli.signals import signals
 
-PLAIN_COLUMNS = 80
+if TYPE_CHECKING:  # importing rich takes longer than `dpukv get`
+    from rich.table import Table
+
+MODEL_COLUMNS = 120
+"""Width of the tables if standard output is not a terminal."""
 PICTURE_DEFAULT = Path("dpukv-model.png")
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 ALL_DESIGNS = "all"
 MEASURED_DPUS = ("local", "bf2", "bf3")
 PAPER_DPUS = ("bf2", "bf3")
@@ -31,7 +31,7 @@ costs_option = click.option(
     default="paper",
     show_default=True,
     metavar="paper|here|committed|FILE",
-    help="What everything costs: Table 1 of the paper; this machine, measured now (a minute or "
+    help="Costs of the stages: Table 1 of the paper; this machine, measured now (a minute or "
     "two, root); the two-core machine of docs/results; a JSON file of `dpukv bench --json`; or a "
     "TOML file of --write-costs.",
 )
@@ -45,13 +45,7 @@ workload_option = click.option(
     default="C",
     show_default=True,
     type=click.Choice(("A", "B", "C")),
-    help="YCSB's; of measured costs, if they have it.",
-)
-json_option = click.option(
-    "--json",
-    "json_path",
-    metavar="FILE",
-    help="Write the result as JSON to FILE; - is standard output, which then gets nothing else.",
+    help="YCSB workload; of measured costs, if they have it.",
 )
 
 
@@ -62,7 +56,7 @@ json_option = click.option(
 @dpu_option
 @click.option("--requests-per-packet", type=int, help="Requests in a packet (as the costs say).")
 @click.option("--window", type=int, help="Packets outstanding at an endpoint (as the costs say).")
-@click.option("--rate", type=float, default=0.0, help="Requests a second of an open loop.")
+@click.option("--rate", type=float, default=0.0, help="Requests per second of an open loop.")
 @costs_option
 @workload_option
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
@@ -87,11 +81,11 @@ def model(
     validate: bool,
     **given: Any,
 ) -> None:
-    """What a design would do elsewhere, by a model.
+    """Predict a design's performance on other machines.
 
-    A discrete-event one, for any number of cores and for BlueField-2 and -3.
+    A discrete-event model, for any number of cores and for BlueField-2 and -3.
     """
-    _check_picture(output)
+    check_picture(output)
     if output is None and json_path != "-":
         output = PICTURE_DEFAULT
     if fits:
@@ -107,15 +101,15 @@ def model(
 @click.command()
 @costs_option
 @dpu_option
-@click.option("--host-cores", type=int, help="Host cores that there are (the paper's).")
-@click.option("--dpu-cores", type=int, help="Communication cores that there are (the paper's: 8).")
+@click.option("--host-cores", type=int, help="Available host cores (the paper's).")
+@click.option("--dpu-cores", type=int, help="Available communication cores (the paper's: 8).")
 @click.option(
     "--share",
     "percent",
     type=float,
     default=90.0,
     show_default=True,
-    help="Percent of the throughput without offloading that is enough with few host cores.",
+    help="Percent of the throughput without offloading that a design with few host cores needs.",
 )
 @workload_option
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
@@ -130,9 +124,9 @@ def recommend(
     seed: int,
     json_path: str | None,
 ) -> None:
-    """Which design to use, and why.
+    """Recommend a design, with reasons.
 
-    For the most throughput, the lowest latency, and the fewest host cores.
+    For the highest throughput, the lowest latency, and the fewest host cores.
     """
     from dpukv_xdp.model.recommend import recommend as choose
 
@@ -145,9 +139,9 @@ def recommend(
         share=percent / 100,
         seed=seed,
     )
-    if _emit_json(json_path, found.to_json()):
+    if emit_json(json_path, found.to_json()):
         return
-    console = _console()
+    console = terminal(MODEL_COLUMNS)
     console.print(_points_table(found.candidates, f"{dpu}, {found.costs}"))
     for choice in found.choices():
         console.print(f"\n{choice.question}: [bold]{choice.design}[/bold]\n  {choice.reason}.")
@@ -158,21 +152,20 @@ def recommend(
 
 
 def _costs(source: str, dpu: str, workload: str) -> Any:
-    from dpukv_xdp.model.costs import costs_of_results, find_costs
+    from dpukv_xdp.model.cost_files import costs_of_results, find_costs
 
     if source != HERE:
         return find_costs(source, dpu, workload)
-    from dpukv_xdp.cli import main
     from dpukv_xdp.paper.reproduce import measure_costs
 
-    main._require_root(f"model --costs {HERE}")
-    main.signals.catch()
-    with main._progress() as progress:
+    require_root(f"model --costs {HERE}")
+    signals.catch()
+    with progress_bar() as progress:
         return costs_of_results(measure_costs(workload, progress), dpu, workload)
 
 
 def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
-    from dpukv_xdp.model.costs import costs_toml
+    from dpukv_xdp.model.cost_files import costs_toml
     from dpukv_xdp.model.model import Point, load_around, plot_points, plot_sweep, simulate, sweep
     from dpukv_xdp.topology.config import ServerConfig
     from dpukv_xdp.topology.designs import DESIGNS
@@ -210,9 +203,9 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
         plot_sweep(curves, over, f"Model: {title}", output)
     elif output is not None:
         plot_points(curves, f"Model: {title}", output)
-    if _emit_json(json_path, {"costs": costs.source, "points": [row.to_json() for row in rows]}):
+    if emit_json(json_path, {"costs": costs.source, "points": [row.to_json() for row in rows]}):
         return
-    console = _console()
+    console = terminal(MODEL_COLUMNS)
     console.print(_points_table(rows, title))
     if output is not None:
         console.print(f"As a picture: {output}")
@@ -238,7 +231,7 @@ def _print_figure12(json_path: str | None, output: Path | None, given: dict[str,
             if row.paper_mops is not None:
                 marks.setdefault(row.design, []).append((row.cores, *row.paper_mops))
         plot_sweep(curves, "cores", f"{title} (bars: the paper)", output, marks)
-    if _emit_json(json_path, [asdict(row) for row in rows]):
+    if emit_json(json_path, [asdict(row) for row in rows]):
         return
     table = _table(title, ("design", "cores", "Mops", "mean, us", "paper, Mops", "paper says"))
     for row in rows:
@@ -251,7 +244,7 @@ def _print_figure12(json_path: str | None, output: Path | None, given: dict[str,
             "-" if allowed is None else _range(*allowed),
             row.paper_says if row.cores == 1 else "",
         )
-    console = _console()
+    console = terminal(MODEL_COLUMNS)
     console.print(table)
     console.print("Cores are the DPU's; the host's for cpu-only. Keys are uniform.")
     if output is not None:
@@ -261,7 +254,7 @@ def _print_figure12(json_path: str | None, output: Path | None, given: dict[str,
 def _print_fits(json_path: str | None) -> None:
     from dataclasses import asdict
 
-    from dpukv_xdp.model.costs import ASSUMPTIONS, fit_paper
+    from dpukv_xdp.model.paper_costs import ASSUMPTIONS, fit_paper
     from dpukv_xdp.model.paper_values import INCONSISTENCIES
 
     fits = [fit_paper(dpu) for dpu in PAPER_DPUS]
@@ -270,9 +263,9 @@ def _print_fits(json_path: str | None) -> None:
         "assumptions": [asdict(each) for each in ASSUMPTIONS],
         "inconsistencies": INCONSISTENCIES,
     }
-    if _emit_json(json_path, content):
+    if emit_json(json_path, content):
         return
-    console = _console()
+    console = terminal(MODEL_COLUMNS)
     for fit in fits:
         table = _table(fit.column, ("parameter", "value", "fitted on"))
         for each in fit.parameters:
@@ -288,7 +281,7 @@ def _print_fits(json_path: str | None) -> None:
 
 
 def _print_validation(json_path: str | None, seed: int) -> None:
-    from dpukv_xdp.model.costs import MEASURED_PATH, read_results
+    from dpukv_xdp.model.cost_files import MEASURED_PATH, read_results
     from dpukv_xdp.model.validation import (
         summary,
         validate_measured,
@@ -300,9 +293,9 @@ def _print_validation(json_path: str | None, seed: int) -> None:
     results = read_results(MEASURED_PATH) if MEASURED_PATH.exists() else []
     measured = validate_measured(results, seed)
     found = {"paper": validation_json(paper), "measured": validation_json(measured)}
-    if _emit_json(json_path, found):
+    if emit_json(json_path, found):
         return
-    console = _console()
+    console = terminal(MODEL_COLUMNS)
     for title, checks in (("The paper", paper), ("The committed runs", measured)):
         if not checks:
             continue
@@ -326,7 +319,7 @@ def _print_validation(json_path: str | None, seed: int) -> None:
             console.print(f"-  {why}.")
 
 
-def _points_table(rows: Sequence[Any], title: str) -> Table:
+def _points_table(rows: Sequence[Any], title: str) -> "Table":
     headings = ("design", "cores\ndpu host", "offered\nMops", "Mops", "mean", "p50", "p99", "busy")
     table = _table(f"{title}\nround trip in us", headings)
     for row in rows:
@@ -342,18 +335,10 @@ def _points_table(rows: Sequence[Any], title: str) -> Table:
     return table
 
 
-def _table(title: str, headings: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in headings:
-        table.add_column(heading)
-    return table
+def _table(title: str, headings: Sequence[str]) -> "Table":
+    from dpukv_xdp.report.layout import plain_table
+
+    return plain_table(title, headings, justify="left", no_wrap=False)
 
 
 def _range(low: float, high: float) -> str:
@@ -375,28 +360,3 @@ def _can_run(dpu: str, design: str) -> bool:
     except UsageError:
         return False
     return True
-
-
-def _check_picture(path: Path | None) -> None:
-    if path is not None and path.suffix not in PICTURE_SUFFIXES:
-        raise UsageError(f"{path} is no picture: end its name in {', '.join(PICTURE_SUFFIXES)}")
-
-
-def _emit_json(path: str | None, value: Any) -> bool:
-    """Write it if that is wanted; whether standard output is taken by it."""
-    if path is None:
-        return False
-    text = json.dumps(value, indent=2)
-    if path == "-":
-        click.echo(text)
-        return True
-    try:
-        Path(path).write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    return False
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_COLUMNS + 40)

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The command `dpukv reproduce`; main.py registers it: `main.add_command(reproduce)`."""
+"""The command `dpukv reproduce`."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.cli.output import progress_bar, require_root, terminal
+from dpukv_xdp.cli.signals import signals
 
 SIZE_DEFAULT = "default"
 
 
 @click.command()
 @click.argument("figures", nargs=-1, metavar="[FIGURE...]")
-@click.option("--smoke", "size", flag_value="smoke", help="Seconds: to see that all of it works.")
-@click.option("--paper", "size", flag_value="paper", help="As in the paper: 90 s a run, 3 times.")
+@click.option(
+    "--smoke", "size", flag_value="smoke", help="Short runs that show that everything works."
+)
+@click.option(
+    "--paper", "size", flag_value="paper", help="As in the paper: 90 s per run, 3 repeats."
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -24,12 +27,14 @@ SIZE_DEFAULT = "default"
     show_default=True,
     help="Directory of the runs and of the report.",
 )
-@click.option("--resume", is_flag=True, help="Keep the runs that are there, and go on.")
-@click.option("--list", "wants_list", is_flag=True, help="Say which figures there are.")
+@click.option("--resume", is_flag=True, help="Keep the runs that are done, and continue.")
+@click.option("--list", "wants_list", is_flag=True, help="List the figures and their runs.")
 def reproduce(
     figures: tuple[str, ...], size: str | None, output: Path, resume: bool, wants_list: bool
 ) -> None:
-    """The paper's figures, measured here, beside its values.
+    """Measure the paper's figures on this machine.
+
+    The report puts them beside the paper's values.
 
     FIGURE is one of fig2, table1, fig5, fig6, fig8, fig9, fig10, fig11, fig12, fig13 and model,
     several of them, or all. The report is DIR/report.html and DIR/report.md, every run a line of
@@ -46,20 +51,19 @@ def reproduce(
             click.echo(f"{plan.id:8} {own:4} runs  {plan.title}")
         click.echo(f"{len(runs)} runs in all, {load_sizes()[size_name].summary}".rstrip())
         return
-    from dpukv_xdp.cli import main
     from dpukv_xdp.paper import reproduce as runner
 
     if runner.needs_root(runs):
-        main._require_root("reproduce")
+        require_root("reproduce")
     path = _prepared(output) / runner.RUNS_NAME
-    main.signals.catch()
-    with _progress() as progress:
+    signals.catch()
+    with progress_bar(with_time_left=True) as progress:
         measured = runner.reproduce(runs, size_name, path, progress, resume=resume)
         progress("writing the report", 1.0)
         from dpukv_xdp.paper.html_report import write_report
 
         written = write_report(plans, runs, size_name, runner.read_lines(path), output)
-    console = main._console()
+    console = terminal()
     rest = "" if measured == len(runs) else ", the others were there"
     console.print(f"{measured} of {len(runs)} runs measured{rest}")
     for name, reason in written.missing.items():
@@ -73,31 +77,3 @@ def _prepared(output: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write to {output}: {error.strerror}") from error
     return output
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar with the time left on stderr, if somebody watches."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    with Progress(
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        refresh_per_second=4,
-        speed_estimate_period=600,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from signal import SIG_BLOCK, pthread_sigmask, valid_signals
-from types import TracebackType
 from typing import Protocol, Self
-from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from dpukv_xdp.base.errors import DirectoryError, RecordError, UsageError
+from dpukv_xdp.base.processes import start_ticks
 from dpukv_xdp.wire import abi
 
 TTL_SECONDS = 10
@@ -39,8 +38,6 @@ ENDPOINTS_MAX = 32
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
-_PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)+")
-_ETCD_PORT = 2379
 _SUFFIX = ".json"
 _UNFINISHED = ".new"  # the end of a file's name while it is written
 
@@ -141,33 +138,6 @@ def malformed(listing: Listing) -> list[RecordError]:
     return [each for each in listing.values() if isinstance(each, RecordError)]
 
 
-def open_directory(url: str, ttl_seconds: int = TTL_SECONDS) -> Directory:
-    """The place that a URL names; nothing is touched yet. UsageError if it names none."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise UsageError(f"{url!r} is no directory: {error}") from error
-    if parts.query or parts.fragment:
-        raise UsageError(f"the directory {url!r} has a '?' or '#': a plain address will do")
-    if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/"):
-            raise UsageError(f"the directory {url!r} is not file:/ and an absolute path")
-        return FileDirectory(Path(parts.path), ttl_seconds)
-    if parts.scheme not in ("etcd2", "etcd3"):
-        raise UsageError(
-            f"{url!r} is no directory: use file:/path, etcd2://host:{_ETCD_PORT}/mica or "
-            f"etcd3://host:{_ETCD_PORT}/mica"
-        )
-    from dpukv_xdp.discovery.etcd import Etcd2Directory, Etcd3Directory  # slow: brings requests
-
-    host, port = _host_and_port(url, parts)
-    prefix = parts.path.rstrip("/") or "/mica"
-    if not _PREFIX.fullmatch(prefix):
-        raise UsageError(f"{prefix!r} in {url!r} is no etcd prefix such as /mica")
-    kind = Etcd2Directory if parts.scheme == "etcd2" else Etcd3Directory
-    return kind(host, port, prefix, ttl_seconds)
-
-
 class Publisher:
     """Keeps one record in a directory as long as its block lasts, by a thread of its own."""
 
@@ -207,12 +177,7 @@ class Publisher:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._withdraw()
 
     def _withdraw(self) -> None:
@@ -358,8 +323,6 @@ def host_of(name: str) -> str:
 
 def is_dead(name: str) -> bool:
     """Whether that server was a process of this host, which has ended."""
-    from dpukv_xdp.lab.lab import start_ticks  # slow, and for servers only
-
     process = name.rpartition(".")[2]
     is_ours = process.isdecimal() and name == server_name(int(process))
     return is_ours and start_ticks(int(process)) is None
@@ -403,13 +366,3 @@ def _check_endpoint(mac: str, address: str, port: int) -> None:
         raise RecordError(f"{address!r} is no IPv4 address") from error
     if not 0 <= port <= 0xFFFF:
         raise RecordError(f"{port} is no UDP port")
-
-
-def _host_and_port(url: str, parts: SplitResult) -> tuple[str, int]:
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or parts.username is not None or parts.password is not None:
-        raise UsageError(f"the directory {url!r} is not {parts.scheme}://HOST:PORT/PREFIX")
-    return host, _ETCD_PORT if port is None else port

@@ -18,9 +18,9 @@ from dpukv_xdp.discovery.directory import (
     ServerRecord,
     host_of,
     malformed,
-    open_directory,
     usable,
 )
+from dpukv_xdp.discovery.opening import open_directory
 
 PAUSE_SECONDS = 0.02
 """From one look into the directory to the next, however many ask for it."""

@@ -24,23 +24,29 @@ import msgspec
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.kernel import kernel_headers
-from dpukv_xdp.wire import abi
 
 KEPT_OBJECTS_MAX = 500
 """Compiled objects that stay; the oldest go first."""
 
-# Include paths must be absolute: bcc compiles in the kernel tree. clang warns about the kernel's
-# own headers, not ours.
-_INCLUDE = f"-I{abi.BPF_DIR}"
+# clang warns about the kernel's own headers, not ours.
 _WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
 _KEEPS = "2"
 """Changes with the layout of CompiledObject, and with what its key is made of."""
 _INSTRUCTION = struct.Struct("=BBhi")
+_WIDE_LOAD = struct.Struct("=BBhIII")
+"""An instruction of two: the lower word of the number is in the first, the upper in the second."""
 _LOAD_WORD = 0x18
 """Of an instruction that loads 64 bits: BPF_LD | BPF_IMM | BPF_DW."""
 _MAP_FD = 1
 """In its source register: the number is a map's file descriptor, BPF_PSEUDO_MAP_FD."""
+_NUMBER = 0
+"""In its source register: the number is a number."""
+SETTINGS_AT_LOAD = ("KV_PORT", "KV_ADDRESS", "KV_PORT_COUNT")
+"""Settings that are filled in when a program is loaded; each has its index in place of a value."""
+_SETTING_MARKER = 0x4B56A70A
+"""Upper word of such a place: see KV_AT_LOAD in bpf/side.h."""
 
 
 class MapPlan(msgspec.Struct, frozen=True):
@@ -62,7 +68,9 @@ class CompiledObject(msgspec.Struct, frozen=True):
 
     maps: tuple[MapPlan, ...]
     programs: dict[str, bytes]
-    """Their instructions; where a map's file descriptor belongs stands its number in `maps`."""
+    """Their instructions. In place of a map's file descriptor they have its index in `maps`, and in
+    place of a setting of SETTINGS_AT_LOAD a marker: see `filled_in`.
+    """
     btf: bytes
 
 
@@ -71,9 +79,11 @@ def compile_source(
 ) -> CompiledObject:
     """`source` with `settings` as -D, or what was kept of the last time.
 
+    The values of SETTINGS_AT_LOAD make no difference to it: `filled_in` puts them in.
+
     Raises MissingError without bcc, LoadError when clang refuses.
     """
-    defines = tuple(f"-D{name}={value}" for name, value in settings.items())
+    defines = tuple(f"-D{name}={_in_source(name, value)}" for name, value in settings.items())
     key = _key(source, programs, defines)
     found = _kept(key)
     if found is None:
@@ -104,7 +114,10 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
     bcc = _import_bcc()
     with _captured_stderr() as read_log:
         try:
-            module = bcc.BPF(src_file=str(source).encode(), cflags=[_INCLUDE, *_WARNINGS, *defines])
+            module = bcc.BPF(
+                src_file=str(source).encode(),
+                cflags=[*_include_flags(source), *_WARNINGS, *defines],
+            )
         except Exception as error:  # bcc raises bare Exception; its reason is on stderr
             log = read_log()
             raise LoadError(telling_line(source, log, str(error)), log) from error
@@ -122,6 +135,14 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
         )
     finally:
         module.cleanup()
+
+
+def _include_flags(source: Path) -> list[str]:
+    """Return where clang looks for our headers: beside the source, then in bpf/.
+
+    The paths must be absolute, because bcc compiles in the kernel tree.
+    """
+    return [f"-I{directory}" for directory in (source.parent.resolve(), BPF_DIR)]
 
 
 def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
@@ -179,6 +200,22 @@ def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
         if code == _LOAD_WORD and registers >> 4 == _MAP_FD:
             _INSTRUCTION.pack_into(found, at, code, registers, offset, number_of(number))
     return bytes(found)
+
+
+def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
+    """Return the instructions with the values of SETTINGS_AT_LOAD, each below 2^32."""
+    found = bytearray(instructions)
+    for at in range(0, len(found) - _WIDE_LOAD.size + 1, _INSTRUCTION.size):
+        code, registers, _, index, rest, marker = _WIDE_LOAD.unpack_from(found, at)
+        if code == _LOAD_WORD and registers >> 4 == _NUMBER and marker == _SETTING_MARKER:
+            value = settings[SETTINGS_AT_LOAD[index]]
+            _WIDE_LOAD.pack_into(found, at, code, registers, 0, value, rest, 0)
+    return bytes(found)
+
+
+def _in_source(name: str, value: int) -> str:
+    """Return what -D says of a setting."""
+    return f"KV_AT_LOAD({SETTINGS_AT_LOAD.index(name)})" if name in SETTINGS_AT_LOAD else str(value)
 
 
 def _import_bcc() -> Any:
@@ -240,7 +277,7 @@ def _texts(source: Path) -> Iterator[str]:
         text = path.read_text()
         yield text
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
-            places = (path.parent / name, abi.BPF_DIR / name)
+            places = [folder / name for folder in (path.parent, source.parent, BPF_DIR)]
             waiting += [place for place in places if place.is_file()][:1]
 
 

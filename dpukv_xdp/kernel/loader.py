@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
+from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.kernel import compiler, features
 from dpukv_xdp.kernel.compiler import CompiledObject, MapPlan
-from dpukv_xdp.wire import abi
 
 VERIFIER_LOG_BYTES = 16 << 20
 """Room for what the verifier says of a program that it refuses."""
@@ -38,7 +38,7 @@ class Build:
     """File in bpf/."""
     programs: tuple[str, ...]
     settings: Mapping[str, int]
-    """Passed as -D."""
+    """Passed as -D, or filled in: see compiler.SETTINGS_AT_LOAD."""
     tail_calls: tuple[str, ...] = ()
 
     def load(self) -> "LoadedObject":
@@ -119,18 +119,23 @@ def load(
     settings: Mapping[str, int],
     tail_calls: Sequence[str] = (),
 ) -> LoadedObject:
-    """Compile bpf/`source_name` with `settings` as -D and load `programs` as XDP programs.
+    """Compile bpf/`source_name` with `settings` and load `programs` as XDP programs.
 
     `tail_calls` names those that other programs call through kv_programs, by their index there.
     Raises MissingError without bcc, LoadError when clang or the verifier refuses.
     """
-    source = abi.BPF_DIR / source_name
+    source = BPF_DIR / source_name
     compiled = compiler.compile_source(source, [*programs, *tail_calls], settings)
     with ExitStack() as kept:
         maps = _make_maps(source, compiled, kept)
         fds = [fd for fd, _ in maps.values()]
         functions = {
-            name: _load_program(source, name, compiler.patched(instructions, fds.__getitem__), kept)
+            name: _load_program(
+                source,
+                name,
+                compiler.filled_in(compiler.patched(instructions, fds.__getitem__), settings),
+                kept,
+            )
             for name, instructions in compiled.programs.items()
         }
         loaded = LoadedObject(maps, functions, kept.pop_all())

@@ -2,7 +2,7 @@
 """Network interfaces: what they are, their offloads, and the XDP program on them.
 
 Every function works in the network namespace of the calling thread. A program is attached by
-netlink, so it stays when its process is killed: dpukv_xdp.lab keeps the register that cleans up
+netlink, so it stays when its process is killed: attachments.py keeps the register that cleans up
 after that.
 """
 

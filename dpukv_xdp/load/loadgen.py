@@ -8,7 +8,6 @@ Python prepares, starts, watches and stops; nothing of it runs per packet.
 import contextlib
 import time
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -16,29 +15,30 @@ import numpy.typing as npt
 from dpukv_xdp._core._native import lib
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.kernel import loader, nic
-from dpukv_xdp.lab import lab
+from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.workload import Plan
 from dpukv_xdp.native import probes
-from dpukv_xdp.native.engine import LIVE_BATCH_FRAMES, LiveFrames, NativeThread, catch_stop_signal
+from dpukv_xdp.native.senders import LIVE_BATCH_FRAMES, LiveFrames, catch_stop_signal
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 
 TEMPLATES = 32768
-"""Prepared frames; the stream of requests repeats after them."""
+"""Number of prepared frames, after which the stream of requests repeats."""
 TIMEOUT_NS = 200_000_000
-"""A packet unanswered for so long is lost; far beyond any pause of a busy machine's engine."""
+"""Time after which an unanswered packet is lost; far longer than any pause of an engine."""
 LOAD_TRIES = 3
-"""Times that a part of the load phase is sent when answers to it were lost."""
+"""Attempts at each part of the load phase when answers are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """How packets follow one another."""
+    """The pace of packets."""
 
     window: int
-    """Packets outstanding at most."""
+    """Most packets outstanding."""
     open_loop: bool = False
-    """Send at the templates' gaps, whatever comes back; latency counts from the intended start."""
+    """Send at the templates' gaps regardless of answers; latency counts from the intended start."""
 
     def check(self) -> None:
         """Raise UsageError for a window that the generator cannot keep."""
@@ -51,13 +51,13 @@ class Snapshot:
     """The generator's counters at one moment; differences of two are a measurement."""
 
     at_ns: int
-    """CLOCK_MONOTONIC."""
+    """Time by CLOCK_MONOTONIC."""
     sent: dict[str, int]
     """Fields of kv_load_cursor."""
     received: dict[str, int]
     """Fields of kv_load_results, summed over cores."""
     latency: npt.NDArray[np.uint64]
-    """Requests by kv_histogram_bucket()."""
+    """Histogram of requests by kv_histogram_bucket()."""
     cpu_ns: int
     """CPU time of the generating thread, with the softirqs that ran on top of it."""
     run_time_ns: int
@@ -70,7 +70,7 @@ def build(
     """Return the generator's BPF programs for a server's ports and the longest prepared frame."""
     settings = {
         "KV_PORT": port,
-        "KV_ENGINES": engines,
+        "KV_PORT_COUNT": engines,
         "KV_TEMPLATES": TEMPLATES,
         "KV_TEMPLATE_ROOM": workload.template_room(frame_bytes_max),
     }
@@ -89,10 +89,10 @@ class LoadGenerator:
         cpu: int,
         frame_bytes_max: int = abi.KV_TEMPLATE_FRAME,
     ) -> None:
-        """`cpu` is the core that generates; on a veth pair the server's XDP runs there as well.
+        """Prepare a generator on core `cpu`; on a veth pair the server's XDP runs there, too.
 
-        Plans with shorter frames than `frame_bytes_max` only are faster if it says so: prepared
-        frames take less memory then.
+        A smaller `frame_bytes_max` makes plans with short frames faster, because prepared frames
+        then take less memory.
         """
         self._build = build("load", port, engines, frame_bytes_max)
         self._template_dtype = workload.template_dtype(self._build.settings["KV_TEMPLATE_ROOM"])
@@ -113,26 +113,19 @@ class LoadGenerator:
             self._control = _map(programs, "kv_load_control", "kv_load_control", 1)[0]
             self._cursor = _map(programs, "kv_load_cursor", "kv_load_cursor", 1)[0]
             self._slots = _map(programs, "kv_load_slots", "kv_load_slot", abi.KV_WINDOW_MAX)
-            attachment = lab.register_attachment(
-                self.interface.name, programs.programs["kv_collect"]
-            )
-            cleanup.callback(lab.release_attachment, attachment)
+            attachment = register_attachment(self.interface.name, programs.programs["kv_collect"])
+            cleanup.callback(release_attachment, attachment)
             self.attachment = attachment
             catch_stop_signal()
             cleanup.callback(self.abort)
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def load(self, plan: Plan, window: int) -> dict[str, float]:
-        """Store all of the plan's keys through the network; seconds, keys, and what went wrong."""
+        """Store all of the plan's keys through the network; return times and counts."""
         start = self.snapshot()
         first_key, lost = 0, 0
         while first_key < plan.keys:
@@ -182,7 +175,7 @@ class LoadGenerator:
         self._thread = thread
 
     def end(self) -> int:
-        """Stop sending, wait for what is out, and return how many of its requests were lost."""
+        """Stop sending, wait for outstanding answers, and return the number of requests lost."""
         self._control["state"] = abi.KV_LOAD_DRAINING
         deadline_ns = time.monotonic_ns() + 2 * TIMEOUT_NS
         while self._slots["busy"].any() and time.monotonic_ns() < deadline_ns:
@@ -194,7 +187,7 @@ class LoadGenerator:
         return lost
 
     def abort(self) -> None:
-        """Stop sending now, whatever is still out."""
+        """Stop sending at once, without waiting for answers."""
         try:
             self._stop_thread()
         finally:
@@ -209,7 +202,7 @@ class LoadGenerator:
         return lost
 
     def snapshot(self) -> Snapshot:
-        """The counters now."""
+        """Return the present counters."""
         results = self._programs.read_array("kv_load_results", abi.dtype("kv_load_results"))[0]
         cursor = self._cursor.copy()
         at_ns = time.monotonic_ns()
@@ -242,7 +235,7 @@ class LoadGenerator:
 
 
 def latency_summary(latency: npt.NDArray[np.uint64]) -> dict[str, float]:
-    """Quantiles in microseconds of a histogram of requests; zeros if it is empty."""
+    """Return the quantiles of a histogram of requests, in us; zeros if it is empty."""
     total = int(latency.sum())
     if total == 0:
         return dict.fromkeys(("p50", "p90", "p99", "p999", "max"), 0.0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What the load generator sends: YCSB workloads as arrays of prepared frames.
+"""YCSB workloads as arrays of prepared frames for the load generator.
 
-Everything works on whole arrays, because a run prepares a million requests before its first packet
-leaves. A *stream* is the sequence of operations and keys that the workload's definition asks for;
-it is cut into packets without changing its order. Keys are ranks: key 0 is the hottest of a Zipf
-distribution, unscrambled, as in MICA2's netbench.
+All functions work on whole arrays, because a run prepares a million requests before its first
+packet leaves. A *stream* is the sequence of operations and keys that the workload's definition asks
+for; it is cut into packets without changing its order. Keys are ranks: key 0 is the hottest of a
+Zipf distribution, unscrambled, as in MICA2's netbench.
 """
 
 from bisect import bisect_right
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.native.hashing import hash_keys
 from dpukv_xdp.topology.placement import owners_of_hashes
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import (
@@ -30,6 +31,7 @@ from dpukv_xdp.wire.codec import (
     mac_to_bytes,
     payload_max,
 )
+from dpukv_xdp.wire.hashing import hash_key
 
 U64 = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -55,10 +57,10 @@ WORKLOADS = {
 LOAD = Workload("load", 0.00, "the load phase: SET")
 
 KEYS_MAX = 1 << 48
-"""Well inside the integers that a double, in which Zipf ranks are drawn, holds exactly."""
+"""Most keys: well within the integers that a double, in which Zipf ranks are drawn, represents."""
 
 ZIPF_THETA = 0.99
-"""YCSB's skew."""
+"""Skew of YCSB's Zipf distribution."""
 
 CACHE_LINE_BYTES = 64
 
@@ -69,16 +71,17 @@ Spacing = Literal["constant", "exponential"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to prepare."""
+    """The load to prepare."""
 
     source: Endpoint
     destination: Endpoint
-    """The server; its port is engine 0's, engine i listens i ports further."""
+    """The server, with the port of engine 0; engine i listens on that port plus i."""
     workload: Workload
     keys: int
     """Keys in the store."""
     requests_per_packet: int
-    """At most so many; a packet is cut earlier when the next request or its response would not fit.
+    """Most requests per packet; a packet is cut earlier if the next request or its response would
+    not fit.
     """
     key_size: int = 8
     value_size: int = 8
@@ -88,19 +91,19 @@ class Plan:
     seed: int = 1
     mtu: int = ETHERNET_MTU
     spacing: Spacing = "exponential"
-    """How the gaps of an open loop are distributed."""
+    """Distribution of an open loop's gaps."""
     gap_mean_ns: float = 0.0
     """Mean time between packets of an open loop; 0 for a closed loop."""
 
     @property
     def engines(self) -> int:
-        """UDP ports in use."""
+        """Return the number of engines, and so of UDP ports."""
         return max(self.owners, default=-1) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What stands in the pool now."""
+    """Counts of the frames and requests in the pool."""
 
     templates: int
     requests: int
@@ -110,7 +113,7 @@ class Prepared:
 def build_templates(plan: Plan, pool: npt.NDArray[np.void]) -> Prepared:
     """Fill the whole pool, an array of template_dtype(), in place with the plan's stream.
 
-    The same plan gives the same bytes. UsageError for a plan that cannot be sent.
+    The same plan gives the same bytes. Raises UsageError for a plan that cannot be sent.
     """
     _check_plan(plan)
     _check_pool(pool)
@@ -126,14 +129,14 @@ def build_templates(plan: Plan, pool: npt.NDArray[np.void]) -> Prepared:
 
 
 def template_room(frame_bytes_max: int) -> int:
-    """Bytes for a prepared frame of that length, so that templates fill whole cache lines."""
+    """Return the room for a prepared frame, in bytes, that makes templates fill cache lines."""
     frame_at = abi.offset("kv_template", "frame")
     room = -(-(frame_at + frame_bytes_max) // CACHE_LINE_BYTES) * CACHE_LINE_BYTES - frame_at
     return min(room, abi.KV_TEMPLATE_FRAME)
 
 
 def template_dtype(room: int) -> np.dtype[np.void]:
-    """struct kv_template with so many bytes for its frame."""
+    """Return the dtype of struct kv_template with `room` bytes for its frame."""
     full = abi.dtype("kv_template")
     fields = {name: (field, offset) for name, (field, offset, *_) in (full.fields or {}).items()}
     _, frame_at = fields.pop("frame")
@@ -148,18 +151,18 @@ def template_dtype(room: int) -> np.dtype[np.void]:
 
 
 def frame_bytes_max(key_size: int, value_size: int, requests_per_packet: int) -> int:
-    """Bytes of the longest frame of so many requests: all of them SETs."""
+    """Return the bytes of the longest frame with so many requests: all are SETs."""
     _, _, put, _ = _item_sizes(key_size, value_size)
     return NETWORK_HEADER_BYTES + BATCH_HEADER_BYTES + max(requests_per_packet, 1) * put
 
 
 def load_templates(plan: Plan, pool: npt.NDArray[np.void], first_key: int = 0) -> Prepared:
-    """Fill the pool in place with SETs of the plan's keys from `first_key` on, in order, as many to
-    a packet as fit.
+    """Fill the pool in place with SETs of the plan's keys from `first_key` on, in order, as many
+    per packet as fit.
 
-    Of the plan, workload, distribution, seed and spacing do not matter here. `requests` of the
-    result says how many keys were taken: the next call goes on at `first_key` plus that. The pool
-    needs a template for each engine.
+    Ignores the plan's workload, distribution, seed and spacing. The result's `requests` is the
+    number of keys taken: the next call continues at `first_key` plus that. The pool needs a
+    template for each engine.
     """
     _check_plan(plan)
     _check_pool(pool)
@@ -181,18 +184,18 @@ def load_templates(plan: Plan, pool: npt.NDArray[np.void], first_key: int = 0) -
 def requests_per_packet_max(
     key_size: int, value_size: int, workload: Workload, mtu: int = ETHERNET_MTU
 ) -> int:
-    """The most requests for which neither the request frame nor the response frame, every GET a
-    hit, exceeds the MTU, KV_FRAME_MAX or KV_BATCH_MAX.
+    """Return the most requests for which neither the request frame nor the response frame, with
+    every GET a hit, exceeds the MTU, KV_FRAME_MAX or KV_BATCH_MAX.
 
-    A mixed workload counts its luckiest packet; its others are cut earlier. KeyValueError if not
-    one request fits.
+    For a mixed workload this is the mix that fits best; its other packets are cut earlier. Raises
+    KeyValueError if no request fits.
     """
     check_lengths(key_size, value_size, mtu)
     room = payload_max(mtu) - BATCH_HEADER_BYTES
     get, get_hit, put, put_done = _item_sizes(key_size, value_size)
 
     def gets_beside(sets: int) -> int:
-        """How many GETs fit beside so many SETs; negative if the SETs alone do not fit."""
+        """Return the GETs that fit beside so many SETs; negative if the SETs alone do not fit."""
         return min((room - sets * put) // get, (room - sets * put_done) // get_hit)
 
     if workload.get_fraction == 1:
@@ -209,7 +212,7 @@ def requests_per_packet_max(
 
 
 def key_ranks(distribution: Distribution, keys: int, count: int, rng: np.random.Generator) -> U64:
-    """`count` ranks in 0..keys-1, drawn from a distribution; UsageError for an unknown one."""
+    """Draw `count` ranks in 0..keys-1. Raises UsageError for an unknown distribution."""
     if distribution == "uniform":
         return rng.integers(0, keys, size=count, dtype=np.uint64)
     if distribution == "zipf":
@@ -218,13 +221,13 @@ def key_ranks(distribution: Distribution, keys: int, count: int, rng: np.random.
 
 
 def zipf_ranks(keys: int, count: int, rng: np.random.Generator, theta: float = ZIPF_THETA) -> U64:
-    """`count` ranks with P(rank) proportional to 1 / (rank + 1) ** theta, for any theta above 0 but
-    1.
+    """Draw `count` ranks with P(rank) proportional to 1 / (rank + 1) ** theta, for any theta above
+    0 except 1.
 
     Rejection-inversion (Hoermann and Derflinger, "Rejection-inversion to generate variates from
-    monotone discrete distributions", 1996): exact, unlike the approximation of Gray et al. that
-    YCSB and MICA2 use, which makes the third key a fifth too hot; and without a table or a sum over
-    all keys. About one draw in a thousand is repeated.
+    monotone discrete distributions", 1996) is exact, unlike the approximation of Gray et al. that
+    YCSB and MICA2 use, which makes the third key a fifth too hot. It needs neither a table nor a
+    sum over all keys. About one draw in a thousand is repeated.
     """
     ranks = np.zeros(count, dtype=np.uint64)
     if keys == 1:
@@ -239,10 +242,10 @@ def zipf_ranks(keys: int, count: int, rng: np.random.Generator, theta: float = Z
 
 
 def key_words(ranks: U64, key_size: int) -> U64:
-    """The keys of these ranks, as uint64 [ranks, words], zero padded.
+    """Return the keys of these ranks, as uint64 [ranks, words], zero padded.
 
-    A key is its rank, 8 bytes little endian, and then a fixed filler; a key below 8 bytes is the
-    rank's low bytes.
+    A key is its rank in 8 bytes, little endian, followed by a fixed filler; a key of fewer than 8
+    bytes is the rank's low bytes.
     """
     words = np.empty((len(ranks), -(-key_size // 8)), dtype=np.uint64)
     words[:, 0] = ranks
@@ -253,14 +256,14 @@ def key_words(ranks: U64, key_size: int) -> U64:
 
 
 def hash_words(words: U64, key_size: int) -> U64:
-    """CityHash64 of the keys that `key_words` made."""
+    """Return CityHash64 of the keys that `key_words` made."""
     if key_size == 8:
-        return abi.hash_keys(words[:, 0])
-    return abi.hash_keys(words.view(np.uint8)[:, :key_size])
+        return hash_keys(words[:, 0])
+    return hash_keys(words.view(np.uint8)[:, :key_size])
 
 
 def value_words(hashes: U64, value_size: int) -> U64:
-    """The values that belong to keys of these hashes, as uint64 [hashes, words], zero padded:
+    """Return the values of keys with these hashes, as uint64 [hashes, words], zero padded: see
     KV_LOAD_VALUE_WORD.
     """
     count = -(-value_size // 8)
@@ -272,22 +275,23 @@ def value_words(hashes: U64, value_size: int) -> U64:
 
 
 def key_bytes(rank: int, key_size: int) -> bytes:
-    """One key, as the load generator writes it."""
+    """Return a key as the load generator writes it."""
     return key_words(np.array([rank], dtype=np.uint64), key_size).tobytes()[:key_size]
 
 
 def value_bytes(key: bytes, value_size: int) -> bytes:
-    """The value that the load generator stores under `key`, and checks in every answer."""
-    hashes = np.array([abi.hash_key(key)], dtype=np.uint64)
+    """Return the value that the load generator stores under `key` and checks in every answer."""
+    hashes = np.array([hash_key(key)], dtype=np.uint64)
     return value_words(hashes, value_size).tobytes()[:value_size]
 
 
 def gaps_ns(
     mean_ns: float, spacing: Spacing, count: int, rng: np.random.Generator
 ) -> npt.NDArray[np.uint32]:
-    """Whole nanoseconds between `count` packets: constant, or exponential as in a Poisson process.
+    """Return gaps between `count` packets in whole ns: constant, or exponential as in a Poisson
+    process.
 
-    Rounding is carried over, so that the mean stays exact.
+    Rounding errors are carried over, so that the mean stays exact.
     """
     if spacing not in ("constant", "exponential"):
         raise UsageError(f"unknown spacing {spacing!r}: use constant or exponential")
@@ -301,18 +305,20 @@ def gaps_ns(
 
 
 KEY_FILLER_WORD = np.uint64(0x7965_6B2D_7661_6C75)
-"""Every word of a key behind its first: any constant would do, this one reads well in a dump."""
+"""Every word of a key after its first: an arbitrary constant that reads well in a dump."""
 
 GAP_MEAN_MAX_NS = 1e8
-"""Ten packets a second; an exponential gap forty times as long still fits the template's 32 bits.
+"""Longest mean gap: ten packets per second. An exponential gap forty times as long still fits the
+template's 32 bits.
 """
 
 
 def _zipf_attempt(
     keys: int, count: int, rng: np.random.Generator, theta: float
 ) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """Candidate ranks and which of them stand. Names as in the paper: H is the integral of h(x) = x
-    ** -theta.
+    """Draw candidate ranks, and return them with a mask of the accepted ones.
+
+    Names are those of the paper: H is the integral of h(x) = x ** -theta.
     """
     power = 1.0 - theta
 
@@ -335,7 +341,7 @@ def _zipf_attempt(
 
 
 def _low_bytes(count: int) -> np.uint64:
-    """A mask of the first `count` bytes of a little-endian word."""
+    """Return a mask of the first `count` bytes of a little-endian word."""
     return np.uint64((1 << (8 * count)) - 1)
 
 
@@ -344,8 +350,8 @@ def _low_bytes(count: int) -> np.uint64:
 
 @dataclass(frozen=True, slots=True)
 class _Packets:
-    """How a stream is cut: packet p holds requests order[starts[p]:starts[p] + counts[p]] and goes
-    to engines[p].
+    """A stream cut into packets: packet p holds the requests order[starts[p]:starts[p] + counts[p]]
+    and goes to engines[p].
     """
 
     order: Indices | None
@@ -362,7 +368,7 @@ def _fill(
     is_get: npt.NDArray[np.bool_],
     fit: int | None = None,
 ) -> Prepared:
-    """Cut the stream and write its first packets, as many as the pool has room for."""
+    """Cut the stream and write its first packets, as many as fit the pool."""
     words = key_words(keys, plan.key_size)
     hashes = hash_words(words, plan.key_size)
     packets = _cut(plan, hashes, is_get, fit or plan.requests_per_packet, len(pool))
@@ -376,7 +382,7 @@ def _fill(
     if NETWORK_HEADER_BYTES + payload_bytes.max() > _room_of(pool):
         raise UsageError(
             f"templates of {_room_of(pool)} bytes are too short for {plan.requests_per_packet} "
-            "requests a packet"
+            "requests per packet"
         )
     used = pool[: len(firsts)]
     used["frame_bytes"] = NETWORK_HEADER_BYTES + payload_bytes
@@ -395,8 +401,8 @@ def _fill(
 def _cut(
     plan: Plan, hashes: U64, is_get: npt.NDArray[np.bool_], count_max: int, packet_max: int
 ) -> _Packets:
-    """Cut the stream greedily into packets of at most `count_max` requests of one engine, in the
-    order of their first requests; at most `packet_max` of them.
+    """Cut the stream greedily into at most `packet_max` packets, in the order of their first
+    requests; each has at most `count_max` requests of one engine.
     """
     engine_of = owners_of_hashes(plan.owners, hashes)
     order = None if plan.engines == 1 else np.argsort(engine_of, kind="stable")
@@ -428,8 +434,10 @@ def _cut(
 def _cut_segment(
     totals: Sequence[Indices], begin: int, end: int, count_max: int, mtu: int
 ) -> list[int]:
-    """Where packets begin in begin..end, and the end. `totals` are running sums of those bytes (of
-    requests, of responses) that can fill a packet before `count_max` does.
+    """Return the positions in begin..end at which packets begin, followed by `end`.
+
+    `totals` are running sums of the bytes, of requests and of responses, that may fill a packet
+    before it has `count_max` requests.
     """
     if not totals:
         return [*range(begin, end, count_max), end]
@@ -446,7 +454,7 @@ def _cut_segment(
 
 
 def _positions(packets: _Packets) -> Indices | slice:
-    """Where in the stream the requests of these packets stand, packet after packet."""
+    """Return the positions in the stream of the packets' requests, packet after packet."""
     total = int(packets.counts.sum())
     if packets.order is None:
         return slice(0, total)
@@ -457,7 +465,7 @@ def _positions(packets: _Packets) -> Indices | slice:
 
 
 def _item_sizes(key_size: int, value_size: int) -> tuple[int, int, int, int]:
-    """Bytes on the wire of: a GET, its hit, a SET, its response."""
+    """Return the bytes on the wire of a GET, of its hit, of a SET, and of its response."""
     return (
         item_bytes(key_size, 0),
         item_bytes(0, value_size),
@@ -469,7 +477,7 @@ def _item_sizes(key_size: int, value_size: int) -> tuple[int, int, int, int]:
 def _write_headers(
     plan: Plan, used: npt.NDArray[np.void], packets: _Packets, payload_bytes: Indices
 ) -> None:
-    """Ethernet, IPv4 with a valid checksum, UDP without one, and the batch header, into each
+    """Write Ethernet, IPv4 with a checksum, UDP without one, and the batch header into each
     template.
     """
     headers = np.zeros(len(used), dtype=abi.dtype("kv_packet_header"))
@@ -502,8 +510,10 @@ def _write_items(
     hashes: U64,
     is_get: npt.NDArray[np.bool_],
 ) -> None:
-    """Write every request into its template: `item_at` counts 8-byte words from the pool's start,
-    `indices` is the request's place in its packet and so its opaque.
+    """Write every request into its template.
+
+    `item_at` counts 8-byte words from the pool's start; `indices` is the request's place in its
+    packet, which becomes its opaque.
     """
     pool_words = used.view(np.uint64)
     get, put = _item_prototypes(plan.key_size, plan.value_size)
@@ -525,7 +535,7 @@ def _write_items(
 
 
 def _item_prototypes(key_size: int, value_size: int) -> tuple[U64, U64]:
-    """The item header of a GET and of a SET as words, with hash and opaque 0."""
+    """Return the item headers of a GET and of a SET as words, with hash and opaque 0."""
     headers = np.zeros(2, dtype=abi.dtype("kv_item_header"))
     headers["operation"] = abi.Operation.GET, abi.Operation.SET
     headers["kv_length"] = np.array([0, value_size]) | key_size << KEY_LENGTH_SHIFT
@@ -534,7 +544,7 @@ def _item_prototypes(key_size: int, value_size: int) -> tuple[U64, U64]:
 
 
 def _ipv4_checksums(ip_headers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """The checksum of each row, a header whose own field is 0, as it must stand in memory."""
+    """Return each row's checksum as it is in memory; a row is a header with a checksum of 0."""
     words = np.ascontiguousarray(ip_headers).view(">u2").astype(np.uint32)
     total = words.sum(axis=1)
     total = (total & 0xFFFF) + (total >> 16)

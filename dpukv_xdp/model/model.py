@@ -3,7 +3,7 @@
 any number of cores, on any DPU.
 
 `simulate` is one point, `sweep` a curve, `figure12` the paper's scaling beside the model's. Costs
-come from model_costs.py, events from model_events.py.
+come from costs.py, events from events.py.
 """
 
 import textwrap
@@ -16,9 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.model.costs import SPARE_HOST_CORES, Costs, costs_from_paper
-from dpukv_xdp.model.events import Machine, Observation, run_events
+from dpukv_xdp.base.plotting import pyplot, save_figure
+from dpukv_xdp.model.costs import Costs
+from dpukv_xdp.model.events import run_events
+from dpukv_xdp.model.paper_costs import SPARE_HOST_CORES, costs_from_paper
 from dpukv_xdp.model.paper_values import paper_names, paper_values
+from dpukv_xdp.model.world import Machine, Observation
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import PROFILES
 
@@ -273,9 +276,9 @@ def plot_sweep(
         "host-cores": "host cores",
         "load": "packets outstanding at an endpoint",
     }
-    left.set(xlabel=labels[over], ylabel="million requests a second", ylim=(0, None))
+    left.set(xlabel=labels[over], ylabel="million requests per second", ylim=(0, None))
     right.set(
-        xlabel="million requests a second" if over == "load" else labels[over],
+        xlabel="million requests per second" if over == "load" else labels[over],
         ylabel="round trip, µs (dashed: 99 %)",
         ylim=(0, None),
     )
@@ -321,7 +324,7 @@ def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Pa
         right.bar(places, means, width, color=line.get_color(), label=name)
         right.plot(places, peaks, "_", color="black", markersize=300 * width / len(resources))
     left.set(
-        xlabel="million requests a second",
+        xlabel="million requests per second",
         ylabel="round trip, mean, µs",
         xlim=(0, None),
         ylim=(0, None),
@@ -336,26 +339,13 @@ def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Pa
 
 def _two_axes() -> tuple[Any, Any, Any]:
     """A figure, and two places for a plot in it."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     return figure, left, right
 
 
 def _save(figure: Any, title: str, path: Path) -> None:
-    """Raises UsageError if it cannot be written."""
-    from matplotlib import pyplot as plt
-
     figure.suptitle("\n".join(textwrap.wrap(title, TITLE_COLUMNS)), fontsize="medium")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, path)
 
 
 def _cores(points: Sequence[Prediction], over: str) -> list[float]:

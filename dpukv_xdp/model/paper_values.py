@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The values that the paper prints, with their notes: what ours are put beside.
+"""The values that the paper prints, with notes.
 
 The table is data/paper_results.csv. A note that begins with `exact`, `range:min`, `range:max`,
 `bound:upto`, `derived`, `approx` or `config` says how far a value may be trusted: see Trust.
@@ -17,7 +17,9 @@ from dpukv_xdp.topology.designs import DESIGNS
 RESULTS_PATH = Path(__file__).parent / "data" / "paper_results.csv"
 
 Trust = Literal["exact", "minimum", "maximum", "bound", "derived", "approximate", "setting"]
-"""exact: printed as such. minimum, maximum: ends of a printed range. bound: "up to". derived: by
+"""How far a value may be trusted.
+
+exact: printed as such. minimum, maximum: ends of a printed range. bound: "up to". derived: by
 arithmetic from printed values. approximate: "around". setting: the experiment's configuration.
 """
 
@@ -41,17 +43,17 @@ INCONSISTENCIES = (
     "DPU-only and 2125 for lat (Figure 12h): the two were not measured with the same number of "
     "requests outstanding.",
 )
-"""What the paper's own numbers contradict, one sentence each."""
+"""Contradictions between the paper's own numbers, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaperValue:
-    """One row of the table."""
+    """A row of the table."""
 
     figure_table: str
-    """Where it is printed, such as `Fig.12h` or `Table 1`."""
+    """Place of the value in the paper, such as `Fig.12h` or `Table 1`."""
     dpu: str
-    """`BF-2`, `BF-3`, or what both or none are called there."""
+    """`BF-2`, `BF-3`, or the table's word for both or neither."""
     design: str
     """The paper's name of the design."""
     workload: str
@@ -62,13 +64,13 @@ class PaperValue:
     value: float | None
     """None where the paper gives a shape instead of a number."""
     text: str
-    """The value as it is written."""
+    """The value as printed."""
     unit: str
     note: str
 
     @property
     def trust(self) -> Trust:
-        """How far the value may be trusted."""
+        """Return how far the value may be trusted."""
         words: tuple[tuple[str, Trust], ...] = (
             ("derived", "derived"),
             ("range:min", "minimum"),
@@ -79,15 +81,10 @@ class PaperValue:
         )
         return next((trust for word, trust in words if self.note.startswith(word)), "exact")
 
-    @property
-    def is_derived(self) -> bool:
-        """Whether arithmetic of ours stands between the paper and this value."""
-        return "derived" in self.note
-
 
 @dataclass(frozen=True, slots=True)
 class PaperRange:
-    """What the paper allows a value to be; both ends are equal for an exact one."""
+    """The range that the paper gives for a value; both ends are equal for an exact one."""
 
     low: float
     high: float
@@ -97,18 +94,18 @@ class PaperRange:
 
     @property
     def middle(self) -> float:
-        """Half way."""
+        """Return the middle of the range."""
         return (self.low + self.high) / 2
 
     def error(self, value: float) -> float:
-        """Relative distance of a value from the range: 0 inside, negative below."""
+        """Return the relative distance of a value from the range: 0 inside, negative below."""
         nearest = min(max(value, self.low), self.high)
         return (value - nearest) / abs(nearest) if nearest else value
 
 
 @cache
 def paper_results(path: Path = RESULTS_PATH) -> tuple[PaperValue, ...]:
-    """Every row of the table."""
+    """Return every row of the table."""
     with path.open(newline="", encoding="utf-8") as file:
         return tuple(
             PaperValue(
@@ -135,7 +132,7 @@ def paper_values(
     workload: str | None = None,
     figure_table: str | None = None,
 ) -> tuple[PaperValue, ...]:
-    """The rows of a metric that agree with whatever else is given."""
+    """Return the rows of a metric that match all other arguments given."""
     wanted = {"dpu": dpu, "design": design, "workload": workload, "figure_table": figure_table}
     return tuple(
         row
@@ -153,8 +150,9 @@ def paper_range(
     workload: str | None = None,
     figure_table: str | None = None,
 ) -> PaperRange:
-    """Smallest and largest value of the rows that paper_values finds. Raises UsageError if there
-    are none, or if they have no numbers.
+    """Return the range of the rows that paper_values() finds.
+
+    Raises UsageError if it finds none, or only rows without a number.
     """
     rows = paper_values(
         metric, dpu=dpu, design=design, workload=workload, figure_table=figure_table
@@ -167,13 +165,13 @@ def paper_range(
 
 
 def own_name(paper_name: str) -> str:
-    """What designs.py calls a design of the paper."""
+    """Return the name in designs.py of a design of the paper."""
     return paper_name.removeprefix("DPU-KV-").lower()
 
 
 @cache
 def paper_names() -> dict[str, str]:
-    """What the paper calls the designs of designs.py that it evaluates."""
+    """Return the paper's names of the designs that it evaluates, by their names in designs.py."""
     names = {own_name(row.design): row.design for row in paper_results()}
     return {own: name for own, name in names.items() if own in DESIGNS}
 

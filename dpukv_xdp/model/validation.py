@@ -1,47 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""How far the model is from the paper and from this machine; what it was set by, and what it was
-not, apart.
+"""The model's errors against the paper and against this machine; fitted and held-out values apart.
 
-`validate_paper` runs the paper's points, `validate_measured` what `dpukv bench` measured;
-`validation_json` is what docs/results/model_validation.json holds and a test recomputes.
+`validate_paper` compares the paper's points, `validate_measured` results of `dpukv bench`.
+docs/results/model_validation.json holds `validation_json` of both, and a test recomputes it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.repeats import merged
-from dpukv_xdp.model.costs import (
-    AS_IT_IS,
-    Costs,
-    calibration,
-    costs_from_bench,
-    costs_from_paper,
-    packet_requests,
-)
+from dpukv_xdp.model.bench_costs import AS_IT_IS, calibration, costs_from_bench, packet_requests
+from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.paper_values import PaperRange, own_name, paper_range, paper_values
 from dpukv_xdp.topology.designs import DESIGNS, find_design
 
-VALIDATION_PATH = Path(__file__).parents[2] / "docs" / "results" / "model_validation.json"
 MEASURED_ERROR_MAX = 0.15
-"""What the model is meant to stay within on this machine."""
+"""Largest relative error that the model should have on this machine."""
 CPU_ONLY, DPU_ONLY = "CPU-only", "DPU-only"
 LAT, SAV, DUAL, SHRD = "DPU-KV-lat", "DPU-KV-sav", "DPU-KV-dual", "DPU-KV-shrd"
-"""The paper's names, which its values are found by."""
+"""The paper's names of the designs, by which its values are found."""
 WORKLOADS = ("A", "B", "C")
 HOST_CORES = range(2, 9)
-"""Where Figure 10d's drop is looked for: the text does not say how far the figure goes."""
+"""Host cores where Figure 10d's drop is looked for: the text does not give the range."""
 WIDE = 1.25
-"""High over low end, from which on it says little that the model lies within a range."""
+"""Ratio of a range's ends above which a value within it says little about the model."""
 
 Standing = Literal["fitted", "derived", "held out"]
-"""fitted: set by this value. derived: follows from values that are fitted, or from the same numbers
-as they do. held out: neither.
+"""fitted: the value determined a parameter. derived: it follows from fitted values, or from the
+numbers behind them. held out: neither.
 """
 PAPER_FITTED: frozenset[tuple[str, str, str, str]] = frozenset(
     {
@@ -54,10 +46,10 @@ PAPER_FITTED: frozenset[tuple[str, str, str, str]] = frozenset(
         ("bf3", SAV, "B", "throughput"),
     }
 )
-"""Points of the paper that model_costs.fit_paper sets: DPU, design, workload, what."""
+"""Points of the paper to which paper_costs.fit_paper is fitted: DPU, design, workload, quantity."""
 PAPER_DERIVED: frozenset[tuple[str, str, str, str]] = frozenset(
     {
-        # On a line between A and C.
+        # B lies on a line between A and C.
         *(("bf2", design, "B", "throughput") for design in (CPU_ONLY, DPU_ONLY)),
         *(("bf3", design, "B", "throughput") for design in (CPU_ONLY, DPU_ONLY)),
         ("bf3", CPU_ONLY, "C", "throughput"),  # taken for C from A
@@ -65,7 +57,7 @@ PAPER_DERIVED: frozenset[tuple[str, str, str, str]] = frozenset(
         *(("bf2", DUAL, load, "throughput") for load in WORKLOADS),
     }
 )
-"""Points that follow from these."""
+"""Points that follow from the fitted ones."""
 
 LITTLE = (
     "a closed loop's latency is what is outstanding over the throughput; the paper's own values "
@@ -99,7 +91,7 @@ OPEN_LOOP = (
     "the model has none of these"
 )
 SYSTEM_CALLS = (
-    "with one request a packet the host's engine spends most of its time in system calls, which "
+    "with one request per packet the host's engine spends most of its time in system calls, which "
     "the DPU's door waits behind; the model has their mean"
 )
 MEASURED_EXCEPTIONS: tuple[tuple[Callable[[dict[str, Any]], bool], str, str], ...] = (
@@ -110,53 +102,51 @@ MEASURED_EXCEPTIONS: tuple[tuple[Callable[[dict[str, Any]], bool], str, str], ..
         SYSTEM_CALLS,
     ),
 )
-"""Measured points that the model may be further off than MEASURED_ERROR_MAX, what of them, and
-why.
-"""
+"""Measured points where the error may exceed MEASURED_ERROR_MAX: test, quantity and reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One value of the model beside what it ought to be."""
+    """A value of the model beside its reference."""
 
     name: str
     kind: str
-    """`throughput`, `latency` or `other`: what errors are averaged over."""
+    """`throughput`, `latency` or `other`: errors of one kind are averaged."""
     standing: Standing
     model: float
     low: float
     high: float
-    """What it ought to be: equal to `low` for one value."""
+    """The reference's range, from `low`; both are equal for a single value."""
     unit: str
     error: float
-    """Relative distance from that range; 0 inside."""
+    """Relative distance from the reference's range; 0 inside."""
     where: str
-    """Figure or section; for a measured point, what was run."""
+    """Figure or section of the paper; for a measured point, its settings."""
     why: str
-    """What is known about the error."""
+    """Known reason for the error."""
 
     @property
     def span(self) -> str:
-        """How much it says that the model agrees: a value, a range, or a wide one."""
+        """Return `value`, `range` or `wide range`: the wider, the less an agreement says."""
         if self.low == self.high:
             return "value"
         return "wide range" if self.high > WIDE * self.low else "range"
 
 
 def validate_paper(seed: int = 1) -> list[Check]:
-    """The model's points of the paper against its printed values; some seconds."""
+    """Compare the model with the paper's printed values; takes some seconds."""
     predict = cache(partial(_paper_point, seed))
     return [*_bf2_checks(predict), *_bf3_checks(predict)]
 
 
 def validate_measured(results: Sequence[dict[str, Any]], seed: int = 1) -> list[Check]:
-    """The model against bench results of one machine; repeats count as their median.
+    """Compare the model with bench results of one machine; repeats count as their median.
 
     Within each workload, costs come from closed loops with the largest window and the smallest and
-    largest packets. Of these, cpu-only, dpu-only, lat and shrd are fitted. sav is derived, as with
-    one core on each side it is the same computation as lat; and so is dual, which gives what
-    sharing a store costs. All else is held out: other windows, packets, rates, waiting. A workload
-    without the three designs that costs need is left out, as is what was switched or emulated.
+    largest packets. Of these, cpu-only, dpu-only, lat and shrd are fitted. sav is derived, because
+    with one core on each side it is the same computation as lat; so is dual, which gives the cost
+    of sharing a store. All other windows, packet sizes, rates and ways to respond are held out.
+    Ablations, emulated runs, and workloads without the three designs that costs need are left out.
     """
     checks: list[Check] = []
     for group in _by_workload(merged(results, _point_of)):
@@ -172,13 +162,14 @@ def validate_measured(results: Sequence[dict[str, Any]], seed: int = 1) -> list[
 
 
 def validation_json(checks: Sequence[Check]) -> dict[str, Any]:
-    """Checks and their summary."""
+    """Return the checks and their summary."""
     return {"summary": summary(checks), "checks": [asdict(check) for check in checks]}
 
 
 def summary(checks: Sequence[Check]) -> dict[str, dict[str, float]]:
-    """Mean and largest absolute error by kind and standing, and how many. To lie within a range is
-    easier than to hit a value, so ranges are apart, and wide ones again.
+    """Return count, mean and largest absolute error by kind and standing.
+
+    Ranges and wide ranges are separate, because lying within one is easier than hitting a value.
     """
     groups: dict[str, list[float]] = {}
     for check in checks:
@@ -210,7 +201,7 @@ def _paper_point(
 
 
 Point3 = tuple[str, str, str]
-"""DPU, design, workload: what a value of the paper is of."""
+"""DPU, design and workload of a value in the paper."""
 
 
 def _against(
@@ -223,7 +214,7 @@ def _against(
     standing: Standing | None = None,
     why: str = "",
 ) -> Check:
-    """`of`: the points that the value is made of, of a ratio first what is above."""
+    """Return the check of a value; `of` lists its points, for a ratio the numerator first."""
     return Check(
         name,
         kind,
@@ -239,8 +230,8 @@ def _against(
 
 
 def _standing(kind: str, of: Sequence[Point3]) -> Standing:
-    """Of a value that is made of these points: fitted if all are, derived if what is above the line
-    is fitted or derived.
+    """Return the standing of a value that these points give: fitted if all points are, derived if
+    the first, a ratio's numerator, is fitted or derived.
     """
     points = [(*point, kind) for point in of]
     if points and PAPER_FITTED.issuperset(points):
@@ -249,7 +240,7 @@ def _standing(kind: str, of: Sequence[Point3]) -> Standing:
 
 
 def _ratio(allowed: PaperRange, *, reduction: bool = False, increase: bool = False) -> PaperRange:
-    """Percent of less or more as a ratio; "up to" becomes an end of the range."""
+    """Return a percentage of reduction or increase as a ratio; an "up to" becomes a range's end."""
     if reduction:
         return PaperRange(1 - allowed.high / 100, 1 - allowed.low / 100, "x", allowed.where)
     if increase:
@@ -364,7 +355,7 @@ def _bf2_shapes(predict: Predict) -> Iterator[Check]:
 
 
 def _bf2_congestion(predict: Predict) -> Iterator[Check]:
-    """Figure 10c-d."""
+    """Yield the checks of Figure 10c-d."""
     dual = [predict("bf2", "C", DUAL, 8, cores) for cores in HOST_CORES]
     top = max(point.throughput_mops for point in dual)
     yield _against(
@@ -452,7 +443,7 @@ def _bf3_checks(predict: Predict) -> Iterator[Check]:
 
 
 def _bf3_bounds(predict: Predict) -> Iterator[Check]:
-    """ "Up to" is compared with the model's extreme over the workloads."""
+    """Compare an "up to" with the model's extreme over the workloads."""
     bounds = (
         (CPU_ONLY, DPU_ONLY, "throughput", "throughput_reduction_vs_DPU-only_max", -1, ""),
         (CPU_ONLY, DPU_ONLY, "latency", "latency_increase_vs_DPU-only_max", 1, ""),
@@ -498,14 +489,14 @@ def _by_workload(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]
 
 
 def _point_of(result: dict[str, Any]) -> tuple[Any, ...]:
-    """What repeats have in common."""
+    """Return the settings that repeats of one run share."""
     names = ("workload", "distribution", "design", "requests_per_packet", "window", "rate")
     more = ("respond", "emulation", "label", "key_size", "value_size", "store")
     return tuple(result.get(name) for name in names + more)
 
 
 def _calibration(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With the smallest and the largest packets; those between are held out."""
+    """Return the results with the smallest and the largest packets; others are held out."""
     usable = calibration(group)
     sizes = {packet_requests(result) for result in usable}
     ends = {min(sizes), max(sizes)} if sizes else set()
@@ -513,7 +504,7 @@ def _calibration(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_modelled(result: dict[str, Any]) -> bool:
-    """A design as it is, or one that waits for each response."""
+    """Return whether a result has no ablation, or only the one that waits for responses."""
     labels = (None, *DESIGNS, AS_IT_IS, "wait for each response")
     return (
         bool(result["design"])
@@ -524,7 +515,7 @@ def _is_modelled(result: dict[str, Any]) -> bool:
 
 
 def _standing_of(result: dict[str, Any], *, is_known: bool) -> Standing:
-    """Of a measured point; `is_known` if costs are made of it."""
+    """Return the standing of a measured point; `is_known` if costs are computed from it."""
     if not is_known:
         return "held out"
     return "derived" if find_design(result["design"]).pairing == "many-to-one" else "fitted"

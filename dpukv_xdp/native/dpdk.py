@@ -20,12 +20,12 @@ from typing import Any
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.base.places import BPF_DIR, BUILD_DIR
 from dpukv_xdp.kernel.nic import Interface
 from dpukv_xdp.wire import abi
 
 CORE_DIR = Path(__file__).resolve().parents[1] / "_core"
-BUILD_DIR = CORE_DIR.parent.parent / "build"
-SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", abi.BPF_DIR / "kv_abi.h")
+SOURCES = (CORE_DIR / "dpdk.c", CORE_DIR / "kv_core.h", *sorted(abi.HEADER_DIR.glob("*.h")))
 ADVICE = "run sudo tools/setup --with-dpdk"
 MEMORY_MIB = 512
 """Of the EAL, for buffers; what is not used of it is not there."""
@@ -71,7 +71,7 @@ def build() -> bool:
     # no-strict-aliasing: as in build.py
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-std=gnu11", "-O3", "-g"]
     command += ["-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
-    command += [f"-I{CORE_DIR}", f"-I{abi.BPF_DIR}", *flags.split(), str(SOURCES[0])]
+    command += [f"-I{CORE_DIR}", f"-I{BPF_DIR}", *flags.split(), str(SOURCES[0])]
     command += ["-o", str(unfinished), "-Wl,--as-needed", *libraries.split()]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -11,8 +11,7 @@ from functools import cache
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import MissingError
-from dpukv_xdp.kernel import features, loader, nic, queues
-from dpukv_xdp.lab import lab
+from dpukv_xdp.kernel import features, loader, nic, queues, veth
 from dpukv_xdp.native.sockets import socket_needs
 
 LOOPBACK_INDEX = 1
@@ -122,10 +121,10 @@ def _instruction_counts() -> None:
 
 
 def _native_veth() -> None:
-    with lab.Lab.up() as own, lab.in_namespace(own.server.namespace):
+    with veth.scratch_pair() as interface:
         program_fd = nic.load_pass_program()
         try:
-            refused = nic.attach_xdp(own.server.interface, program_fd).native_refused
+            refused = nic.attach_xdp(interface, program_fd).native_refused
         finally:
             os.close(program_fd)
     if refused is not None:
@@ -134,8 +133,8 @@ def _native_veth() -> None:
 
 def _napi_threads() -> None:
     try:
-        with lab.Lab.up() as own, lab.in_namespace(own.server.namespace):
-            queues.set_napi_threads(own.server.interface, True)
+        with veth.scratch_pair() as interface:
+            queues.set_napi_threads(interface, True)
     except MissingError as error:
         if not isinstance(error.__cause__, OSError):
             raise

@@ -12,9 +12,8 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, SocketError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import loader, nic
-from dpukv_xdp.server.wiring import network_order_word
 from dpukv_xdp.wire import abi, codec
-from dpukv_xdp.wire.codec import Endpoint
+from dpukv_xdp.wire.codec import Endpoint, network_order_word
 
 MODES = {
     "auto": ("zero-copy", "copy"),

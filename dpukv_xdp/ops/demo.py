@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.options import BenchOptions, Progress
 from dpukv_xdp.load.workload import WORKLOADS
-from dpukv_xdp.report.tables import plot_latency_throughput
+from dpukv_xdp.report.figures import plot_latency_throughput
 from dpukv_xdp.topology.config import ServerConfig
 
 CURVE_WINDOWS = (1, 2, 4, 8, 16, 32, 64)

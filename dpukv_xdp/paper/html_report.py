@@ -16,15 +16,12 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.bench.limits import OTHERS_MAX
 from dpukv_xdp.model.paper_values import INCONSISTENCIES, paper_results
+from dpukv_xdp.paper.claims import Finding, check_claim
+from dpukv_xdp.paper.pictures import Item, Picture, Table, save
 from dpukv_xdp.paper.plans import Plan, Run, load_sizes
-from dpukv_xdp.paper.plots import Item, Picture, Table, draw, save
-from dpukv_xdp.paper.results import (
-    Finding,
-    Points,
-    check_claim,
-    clock_sentences,
-    validation_sentences,
-)
+from dpukv_xdp.paper.plots import draw
+from dpukv_xdp.paper.points import Points
+from dpukv_xdp.paper.sentences import clock_sentences, validation_sentences
 from dpukv_xdp.topology.profiles import PROFILES
 
 TITLE = "DPU-KV, reproduced"
@@ -32,25 +29,25 @@ POINTS_NAME = "points.json"
 GIB = 1 << 30
 NOTHING = "Nothing of this was measured."
 READING = (
-    "Ratios are held against ratios. Absolute numbers are this machine's, except where a row says "
-    "that they are the paper's or the model's. A value is the median of its repeats, with the "
-    "least and the most of them. A ratio is formed in each round and is the median over rounds. It "
-    "agrees under a load if it is within the paper's range (2 % more or less; what the paper calls "
-    "up to so much allows everything from there to no difference), and loads are counted; a range "
-    "over loads is of medians. The paper has 8 cores a side, a "
-    "client machine and real DPUs; here two network namespaces share this machine's cores, and "
-    "what is called bf2 or bf3 is an emulation: a bus that costs time, and XDP that is slowed down."
+    "Ratios are compared with ratios. Absolute numbers are this machine's, except where a row says "
+    "that they are the paper's or the model's. A value is the median of its repeats, with their "
+    "least and greatest. A ratio is formed in each round, and its value is the median over rounds. "
+    'It agrees under a load if it is within the paper\'s range (2 % more or less; an "up to" allows '
+    "everything from there to no difference). Agreements are counted over loads; a range over loads "
+    "is a range of medians. The paper has 8 cores per side, a client machine and real DPUs; here "
+    "two network namespaces share this machine's cores, and bf2 and bf3 are emulations: a bus that "
+    "takes time, and XDP that is slowed down."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One figure."""
+    """A section of the report: one figure."""
 
     id: str
     title: str
     paragraphs: tuple[tuple[str, tuple[str, ...]], ...]
-    """A heading, and one text or the items of a list."""
+    """Headings, each with one text or with the items of a list."""
     items: tuple[Item, ...]
 
 
@@ -65,13 +62,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What write_report() left."""
+    """The files that write_report() wrote."""
 
     html: Path
     markdown: Path
     points: Path
     missing: dict[str, str] = field(default_factory=dict)
-    """What is not in it, and why."""
+    """The reason for each run that is missing in the report."""
 
 
 def write_report(
@@ -88,7 +85,7 @@ def write_report(
 
 
 def write_document(document: Document, points: Points, output: Path) -> Written:
-    """The same of a document that is there, and of what it was made of."""
+    """Write a composed document and its points into `output`."""
     written = Written(
         output / "report.html", output / "report.md", output / POINTS_NAME, points.missing
     )
@@ -106,7 +103,7 @@ def compose(
     size_name: str,
     lines: Sequence[Mapping[str, Any]],
 ) -> Document:
-    """The document of these plans, from the lines of their runs."""
+    """Return the report of these plans from the lines of their runs."""
     own = {run.key for run in runs}
     used = [line for line in lines if line["key"] in own]
     sections = [_section(plan, _of_plan(plan, runs), used) for plan in plans]
@@ -202,7 +199,7 @@ def _findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def _printed_table(plan: Plan) -> Table | None:
-    """Every row of the paper's table that belongs to the figure."""
+    """Return a table of the paper's values for the figure; None if there are none."""
     rows = tuple(
         (
             *(row.figure_table, row.dpu, row.design, row.workload, row.distribution),
@@ -216,7 +213,7 @@ def _printed_table(plan: Plan) -> Table | None:
 
 
 def _is_of(figure_table: str, prefix: str) -> bool:
-    """`Fig.1` is not of `Fig.11`."""
+    """Return whether a place is part of a figure; `Fig.11` is not part of `Fig.1`."""
     rest = figure_table.removeprefix(prefix)
     return figure_table.startswith(prefix) and not rest[:1].isdigit()
 
@@ -253,7 +250,7 @@ summary { cursor: pointer; font-weight: 600; font-size: .9rem; margin: .6rem 0; 
 
 
 def to_html(document: Document) -> str:
-    """One file that needs no other and no network."""
+    """Return the report as one HTML file that needs no other files and no network."""
     body = [f"<h1>{_escaped(document.title)}</h1>"]
     body += [f"<p>{_escaped(text)}</p>" for text in document.lead]
     links = (
@@ -307,7 +304,7 @@ def _html_table(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """HTML of a text, in which `words` are code as in Markdown."""
+    """Return a text as HTML, with `words` as code as in Markdown."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
@@ -315,7 +312,7 @@ def _escaped(text: str) -> str:
 
 
 def to_markdown(document: Document) -> str:
-    """The same for reading beside the sources; pictures are files beside it."""
+    """Return the report as Markdown, with the pictures as files beside it."""
     parts = [f"# {document.title}", *document.lead]
     for section in document.sections:
         parts.append(f"## {section.title}")
@@ -354,7 +351,7 @@ def _pictures(document: Document) -> list[Picture]:
 
 
 def _origin(line: Mapping[str, Any]) -> str:
-    """The machine, and what measured there."""
+    """Return the machine and the version of a run's line."""
     return f"{_machine(line['machine'])}, by dpukv {line.get('version', 'before 0.3.0')}"
 
 
@@ -367,7 +364,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
 
 
 def _joined(text: str) -> str:
-    """One line: the plans' texts are broken where a line was full."""
+    """Return a plan's text, which has line breaks, as one line."""
     return " ".join(text.split())
 
 

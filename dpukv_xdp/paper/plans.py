@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The experiments as data: which runs each figure of the paper needs, and what it is held against.
+"""The experiments as data: the runs that each figure of the paper needs, and the paper's claims.
 
 A plan is a TOML file in tools/experiments; `load_plans` reads them, `expand` makes runs of them.
-Runs are known by their settings: two figures that need the same run share it.
+Settings identify a run: two figures that need the same run share it.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.places import PLANS_DIR
 
-PLANS_DIR = Path(__file__).parents[2] / "tools" / "experiments"
 SIZES_NAME = "sizes.toml"
 KEY_DIGITS = 16
-"""Of a run's key, hexadecimal."""
+"""Length of a run's key in hexadecimal digits."""
 ALL = "all"
 
 SWITCHES = ("rx_descriptors", "respond", "engines", "frames")
-"""Settings that make a run another one than its figure's usual."""
+"""Settings that distinguish a run from the usual ones of its figure."""
 
 Kind = Literal["bench", "peer", "transfer", "model"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -44,24 +44,24 @@ Drawing = Literal[
     "model-doors",
     "validation",
 ]
-"""How a picture and its table are made: reproduce_plots.DRAWINGS."""
+"""Names of drawings: the keys of plots.DRAWINGS."""
 Reading = Literal["ratio", "reduction", "gain", "saved", "value"]
-"""How the paper prints a ratio: itself; as percent of less or of more, which are compared as
-ratios; as percent of less that are compared as such. Or no ratio.
+"""Form of the paper's value: a ratio; a percentage of reduction or of gain, compared as a ratio; a
+percentage saved, compared as such; or a value that is no ratio.
 """
 
 Settings = dict[str, Any]
 
 
 class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long and how often everything runs: a table of sizes.toml."""
+    """Length and number of the runs: a table of sizes.toml."""
 
     seconds: float
-    """Of each run."""
+    """Seconds of each run."""
     repeats: int
     keys: int
     operations: int
-    """Of each measurement of a hand-over."""
+    """Operations of each measurement of a hand-over."""
     summary: str
 
 
@@ -72,13 +72,13 @@ class RunSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vary: dict[str, list[Any]]
     """Settings, by the names that ServerConfig, BenchOptions, TransferPlan and the models have."""
     smoke: dict[str, list[Any]] = {}
-    """What `vary` is instead, in the smallest size."""
+    """Replacements for values of `vary` in the smallest size."""
     only: list[str] = []
-    """Sizes that have these runs at all; all if empty."""
+    """Sizes that have these runs; empty for all."""
 
 
 class PaperPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a value stands in paper_results.csv."""
+    """The place of a value in paper_results.csv."""
 
     metric: str
     dpu: str | None = None
@@ -86,11 +86,11 @@ class PaperPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workload: str | None = None
     figure_table: str | None = None
     over_design: str | None = None
-    """The value is a ratio: over that of another design, by the paper's name."""
+    """The paper's name of the design that the value is divided by, if it is a ratio."""
 
 
 class Panel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One picture."""
+    """A picture of a figure."""
 
     name: str
     draw: Drawing
@@ -98,52 +98,52 @@ class Panel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     where: dict[str, Any] = {}
     """Settings of the runs in it; a list allows each of its values."""
     split: list[str] = []
-    """Settings that have a picture of their own for each value, side by side."""
+    """Settings with one set of axes for each value, side by side."""
     line: tuple[str, ...] = ("design",)
-    """Settings that make a line, or a bar."""
+    """Settings that distinguish lines or bars."""
     across: str = "window"
     """The setting on the axis."""
     base: dict[str, Any] = {}
-    """The runs that the others are relative to."""
+    """Settings of the runs to which the others are relative."""
     metrics: list[str] = []
     model: dict[str, Any] = {}
-    """The settings of the model's runs whose curves are beside ours."""
+    """Settings of the model's runs whose curves are drawn beside ours."""
     log: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the paper says, and what we hold against it."""
+    """A statement of the paper, and our metric to compare with it."""
 
     name: str
     metric: str
-    """A row of reproduce_results.METRICS."""
+    """A key of points.METRICS."""
     of: dict[str, Any]
     paper: PaperPlace | None = None
     over: dict[str, Any] = {}
-    """The runs that it is relative to; empty for the metric itself."""
+    """Settings of the runs to which the metric is relative; empty for the metric itself."""
     over_metric: str = ""
-    """Of those, if it is another one."""
+    """The metric of those runs, if it differs."""
     over_paper: PaperPlace | None = None
-    """A value of the paper that it is relative to."""
+    """A value of the paper to which the metric is relative."""
     shape: tuple[float, float] | None = None
-    """Where the paper prints a shape instead of a number: what counts as such."""
+    """Range that counts as agreement where the paper prints a shape instead of a number."""
     says: str = ""
-    """The paper's words for that."""
+    """The paper's words for the shape."""
     reading: Reading = "ratio"
     by_construction: bool = False
-    """Ours follows from where cores are, and is not measured: it neither agrees nor differs."""
+    """Whether our value follows from the assignment of cores: then it proves nothing."""
     up_to: bool = False
-    """The paper says "up to": whatever is between it and 1 (or 0) agrees."""
+    """Whether the paper says "up to": then any value between it and 1 (or 0) agrees."""
     smaller: str = ""
-    """Why ours is below the paper's range, if it is."""
+    """Reason why our value is below the paper's range, if it is."""
     larger: str = ""
-    """Why ours is above it, if it is."""
+    """Reason why our value is above the paper's range, if it is."""
     again: list[dict[str, Any]] = []
-    """What is different where the same is held against other runs: one more claim for each."""
+    """Changes that make further claims of this one, about other runs."""
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One figure or table."""
+    """A figure or table of the paper."""
 
     id: str
     order: int
@@ -151,7 +151,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     question: str
     method: str
     cannot: str
-    """What this machine cannot show."""
+    """Limits of this machine."""
     runs: list[RunSet]
     panels: list[Panel]
     claims: list[Claim] = []
@@ -162,42 +162,45 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One measurement of one repeat."""
+    """A measurement in one of its repeats."""
 
     plans: tuple[str, ...]
-    """Of all figures that need it."""
+    """Ids of all figures that need the run."""
     kind: Kind
     settings: Settings
     repeat: int
 
     @property
     def key(self) -> str:
-        """What it is known by: the settings, and which repeat."""
+        """Return the run's key: a hash of kind, settings and repeat."""
         return run_key(self.kind, self.settings, self.repeat)
 
 
 def run_key(kind: str, settings: Mapping[str, Any], repeat: int) -> str:
-    """The key of a run with these settings, however they are ordered."""
+    """Return the key of a run with these settings, in any order."""
     text = json.dumps([kind, dict(settings), repeat], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
 @cache
 def load_plans() -> dict[str, Plan]:
-    """Every plan by its name, in the paper's order."""
+    """Return every plan by its id, in the paper's order."""
     plans = [_read_plan(path) for path in sorted(PLANS_DIR.glob("*.toml")) if _is_plan(path)]
     return {plan.id: plan for plan in sorted(plans, key=lambda plan: plan.order)}
 
 
 @cache
 def load_sizes() -> dict[str, Size]:
-    """The sizes, from the smallest."""
+    """Return the sizes, from the smallest."""
     sizes: dict[str, Size] = _read(PLANS_DIR / SIZES_NAME, dict[str, Size])
     return sizes
 
 
 def find_plans(names: Sequence[str]) -> list[Plan]:
-    """The plans of these names in the paper's order; none, or `all`, means all of them."""
+    """Return the plans of these names in the paper's order; no name, or `all`, means all.
+
+    Raises UsageError for an unknown name.
+    """
     plans = load_plans()
     for name in names:
         if name not in (*plans, ALL):
@@ -210,9 +213,9 @@ def find_plans(names: Sequence[str]) -> list[Plan]:
 
 
 def expand(plans: Sequence[Plan], size_name: str) -> list[Run]:
-    """Every run of these plans, each once, all of the first repeat first.
+    """Return every run of these plans once, ordered by repeat.
 
-    A model has no spread and is asked once.
+    A model has no spread and runs once.
     """
     size = load_sizes()[size_name]
     found: dict[tuple[int, str], Run] = {}
@@ -227,8 +230,10 @@ def expand(plans: Sequence[Plan], size_name: str) -> list[Run]:
 
 
 def matches(settings: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    """Whether settings are what is asked for: a list allows each of its values, an empty text means
-    that there is no such setting, and SWITCHES that are not asked for must not be set.
+    """Return whether settings match `where`.
+
+    A list allows each of its values, an empty text means that the setting is absent, and SWITCHES
+    that `where` does not name must be absent.
     """
     wanted = {**dict.fromkeys(SWITCHES, ""), **where}
     return all(
@@ -259,7 +264,7 @@ def _is_plan(path: Path) -> bool:
 
 
 def _read_plan(path: Path) -> Plan:
-    """A plan in which every `again` is a claim of its own."""
+    """Return a plan in which every `again` is a claim of its own. Raises UsageError."""
     plan: Plan = _read(path, Plan)
     claims: list[Claim] = []
     for claim in plan.claims:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Running the plans of tools/experiments: one JSON line for each run, as soon as it is there.
+"""Run the plans of tools/experiments; append a JSON line for each run as soon as it is done.
 
-Repeats are rounds: every session once, in an order shuffled by a fixed seed, before any comes
-again, so that a drifting machine favours nobody. A session is a lab with a server and a generator;
-what differs only in the load shares one within a round. A run whose line is there is not repeated,
-and none is added to those of another machine or version: their medians would be of neither.
+Repeats are rounds: every session once, in an order shuffled by a fixed seed, before any runs again,
+so that a drift of the machine favours no design. A session is a lab with a server and a generator;
+runs that differ only in the load share one within a round. A run whose line exists is not repeated,
+and no run is added to those of another machine or version, because medians over both mean nothing.
 """
 
 import contextlib
@@ -25,9 +25,11 @@ import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.machine import machine_facts
-from dpukv_xdp.bench.bench import Bench, BenchOptions, Progress, Session, replace_config, same_cpus
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.runs import Session, same_cpus
 from dpukv_xdp.paper.plans import Run, Settings, expand, find_plans
-from dpukv_xdp.paper.results import Points
+from dpukv_xdp.paper.points import Points
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import find_design
 from dpukv_xdp.topology.profiles import find_profile
@@ -35,15 +37,16 @@ from dpukv_xdp.wire import abi
 
 RUNS_NAME = "runs.jsonl"
 SEED = 20250720
-"""Of the order of runs."""
+"""Seed of the order of runs."""
 LOAD_NAMES = ("workload", "distribution", "window", "rate", "seconds")
-"""Settings that one session can change from run to run. Not the requests in a packet: the frames of
-the generator are as long as the longest, which costs single requests a quarter of their throughput.
+"""Settings that may change between the runs of a session. The requests per packet may not: the
+generator's frames are as long as the longest, which would cost single requests a quarter of their
+throughput.
 """
 MODEL_CORES = range(1, 9)
-"""Of curves over cores: the paper's."""
+"""Cores of the model's curves, as in the paper."""
 MODEL_TRANSFERS = (8, 16, 32, 64, 128)
-"""Requests of a transfer: buffers of 256 bytes to 4 KB."""
+"""Requests per transfer of the model's curve: buffers of 256 bytes to 4 KB."""
 MODEL_PLAN = "model"
 COSTS_SIZE = "default"
 COSTS_WINDOW = 64
@@ -56,10 +59,10 @@ Measure = Callable[[Progress], Any]
 def reproduce(
     runs: Sequence[Run], size_name: str, path: Path, progress: Progress, *, resume: bool
 ) -> int:
-    """Do what is not yet in the file, and append it line by line; how many runs that were.
+    """Do the runs that are not in the file, append their lines, and return their number.
 
-    Raises UsageError if the file is there and `resume` was not asked for, or if what it holds of
-    these runs is another machine's or version's and something is left to do.
+    Raises UsageError if the file exists without `resume`, or if runs are left to do and those in
+    the file are of another machine or version.
     """
     if path.exists() and path.stat().st_size and not resume:
         raise UsageError(
@@ -98,14 +101,14 @@ def _check_origin(path: Path, kept: Sequence[Line]) -> None:
 
 
 def _origin() -> Line:
-    """What must be the same for all runs of a median."""
+    """Return the facts that all runs of a median must share."""
     return {"machine": machine_facts(), "version": version("dpukv_xdp")}
 
 
 def measure_costs(workload: str, progress: Progress) -> list[dict[str, Any]]:
-    """Bench results of this machine, now: what the model takes costs from. A minute or two.
+    """Measure this machine for the model's costs and return the bench results.
 
-    Raises DpukvError if a run failed.
+    Takes a minute or two. Raises DpukvError if a run failed.
     """
     runs = [
         run
@@ -122,8 +125,8 @@ def measure_costs(workload: str, progress: Progress) -> list[dict[str, Any]]:
 
 
 def gives_costs(settings: Settings, workload: str) -> bool:
-    """Whether it is a closed loop as full as it gets, with nothing switched, and with the largest
-    or the smallest packets.
+    """Return whether settings are of a closed loop with the largest window, without ablation, and
+    with the largest or the smallest packets.
     """
     return (
         settings["workload"] == workload
@@ -134,7 +137,7 @@ def gives_costs(settings: Settings, workload: str) -> bool:
 
 
 def sessions(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs in their order: round by round, shuffled within, what shares a session together."""
+    """Return the runs by session, in the order to run: round by round, shuffled within a round."""
     ordered: list[list[Run]] = []
     for repeat, round_runs in itertools.groupby(
         sorted(runs, key=lambda run: run.repeat), key=lambda run: run.repeat
@@ -153,9 +156,9 @@ def sessions(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Every run of a file, the newest line of each key; none if there is no file.
+    """Return the newest line of each run in a file; no lines if there is no file.
 
-    Raises UsageError for what is no such file.
+    Raises UsageError if it is no file of runs.
     """
     if not path.exists():
         return []
@@ -173,7 +176,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 class _Writer:
-    """Appends lines."""
+    """Appends lines to the file of runs."""
 
     def __init__(self, file: IO[str], size_name: str) -> None:
         self._file = file
@@ -181,7 +184,7 @@ class _Writer:
         self._origin = _origin()
 
     def add(self, run: Run, outcome: Mapping[str, Any], seconds: float) -> None:
-        """One run: a `result`, or why it was `refused` or `failed`."""
+        """Append a run's line: its `result`, or the reason why it was `refused` or `failed`."""
         line = {
             "key": run.key,
             "plans": list(run.plans),
@@ -199,7 +202,7 @@ class _Writer:
 
 
 def _run_session(runs: list[Run], writer: _Writer, progress: Progress) -> None:
-    """All runs of a session. After a failure the rest gets a new one."""
+    """Do all runs of a session; after a failure, those left get a new one."""
     waiting = list(runs)
     while waiting:
         done = len(runs) - len(waiting)
@@ -232,7 +235,7 @@ def _run_session(runs: list[Run], writer: _Writer, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _bench(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
-    """A lab of our own server."""
+    """Yield a measurement for each run, in a lab with our own server."""
     config, options = _largest(runs)
     config.check()
     options.check()
@@ -244,8 +247,9 @@ def _bench(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
 
 @contextlib.contextmanager
 def _peer(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
-    """A lab of another store's server."""
-    from dpukv_xdp.bench.peers import PeerSession, find_peer
+    """Yield a measurement for each run, in a lab with another store's server."""
+    from dpukv_xdp.bench.peer_stores import find_peer
+    from dpukv_xdp.bench.peers import PeerSession
 
     _, options = _largest(runs)
     with PeerSession(find_peer(runs[0].settings["peer"]), options) as session:
@@ -272,7 +276,7 @@ def _measures(session: Session, options: BenchOptions) -> Callable[[Run], Measur
 
 @contextlib.contextmanager
 def _transfers(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
-    """Two cores, and a link for what goes by AF_XDP."""
+    """Yield a measurement for each run of hand-overs between two cores."""
     from dpukv_xdp.bench.transfer import TransferPlan, Transfers, measure
 
     def plan(run: Run) -> TransferPlan:
@@ -288,7 +292,7 @@ def _transfers(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
 
 @contextlib.contextmanager
 def _models(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
-    """Nothing has to be up for a model."""
+    """Yield a computation for each run of the model."""
     yield lambda run: lambda progress: MODELS[run.settings["model"]](run.settings)
 
 
@@ -302,9 +306,9 @@ OPENERS: dict[
 
 
 def _model_scaling(settings: Settings) -> list[dict[str, Any]]:
-    """Throughput over cores: the DPU's, and the host's of a design that has none of those."""
-    from dpukv_xdp.model.costs import costs_from_paper
+    """Return throughput over the DPU's cores, or over the host's for a design without a DPU."""
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     design = find_design(settings["design"])
     find_profile(settings["dpu"]).check(design)
@@ -320,9 +324,9 @@ def _model_scaling(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
-    """Throughput by door and the time of a transfer over host cores."""
-    from dpukv_xdp.model.costs import costs_from_paper
+    """Return throughput by door and the time of a transfer over host cores."""
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     design = find_design(settings["design"])
     find_profile(settings["dpu"]).check(design)
@@ -337,9 +341,9 @@ def _model_host_cores(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _model_buffers(settings: Settings) -> list[dict[str, Any]]:
-    """Throughput by door and the time of a transfer over the size of a transfer's buffer."""
-    from dpukv_xdp.model.costs import costs_from_paper
+    """Return throughput by door and the time of a transfer over the size of its buffer."""
     from dpukv_xdp.model.model import Point, simulate
+    from dpukv_xdp.model.paper_costs import costs_from_paper
 
     costs = costs_from_paper(settings["dpu"], settings["workload"])
     point = Point(design=settings["design"], host_cores=settings["host_cores"])
@@ -362,7 +366,7 @@ def _model_buffers(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _model_validation(settings: Settings) -> dict[str, Any]:
-    """The model's errors against the paper."""
+    """Return the model's errors against the paper."""
     from dpukv_xdp.model.validation import validate_paper, validation_json
 
     return validation_json(validate_paper())
@@ -380,8 +384,9 @@ MODELS: dict[str, Callable[[Settings], Any]] = {
 
 
 def settings_of(run: Run) -> tuple[ServerConfig, BenchOptions]:
-    """A run's settings as those of the server and of the load. Raises UsageError for unknown
-    ones.
+    """Return a run's settings as those of the server and of the load.
+
+    Raises UsageError for an unknown setting.
     """
     load_names = {field.name for field in fields(BenchOptions)}
     load = {name: value for name, value in run.settings.items() if name in load_names}
@@ -395,14 +400,14 @@ def settings_of(run: Run) -> tuple[ServerConfig, BenchOptions]:
 
 
 def _largest(runs: Sequence[Run]) -> tuple[ServerConfig, BenchOptions]:
-    """Settings for a session that has room for the frames and the window of all its runs."""
+    """Return options with room for the frames and the window of all runs of a session."""
     settings = [settings_of(run) for run in runs]
     config, longest = max(settings, key=lambda each: each[1].frame_bytes_max())
     return config, replace(longest, window=max(options.window for _, options in settings))
 
 
 def needs_root(runs: Iterable[Run]) -> bool:
-    """Whether anything is measured."""
+    """Return whether any run measures, which needs root; the model does not."""
     return any(run.kind != "model" for run in runs)
 
 
@@ -414,14 +419,14 @@ def _session_key(run: Run) -> str:
 
 
 def _title(run: Run) -> str:
-    """Few words for the progress bar."""
+    """Return a short description for the progress bar."""
     names = ("peer", "primitive", "model", "profile", "design", "workload", "distribution")
     known = [str(run.settings[name]) for name in names if name in run.settings]
     return f"{'/'.join(run.plans)} {' '.join(known)}"
 
 
 def _drop_half_a_line(path: Path) -> None:
-    """A run that was being written when somebody pulled the plug is measured again."""
+    """Remove an incomplete last line, which an interrupted write left; its run is repeated."""
     if not path.exists():
         return
     content = path.read_bytes()

@@ -1,39 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""`dpukv compare` for people: tables of rows as compare.summary() makes them, and the picture."""
+"""Results of `dpukv compare` as tables and as a picture, from the rows of compare.summary()."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from dpukv_xdp.base.plotting import pyplot, save_figure
+from dpukv_xdp.report.layout import plain_table
+from dpukv_xdp.report.lines import short_number
 
 Row = dict[str, Any]
 
 COMPARE_KEY = """
-Mops: million requests answered a second, the median of the rounds; ±: half the
+Mops: million requests answered per second, median of the rounds; ±: half the
 distance from the slowest to the fastest round, in %. Round trip of a packet or
 message, median and 99 %, µs; ~: the source does not say which of the two. CPU,
-ns for one request: c client, d DPU (XDP), h host (a peer's server with its part
-of the kernel's network stack; our engines poll all the time). Busy, %: c the
-peers' load generator, where less than 100 means that it was not the limit,
-s the server. Limit: engine, processing on the host; host, which communicates as
-well; server, the peers'; client, the core of the load generator, and of XDP where
-that runs there; window, the requests in flight; others, other programs. Ratio:
-how many times as many requests the base answered, on the same machine and load.
-Bad: wrong, missing, refused and lost answers.
+ns per request: c client, d DPU (XDP), h host (a peer's server with its part of
+the kernel's network stack; our engines poll all the time). Busy, %: c the load
+generator of a peer, which was not the limit if it is below 100; s the server.
+Limit: engine, processing on the host; host, processing and communication;
+server, the peer's server; client, the core of the load generator and of XDP on
+it; window, the requests in flight; others, other programs. Ratio: throughput of
+the base over this row's, on the same machine and load. Bad: wrong, missing,
+refused and lost answers.
 """
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 ROLE_COLOURS = {"client": "tab:gray", "dpu": "tab:blue", "host": "tab:orange"}
 ROLE_LABELS = {"client": "client", "dpu": "dpu (XDP)", "host": "host or server"}
 BAR_INCHES = 0.27
-LABEL_CHARACTERS_MAX = 24
 
 
 def compare_tables(rows: Sequence[Row], base: str, load: str) -> list[Table]:
-    """A table for each number of requests in a packet, of rows measured here; `load` says what is
-    common to them. No wider than 80 columns.
+    """Return a table for each number of requests per packet, of rows measured here.
+
+    `load` describes the load that all rows share. Tables are at most 80 columns wide.
     """
     return [
         _table(f"{load}\n{_packet(count)}; ratio: {base} to each", group, with_load=False)
@@ -42,7 +45,7 @@ def compare_tables(rows: Sequence[Row], base: str, load: str) -> list[Table]:
 
 
 def imported_tables(rows: Sequence[Row]) -> list[Table]:
-    """A table for each machine that results were imported from."""
+    """Return a table for each machine from which results were imported."""
     return [
         _table(
             f"imported, measured elsewhere: {machine}\n{group[0]['machine_description']}"
@@ -55,18 +58,11 @@ def imported_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def plot_compare(rows: Sequence[Row], imported: Sequence[Row], title: str, path: Path) -> None:
-    """Throughput, round trip and CPU time of every row as bars, a band of panels for each machine;
-    the format is the path's suffix.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Draw throughput, round trip and CPU time as bars, a row of panels for each machine."""
     bands = {"this machine": list(rows)} if rows else {}
     bands |= {f"imported: {name}": group for name, group in _groups(imported, "machine").items()}
     heights = [1.0 + BAR_INCHES * len(group) for group in bands.values()]
-    figure, panels = plt.subplots(
+    figure, panels = pyplot().subplots(
         len(bands),
         3,
         sharex="col",
@@ -81,7 +77,7 @@ def plot_compare(rows: Sequence[Row], imported: Sequence[Row], title: str, path:
         _plot_throughput(axes[0], group, labels, colours)
         _plot_latency(axes[1], group, colours)
         _plot_cpu(axes[2], group)
-        axes[0].set_title(f"{name}: million requests a second", fontsize="medium")
+        axes[0].set_title(f"{name}: million requests per second", fontsize="medium")
         axes[1].set_title("round trip, µs: median, and 99 % (line)", fontsize="medium")
         axes[2].set_title("CPU time, ns for one request", fontsize="medium")
     everything = [*rows, *imported]
@@ -91,19 +87,11 @@ def plot_compare(rows: Sequence[Row], imported: Sequence[Row], title: str, path:
     widths = [sum(filter(None, row["cpu_ns_per_op"].values())) for row in everything]
     panels[0][2].set_xlim(0, 1.15 * max([*widths, 1.0]))
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _table(title: str, rows: Sequence[Row], *, with_load: bool) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = plain_table(title)
     table.add_column("\nstore", no_wrap=not with_load, overflow="fold")
     for heading in (
         "\nMops",
@@ -140,13 +128,13 @@ def _groups(rows: Sequence[Row], name: str) -> dict[Any, list[Row]]:
 
 
 def _packet(count: int) -> str:
-    return f"{count} request{'s' if count > 1 else ''} in a packet or message"
+    return f"{count} request{'s' if count > 1 else ''} per packet or message"
 
 
 def _imported_label(row: Row) -> str:
     load = " ".join(filter(None, (row["workload"], row["distribution"])))
     count = row["requests_per_packet"]
-    return ", ".join(filter(None, (row["label"], load, f"{count} a packet" if count else "")))
+    return ", ".join(filter(None, (row["label"], load, f"{count} per packet" if count else "")))
 
 
 def _plot_label(row: Row) -> str:
@@ -184,9 +172,7 @@ def _latency_cell(latency: dict[str, float | None]) -> str:
 
 
 def _tenths(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return "-" if value is None else short_number(value)
 
 
 def _bad(row: Row) -> str:
@@ -196,7 +182,7 @@ def _bad(row: Row) -> str:
 
 
 def _colours(here: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-    """One for each number of requests in a packet."""
+    """Return a colour for each row, by its number of requests per packet."""
     counts = list(dict.fromkeys(row["requests_per_packet"] for row in [*here, *rows]))
     return [COLOURS[counts.index(row["requests_per_packet"]) % len(COLOURS)] for row in rows]
 
@@ -266,7 +252,7 @@ def _shared_axis(axes: Any) -> None:
 
 
 def _limit(axes: Any, values: Sequence[float | None], most: float) -> None:
-    """The same scale for all machines, with room for text on the right."""
+    """Set one logarithmic scale for all machines, with room for text on the right."""
     known = [value for value in values if value]
     if known:
         axes.set_xlim(0.5 * min(known), most * max(known))

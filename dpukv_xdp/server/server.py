@@ -8,7 +8,6 @@ import mmap
 import os
 import socket
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -19,26 +18,21 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, SocketError, UsageError
 from dpukv_xdp.base.machine import possible_cpus
 from dpukv_xdp.kernel import features, loader, nic, queues
-from dpukv_xdp.lab import lab
+from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
+from dpukv_xdp.kernel.segmentation import keep_datagrams_apart
 from dpukv_xdp.native import probes
 from dpukv_xdp.native.dpdk import DpdkDevice
-from dpukv_xdp.native.engine import (
-    Communicator,
-    HostCore,
-    LiveSender,
-    ProcessingEngine,
-    Senders,
-    Store,
-    catch_stop_signal,
-)
+from dpukv_xdp.native.engines import Communicator, HostCore, ProcessingEngine
+from dpukv_xdp.native.senders import LiveSender, Senders, catch_stop_signal
 from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
-from dpukv_xdp.segmentation import keep_datagrams_apart
-from dpukv_xdp.server.wiring import Wiring, network_order_word, response_bytes_max
-from dpukv_xdp.topology import dpu_store
+from dpukv_xdp.native.stores import Store
+from dpukv_xdp.server.dpu_stats import dpu_store_stats
+from dpukv_xdp.server.wiring import Wiring, response_bytes_max
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.topology.placement import door_owners, partition_table
 from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import network_order_word
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
 Queues = list[npt.NDArray[np.void]]
@@ -188,7 +182,7 @@ class Server:
         return total
 
     def counters(self) -> dict[str, int]:
-        """The communication engines' counters over all queue pairs, by their names in kv_abi.h.
+        """The communication engines' counters over all queue pairs, by their names in bpf/abi.
 
         Bytes in a queue pair whose two ends are in the same place do not count: they cross nothing.
         """
@@ -230,18 +224,13 @@ class Server:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _dpu_stores(self) -> list[dict[str, Any]]:
         if not self._wiring.processes_here:
             return []
-        return dpu_store.stats(self._programs, self._wiring.dpu_engines)
+        return dpu_store_stats(self._programs, self._wiring.dpu_engines)
 
     def _queues(self) -> Queues:
         in_xdp = self._programs.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
@@ -479,12 +468,12 @@ class Server:
             self._attach_pass_program(cleanup)
             return
         deaf_peer = nic.deaf_veth_peer(self.interface.name)
-        attachment = lab.register_attachment(
+        attachment = register_attachment(
             self.interface.name,
             self._programs.programs["kv_receive"],
             modes=("generic",) if deaf_peer else nic.DEFAULT_MODES,
         )
-        cleanup.callback(lab.release_attachment, attachment)
+        cleanup.callback(release_attachment, attachment)
         self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
         if attachment.mode == "generic":
             merged = keep_datagrams_apart(self.interface.name, cleanup)
@@ -496,8 +485,8 @@ class Server:
         """
         pass_fd = nic.load_pass_program()
         cleanup.callback(os.close, pass_fd)
-        self.attachment = lab.register_attachment(self.interface.name, pass_fd)
-        cleanup.callback(lab.release_attachment, self.attachment)
+        self.attachment = register_attachment(self.interface.name, pass_fd)
+        cleanup.callback(release_attachment, self.attachment)
 
     def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:
         """Receive queues on the DPU's cores, and each endpoint's port to a queue of its own."""

@@ -2,8 +2,7 @@
 """What `dpukv serve` adds to a server: an entry in the directory, a socket to steer it by, and a
 rebalancer.
 
-Both ends of the socket are here. A call is a line of JSON each way, as between a bench and its
-roles (roles.py).
+Both ends of the socket are here; rpc.py has the calls.
 """
 
 import contextlib
@@ -14,24 +13,17 @@ import socketserver
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from dpukv_xdp.base import rpc
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.bench.roles import answer_call
-from dpukv_xdp.discovery.directory import (
-    Publisher,
-    ServerRecord,
-    is_dead,
-    open_directory,
-    server_name,
-    tell,
-)
+from dpukv_xdp.discovery.directory import Publisher, ServerRecord, is_dead, server_name, tell
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.server.rebalance import plan_moves
 from dpukv_xdp.server.server import Server
 
@@ -80,12 +72,7 @@ class Service:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def record(self) -> ServerRecord:
@@ -160,17 +147,16 @@ class Service:
 
 
 def call_service(name: str, call: str, **arguments: Any) -> Any:
-    """What a Service's method returns, as plain data.
+    """Call a method of another process's Service; return its result as plain data.
 
     Raises UsageError without such a server on this machine, and the method's own error.
     """
     path = CONTROL_DIR / f"{name}.sock"
-    line = msgspec.json.encode({"call": call, "arguments": arguments}) + b"\n"
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(patient(CALL_TIMEOUT_SECONDS) + arguments.get("look_seconds", 0.0))
         try:
             connection.connect(str(path))
-            connection.sendall(line)
+            connection.sendall(rpc.call_line(call, arguments))
             with connection.makefile("rb") as stream:
                 reply = stream.readline()
         except (FileNotFoundError, ConnectionError) as error:
@@ -183,11 +169,7 @@ def call_service(name: str, call: str, **arguments: Any) -> Any:
             raise UsageError(f"{name!r} is no server on this machine: {error}") from error
     if not reply:
         raise DpukvError(f"server {name!r} ended in the middle of the call: run it again")
-    answer = msgspec.json.decode(reply)
-    if "error" in answer:
-        kind = UsageError if answer["exit_status"] == UsageError.exit_status else DpukvError
-        raise kind(answer["error"])
-    return answer["result"]
+    return rpc.result_of(reply)
 
 
 def services() -> list[str]:
@@ -218,12 +200,12 @@ class _Handler(socketserver.StreamRequestHandler):
         service: Service = self.server.service  # type: ignore[attr-defined]
         request = _understood(service, line)
         if request is None:
-            refusal = {"error": f"calls are {', '.join(sorted(CALLS))}, with their arguments"}
-            answer = msgspec.json.encode(refusal | {"exit_status": UsageError.exit_status})
+            refusal = UsageError(f"calls are {', '.join(sorted(CALLS))}, with their arguments")
+            answer = rpc.error_line(refusal)
         else:
-            answer = answer_call(service, request)
+            answer = rpc.answer_line(service, request)
         with contextlib.suppress(BrokenPipeError):  # who asked has gone
-            self.wfile.write(answer + b"\n")
+            self.wfile.write(answer)
 
 
 def _understood(service: Service, line: bytes) -> dict[str, Any] | None:

@@ -3,20 +3,20 @@
 which -D settings, and what they hand to the host.
 """
 
-import socket
 from dataclasses import dataclass
 
 from dpukv_xdp.kernel import loader, nic
 from dpukv_xdp.topology.config import FRAMES_PAST_XDP, Frames, ServerConfig
 from dpukv_xdp.topology.placement import EnginePlace, Placement
 from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.codec import network_order_word
 
 TRANSPORTS = {
     "ring": "KV_TRANSPORT_RING",
     "ringbuf": "KV_TRANSPORT_RINGBUF",
     "af_xdp": "KV_TRANSPORT_AF_XDP",
 }
-"""What configuration and kv_abi.h call the same transport."""
+"""What configuration and bpf/abi call the same transport."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,3 @@ def response_bytes_max(interface: nic.Interface, config: ServerConfig) -> int:
     longest = abi.KV_LIVE_FRAME_MAX if config.respond == "sender" else abi.KV_FRAME_MAX
     frame_bytes_max = min(link_bytes_max, longest)
     return frame_bytes_max - abi.KV_VLAN_BYTES - abi.SIZE("kv_packet_header")
-
-
-def network_order_word(address: str | None) -> int:
-    """An IPv4 address as the word that XDP loads from the packet; 0 for none."""
-    return int.from_bytes(socket.inet_aton(address), "little") if address else 0

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.base.directory_url import parse_directory_url
 from dpukv_xdp.base.errors import MissingError, UsageError
 from dpukv_xdp.base.machine import possible_cpus
-from dpukv_xdp.discovery.directory import open_directory
 from dpukv_xdp.topology.designs import Design, find_design
 from dpukv_xdp.topology.dpu_store import DpuStoreSizes
 from dpukv_xdp.topology.placement import (
@@ -169,7 +169,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         self._check_frames(design)
         self._check_rebalancing(design)
         if self.directory:
-            open_directory(self.directory)
+            parse_directory_url(self.directory)
         _require(0 <= self.host_share < 1, f"a host share of {self.host_share:g} is not 0 to 1")
         _require(
             not profile.is_emulated or self.transport == "ring",

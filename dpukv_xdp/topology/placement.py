@@ -7,12 +7,14 @@ the server's port + e. Nothing here knows a design's name.
 
 import os
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from dpukv_xdp.topology.designs import Design, Place
 from dpukv_xdp.wire import abi
+
+if TYPE_CHECKING:  # importing numpy takes longer than `dpukv get`
+    import numpy as np
+    import numpy.typing as npt
 
 SHARED_PARTITIONS = 64
 """Partitions of designs with two doors: the grain in which their share of the keys can be set."""
@@ -104,14 +106,16 @@ def partition_owners(placement: Placement, partitions: int, host_share: float) -
     for places, count in zip(doors, counts, strict=True):
         owners += [places[index % len(places)].engine for index in range(count)]
     # Spread over the whole table, so that any run of hashes meets both doors.
-    order = np.argsort(np.arange(partitions) * SPREAD % partitions, kind="stable")
-    return tuple(int(engine) for engine in np.array(owners)[order])
+    order = sorted(range(partitions), key=lambda partition: partition * SPREAD % partitions)
+    return tuple(owners[partition] for partition in order)
 
 
 def owners_of_hashes(
-    owners: tuple[int, ...], hashes: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.intp]:
-    """The engine of each key hash: KV_PARTITION of kv_abi.h, then the table."""
+    owners: tuple[int, ...], hashes: "npt.NDArray[np.uint64]"
+) -> "npt.NDArray[np.intp]":
+    """The engine of each key hash: KV_PARTITION of bpf/abi/partitions.h, then the table."""
+    import numpy as np
+
     partitions = (hashes >> np.uint64(48)) % np.uint64(len(owners))
     return np.array(owners, dtype=np.intp)[partitions.astype(np.intp)]
 
@@ -128,8 +132,10 @@ def partition_table(
     concurrent_read: bool,
     concurrent_write: bool,
     reset_allowed: bool = False,
-) -> npt.NDArray[np.void]:
+) -> "npt.NDArray[np.void]":
     """struct kv_partition_table: one element."""
+    import numpy as np
+
     table = np.zeros(1, abi.dtype("kv_partition_table"))
     table["partitions"] = len(owners)
     table["concurrent_read"] = concurrent_read

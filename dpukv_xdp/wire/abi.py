@@ -1,30 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What bpf/kv_abi.h says, for Python: constants, enumerations and numpy dtypes, computed through
-cffi.
+"""The constants, enumerations and structures of bpf/abi for Python, without a C compiler.
 
-Every `KV_...` enumerator and numeric macro of the header is an attribute of this module
-(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the header.
+Every `KV_...` enumerator and numeric macro of the headers is an attribute of this module
+(`abi.KV_KEY_MAX`). Nothing here repeats a number, an offset or a name from the headers: `_layouts`
+is written from them when the package is built (see headers.py), and cffi computes the offsets as
+the C compiler does.
 """
 
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.wire._layouts import ffi
 
-from dpukv_xdp._core._native import ffi, lib
+if TYPE_CHECKING:
+    import numpy as np
 
-BPF_DIR = Path(__file__).resolve().parents[2] / "bpf"
-HEADER_PATH = BPF_DIR / "kv_abi.h"
+HEADER_DIR = BPF_DIR / "abi"
+
+
+class Field(NamedTuple):
+    """A field of a structure."""
+
+    offset: int
+    """Bytes before it."""
+    size: int
+    """Its bytes."""
+    is_array: bool
 
 
 def __getattr__(name: str) -> int:
-    """A constant of kv_abi.h by its C name; AttributeError if the header has none."""
+    """Return a constant of bpf/abi by its C name, and keep it as an attribute of the module. Raise
+    AttributeError if no header has it.
+    """
     if not name.startswith("KV_"):
         raise AttributeError(f"module 'dpukv_xdp.wire.abi' has no attribute {name!r}")
-    return int(getattr(lib, name))
+    value = int(ffi.integer_const(name))
+    globals()[name] = value
+    return value
 
 
 def _enumeration(python_name: str, c_name: str, prefix: str) -> Any:
@@ -44,11 +58,19 @@ Stage = _enumeration("Stage", "kv_stage", "KV_STAGE_")
 
 
 @cache
-def dtype(struct_name: str) -> np.dtype[np.void]:
-    """The numpy dtype of a structure, field by field at the compiler's offsets; KeyError for an
-    unknown name.
-    """
-    return _dtype_of(ffi.typeof(f"struct {struct_name}"))
+def dtype(struct_name: str) -> "np.dtype[np.void]":
+    """Return the numpy dtype of a structure, field by field at the compiler's offsets."""
+    return dtype_of(ffi.typeof(f"struct {struct_name}"))
+
+
+@cache
+def fields(struct_name: str) -> dict[str, Field]:
+    """Return the fields of a structure in their order."""
+    return {
+        name: Field(field.offset, ffi.sizeof(field.type), field.type.kind == "array")
+        for name, field in ffi.typeof(f"struct {struct_name}").fields
+        if not _is_flexible(field.type)
+    }
 
 
 def SIZE(struct_name: str) -> int:  # noqa: N802 - reads as the C macro that it stands for
@@ -61,40 +83,21 @@ def offset(struct_name: str, field_name: str) -> int:
     return int(ffi.offsetof(f"struct {struct_name}", field_name))
 
 
-def hash_key(key: bytes) -> int:
-    """CityHash64 of a key: what MICA2 clients put into `key_hash`."""
-    return int(lib.kv_hash(key, len(key)))
+def dtype_of(c_type: Any) -> "np.dtype[Any]":
+    """Return the numpy dtype of a C type as cffi has it. Needs numpy, which clients do without."""
+    import numpy as np
 
-
-def hash_keys(keys: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """CityHash64 of many keys of one length: a uint64 array (8-byte keys) or a uint8 matrix [keys,
-    key_bytes].
-    """
-    rows = np.ascontiguousarray(keys)
-    key_bytes = rows.itemsize if rows.ndim == 1 else rows.shape[1] * rows.itemsize
-    hashes = np.empty(rows.shape[0], dtype=np.uint64)
-    lib.kv_hash_many(
-        ffi.cast("uint8_t *", ffi.from_buffer(rows)),
-        key_bytes,
-        key_bytes,
-        rows.shape[0],
-        ffi.cast("uint64_t *", ffi.from_buffer(hashes)),
-    )
-    return hashes
-
-
-def _dtype_of(c_type: Any) -> np.dtype[Any]:
     if c_type.kind == "primitive":
         return np.dtype(f"{'i' if c_type.cname.startswith('int') else 'u'}{ffi.sizeof(c_type)}")
     if c_type.kind == "array":
-        return np.dtype((_dtype_of(c_type.item), (c_type.length,)))
+        return np.dtype((dtype_of(c_type.item), (c_type.length,)))
     # Without a flexible member at the end, which takes no bytes of the structure.
-    fields = [(name, field) for name, field in c_type.fields if not _is_flexible(field.type)]
+    members = [(name, field) for name, field in c_type.fields if not _is_flexible(field.type)]
     return np.dtype(
         {
-            "names": [name for name, _ in fields],
-            "formats": [_dtype_of(field.type) for _, field in fields],
-            "offsets": [field.offset for _, field in fields],
+            "names": [name for name, _ in members],
+            "formats": [dtype_of(field.type) for _, field in members],
+            "offsets": [field.offset for _, field in members],
             "itemsize": ffi.sizeof(c_type),
         }
     )

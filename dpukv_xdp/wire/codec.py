@@ -4,7 +4,7 @@
 A *batch* is what one UDP datagram carries: the batch header (the end of `struct kv_packet_header`,
 from `magic` on) and then the items, each a `struct kv_item_header`, a key and a value, both zero
 padded to 8 bytes. A *frame* is the whole Ethernet frame around it. docs/PROTOCOL.md describes the
-bytes; every offset here comes from kv_abi.h through `abi`.
+bytes; every offset here comes from bpf/abi through `abi`.
 """
 
 import struct
@@ -21,6 +21,7 @@ from dpukv_xdp.base.errors import (
     UsageError,
 )
 from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 ETHERNET_MTU = 1500
 """Bytes of IP packet that ordinary Ethernet carries."""
@@ -31,9 +32,7 @@ NETWORK_HEADER_BYTES = abi.offset("kv_packet_header", "magic")
 BATCH_HEADER_BYTES = abi.SIZE("kv_packet_header") - NETWORK_HEADER_BYTES
 ITEM_HEADER_BYTES = abi.SIZE("kv_item_header")
 
-KEY_LENGTH_SHIFT = (
-    8 * abi.dtype("kv_item_header")["kv_length"].itemsize - abi.KV_KEY_MAX.bit_length()
-)
+KEY_LENGTH_SHIFT = 8 * abi.fields("kv_item_header")["kv_length"].size - abi.KV_KEY_MAX.bit_length()
 """`kv_length` holds the key's length in its top bits, as many as KV_KEY_MAX needs, and below it the
 value's.
 """
@@ -69,7 +68,7 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "operation", _OPERATIONS.get(self.operation, self.operation))
         if self.key_hash == COMPUTE_HASH:
-            object.__setattr__(self, "key_hash", abi.hash_key(self.key) if self.key else 0)
+            object.__setattr__(self, "key_hash", hash_key(self.key) if self.key else 0)
 
     @classmethod
     def get(cls, key: bytes, opaque: int = 0) -> "Request":
@@ -173,7 +172,7 @@ def encode_batch(
     """The datagram that carries these requests, or these replies, in order.
 
     `strict=False` lets through what a server must refuse itself (empty keys, oversized values and
-    batches), for tests. KeyValueError for an item over a limit of kv_abi.h; UsageError for no
+    batches), for tests. KeyValueError for an item over a limit of bpf/abi; UsageError for no
     items, too many, or more than a frame of `mtu` bytes carries.
     """
     if not items:
@@ -447,6 +446,14 @@ def ip_to_bytes(ip: str) -> bytes:
         raise UsageError(f"{ip!r} is no IPv4 address: write it as 10.0.0.1") from error
 
 
+def network_order_word(address: str | None) -> int:
+    """Return an IPv4 address as the word that XDP loads from the packet; 0 for None.
+
+    Raises UsageError if it is none.
+    """
+    return int.from_bytes(ip_to_bytes(address), "little") if address else 0
+
+
 def _check_network_header(eth_type: int, version_ihl: int, fragment: int, protocol: int) -> None:
     if eth_type != abi.KV_ETHERTYPE_IPV4:
         raise FrameError(f"EtherType {eth_type:#06x} is not IPv4")
@@ -476,16 +483,14 @@ def _layout(struct_name: str, first: str, until: str | None, byte_order: str) ->
     """A struct.Struct for the fields of an ABI structure from `first` to the one before `until`
     (None: to the end).
     """
-    fields = abi.dtype(struct_name).fields
-    if fields is None:
-        raise TypeError(f"struct {struct_name} has no fields")
+    fields = abi.fields(struct_name)
     names = list(fields)
     chosen = names[names.index(first) : None if until is None else names.index(until)]
     codes = {1: "B", 2: "H", 4: "I", 8: "Q"}
-    formats = (fields[name][0] for name in chosen)
+    parts = (fields[name] for name in chosen)
     return struct.Struct(
         byte_order
-        + "".join(f"{part.itemsize}s" if part.shape else codes[part.itemsize] for part in formats)
+        + "".join(f"{part.size}s" if part.is_array else codes[part.size] for part in parts)
     )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Scapy layers of the wire: `KVBatch` on UDP, with a list of `KVItem`.
 
-The fields, their order and sizes are computed from kv_abi.h. Counts, lengths and key hashes that
+The fields, their order and sizes are computed from bpf/abi. Counts, lengths and key hashes that
 are left None are filled in when the packet is built, and any of them can be set wrong on purpose.
 Importing this module makes scapy recognise well-formed batches on every UDP port (by magic and
 exact lengths); `bind(port)` makes it dissect all that comes on a port, malformed or not.
@@ -125,22 +125,22 @@ def _fields_of(struct_name: str, first: str, special: dict[str, Fields]) -> Fiel
     for byte.
     """
     plain = {1: ByteField, 2: LEShortField, 4: LEIntField, 8: LELongField}
-    dtype = abi.dtype(struct_name)
-    names = list(dtype.names or ())
+    parts = abi.fields(struct_name)
+    names = list(parts)
     end = abi.offset(struct_name, first)
     fields: Fields = []
     for name in names[names.index(first) :]:
-        part = dtype[name]
-        if abi.offset(struct_name, name) != end:
+        part = parts[name]
+        if part.offset != end:
             raise TypeError(f"struct {struct_name} has a hole before {name}")
-        if part.shape:
-            here = [StrFixedLenField(name, bytes(part.itemsize), length=part.itemsize)]
+        if part.is_array:
+            here = [StrFixedLenField(name, bytes(part.size), length=part.size)]
         else:
-            here = special.get(name) or [plain[part.itemsize](name, 0)]
-        if sum(field.sz for field in here) != part.itemsize and not part.shape:
-            raise TypeError(f"struct {struct_name} gives {name} {part.itemsize} bytes")
+            here = special.get(name) or [plain[part.size](name, 0)]
+        if sum(field.sz for field in here) != part.size and not part.is_array:
+            raise TypeError(f"struct {struct_name} gives {name} {part.size} bytes")
         fields += here
-        end += part.itemsize
+        end += part.size
     return fields
 
 
@@ -177,9 +177,8 @@ def _item_bytes(rest: bytes) -> int:
     """Bytes of the item that begins here, by its lengths; 0 if not even its header is whole."""
     if len(rest) < ITEM_HEADER_BYTES:
         return 0
-    length_at = abi.offset("kv_item_header", "kv_length")
-    length_end = length_at + abi.dtype("kv_item_header")["kv_length"].itemsize
-    kv_length = int.from_bytes(rest[length_at:length_end], "little")
+    field = abi.fields("kv_item_header")["kv_length"]
+    kv_length = int.from_bytes(rest[field.offset : field.offset + field.size], "little")
     value_bytes = kv_length & ((1 << KEY_LENGTH_SHIFT) - 1)
     return ITEM_HEADER_BYTES + roundup8(kv_length >> KEY_LENGTH_SHIFT) + roundup8(value_bytes)
 

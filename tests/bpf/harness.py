@@ -21,7 +21,8 @@ from reference import execute
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import loader
-from dpukv_xdp.native.engine import HostCore, ProcessingEngine, Store
+from dpukv_xdp.native.engines import HostCore, ProcessingEngine
+from dpukv_xdp.native.stores import Store
 from dpukv_xdp.topology.placement import partition_table
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Reply, Request
@@ -255,7 +256,7 @@ class PlayedEngine:
 
 
 def header_word(operation: int, result: int, key_bytes: int, value_bytes: int) -> int:
-    """KV_HEADER of kv_abi.h."""
+    """KV_HEADER of bpf/abi/wire_mica2.h."""
     item = np.zeros(1, abi.dtype("kv_item_header"))
     item["operation"], item["result"] = operation, result
     item["kv_length"] = key_bytes << codec.KEY_LENGTH_SHIFT | value_bytes

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The BPF compiler's view of bpf/kv_abi.h: one more witness for tests/unit/test_abi.py.
+"""The BPF compiler's view of bpf/abi: one more witness for tests/unit/test_abi.py.
 
-A program that bcc compiles stores every size, offset and constant of the header in a map.
+A program that bcc compiles stores every size, offset and constant of the headers in a map.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,14 @@ import pytest
 from bpf.harness import Verdict, run_once
 from unit.test_abi import (
     NativeView,
+    changed_copy,
     constants_against,
     declared_structs,
     enumerators,
+    header_text,
     native_view,
     numpy_against,
     parse_layout,
-    quoted,
     replaced,
     swapped,
 )
@@ -28,7 +29,7 @@ from dpukv_xdp.kernel import loader
 from dpukv_xdp.wire import abi
 
 PROGRAM = """
-#include {header}
+#include "abi/all.h"
 
 struct layout {{ __u64 numbers[{count}]; }};
 BPF_ARRAY(layouts, struct layout, 1);
@@ -46,9 +47,12 @@ int kv_layout(struct xdp_md *ctx)
 """
 
 
-def bpf_view(header: Path, tmp_path: Path) -> NativeView:
-    """What bcc's compiler makes of a header; LoadError if it refuses it."""
-    text = header.read_text()
+def bpf_view(include_dir: Path, tmp_path: Path) -> NativeView:
+    """Return what bcc's compiler makes of `include_dir`/abi, which is bpf/ or `tmp_path`.
+
+    Raises LoadError if it refuses the headers.
+    """
+    text = header_text(include_dir)
     questions = [(f"constant {name} {{}}", [name]) for name in enumerators(text)]
     for struct, fields in declared_structs(text).items():
         questions.append((f"size {struct} {{}}", [f"sizeof(struct {struct})"]))
@@ -62,7 +66,7 @@ def bpf_view(header: Path, tmp_path: Path) -> NativeView:
     terms = [term for _, asked in questions for term in asked]
     stores = [f"layout->numbers[{i}] = (__u64)({term});" for i, term in enumerate(terms)]
     source = tmp_path / "layout.c"
-    program = PROGRAM.format(header=quoted(header), count=len(terms), stores="\n\t".join(stores))
+    program = PROGRAM.format(count=len(terms), stores="\n\t".join(stores))
     source.write_text(program)
     numbers = iter(run_layout_program(source, len(terms)))
     lines = [line.format(*(next(numbers) for _ in asked)) for line, asked in questions]
@@ -87,12 +91,12 @@ def disagreements(view: NativeView) -> set[str]:
 
 
 def test_the_bpf_compiler_agrees(tmp_path: Path) -> None:
-    view = bpf_view(abi.HEADER_PATH, tmp_path)
+    view = bpf_view(abi.BPF_DIR, tmp_path)
     assert constants_against(view) == []
     assert numpy_against(view) == []
-    assert view == native_view(abi.HEADER_PATH, tmp_path)
+    assert view == native_view(abi.BPF_DIR, tmp_path)
     assert {f"KV_COUNTER_{counter.name}" for counter in abi.Counter} <= set(view.constants)
-    assert set(view.sizes) == set(declared_structs(abi.HEADER_PATH.read_text()))
+    assert set(view.sizes) == set(declared_structs(header_text(abi.BPF_DIR)))
 
 
 @pytest.mark.parametrize(
@@ -107,14 +111,11 @@ def test_the_bpf_compiler_agrees(tmp_path: Path) -> None:
 def test_a_broken_copy_is_noticed(
     change: Callable[[str], str], noticed_by: set[str], tmp_path: Path
 ) -> None:
-    broken = tmp_path / "kv_abi.h"
-    broken.write_text(change(abi.HEADER_PATH.read_text()))
+    broken = changed_copy(change, tmp_path)
     assert disagreements(bpf_view(broken, tmp_path)) == noticed_by
 
 
 def test_a_copy_that_breaks_its_own_assertions_is_refused(tmp_path: Path) -> None:
-    broken = tmp_path / "kv_abi.h"
-    change = replaced("__u8 ip_source[4];", "__u8 ip_source[5];")
-    broken.write_text(change(abi.HEADER_PATH.read_text()))
+    broken = changed_copy(replaced("__u8 ip_source[4];", "__u8 ip_source[5];"), tmp_path)
     with pytest.raises(LoadError, match=r"static_?assert"):
         bpf_view(broken, tmp_path)

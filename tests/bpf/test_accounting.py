@@ -10,10 +10,10 @@ import pytest
 from bpf.harness import CPU, OTHER_CPU, Dpu, Verdict, request_frame
 
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.bench.bench import Interval, accounting_notes, roles_of
+from dpukv_xdp.bench.intervals import Interval, accounting_notes, roles_of
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.load.loadgen import Snapshot
-from dpukv_xdp.native.engine import NativeThread
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Request
 
@@ -109,7 +109,7 @@ def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int
     assert client["cpu_ns_per_op"] == (500 if napi else 400)
     assert host["cores"] == pytest.approx(0.1)
     assert host["busy_fraction"] == pytest.approx(0.1)
-    assert (client["others_fraction"], host["others_fraction"]) == (0.5, 0.9)
+    assert (client["stolen_fraction"], host["stolen_fraction"]) == (0.5, 0.9)
 
 
 def test_the_host_s_time_is_the_run_s_and_xdp_s_the_accounting_phase_s() -> None:
@@ -121,7 +121,7 @@ def test_the_host_s_time_is_the_run_s_and_xdp_s_the_accounting_phase_s() -> None
         "cores": 0.8,
         "cpu_ns_per_op": 800,
         "busy_fraction": 0.8,
-        "others_fraction": pytest.approx(0.2),
+        "stolen_fraction": pytest.approx(0.2),
     }
     assert roles["dpu"] == {"cores": pytest.approx(0.1), "cpu_ns_per_op": 200}
     client = roles["client"]

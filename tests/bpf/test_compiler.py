@@ -54,9 +54,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def told(source: Path, more: int = 2) -> int:
+def told(source: Path, more: int = 2, **settings: int) -> int:
     """What the program says when it runs."""
-    loaded = loader.load(str(source), ["kv_tell"], {"KV_MORE": more})
+    loaded = loader.load(str(source), ["kv_tell"], {"KV_MORE": more, **settings})
     try:
         run_once(loaded.programs["kv_tell"], bytes(64))
         return int(loaded.read_array("kv_numbers", np.dtype(np.uint64))[1])
@@ -94,6 +94,17 @@ def test_a_changed_text_is_compiled(
 def test_each_setting_is_compiled(source: Path, compilations: list[Path]) -> None:
     assert [told(source, more) for more in (2, 3, 2, 3)] == [42, 43, 42, 43]
     assert len(compilations) == 2
+
+
+@pytest.mark.parametrize("name", compiler.SETTINGS_AT_LOAD)
+def test_a_setting_that_is_filled_in_is_not_compiled(
+    source: Path, compilations: list[Path], name: str
+) -> None:
+    header = source.parent / "number.h"
+    header.write_text(f'#include "side.h"\n#define KV_NUMBER ({name} << 1)')
+    for value in (0, 9800, 2**31, 2**32 - 1):
+        assert told(source, **{name: value}) == value * 2 + 2
+    assert len(compilations) == 1
 
 
 def test_another_bcc_compiles_anew(

@@ -30,10 +30,12 @@ from hypothesis import strategies as st
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.kernel import loader
-from dpukv_xdp.native.engine import HostCore, ProcessingEngine, Store
+from dpukv_xdp.native.engines import HostCore, ProcessingEngine
+from dpukv_xdp.native.stores import Store
 from dpukv_xdp.topology.placement import partition_table
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
+from dpukv_xdp.wire.hashing import hash_key
 
 TAG_TURNS = 3
 """KV_TAG_TURNS of bpf/store.h: live items of one tag that a bucket may hold."""
@@ -204,9 +206,7 @@ def xdp(load_store: Callable[..., XdpStore]) -> XdpStore:
 def request(
     operation: int, key: bytes, value: bytes = b"", key_hash: int | None = None, opaque: int = 0
 ) -> Request:
-    return Request(
-        operation, key, value, opaque, abi.hash_key(key) if key_hash is None else key_hash
-    )
+    return Request(operation, key, value, opaque, hash_key(key) if key_hash is None else key_hash)
 
 
 # ---- Against a dict ------------------------------------------------------------------------------

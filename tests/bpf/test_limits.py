@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Each limit of kv_abi.h one below, at it, and one above; and errors that are a request's own."""
+"""Each limit of bpf/abi one below, at it, and one above; and errors that are a request's own."""
 
 from collections.abc import Callable
 

@@ -30,9 +30,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpukv_xdp._core._native import ffi
-from dpukv_xdp.native.engine import HostCore, ProcessingEngine
+from dpukv_xdp.native.engines import HostCore, ProcessingEngine
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.hashing import hash_key
 
 WAIT = (0, 0)
 LAPS = 3
@@ -437,7 +438,7 @@ class PlayedDpu:
         slot["count"], slot["has_payload"] = count, has_payload
         for name, content in (("header", header), ("key", key), ("value", value)):
             slot["records"][name] = content
-        slot["records"]["key_hash"] = abi.hash_key(KEY)
+        slot["records"]["key_hash"] = hash_key(KEY)
         return self.hand_over()
 
     def assert_serves(self) -> None:

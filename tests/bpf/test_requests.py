@@ -31,6 +31,7 @@ from unit.test_abi import PROTOCOL, hexdump
 
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
+from dpukv_xdp.wire.hashing import hash_key
 from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 DATA = Path(__file__).parent.parent / "data"
@@ -266,7 +267,7 @@ def keys_of_two() -> Iterator[bytes]:
 
 
 def owner(key: bytes, engines: int) -> int:
-    return (abi.hash_key(key) >> 48) % engines
+    return (hash_key(key) >> 48) % engines
 
 
 # ---- Captures of the real MICA2 client and server ------------------------------------------------

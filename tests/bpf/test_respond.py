@@ -27,7 +27,8 @@ from bpf.harness import (
 )
 
 from dpukv_xdp._core._native import ffi, lib
-from dpukv_xdp.native.engine import Senders
+from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.native.senders import Senders
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Reply, Request
 
@@ -326,7 +327,7 @@ def test_a_response_that_the_frame_cannot_hold_is_left_to_the_sender(
         f"#define bpf_xdp_adjust_tail(ctx, growth) ((growth) > {tailroom} && (ctx)->data_end - "
         f"(ctx)->data != {FLUSH_FRAME_BYTES} ? -22 : bpf_xdp_adjust_tail(ctx, growth))\n"
     )
-    source.write_text(refusal + (abi.BPF_DIR / "kv_receive.c").read_text())
+    source.write_text(refusal + (BPF_DIR / "kv_receive.c").read_text())
     dpu = load(source=str(source))
     engine = PlayedEngine(dpu.pair())
     request = [Request.get(b"key", 1)]

@@ -5,14 +5,14 @@ With clang the target runs under libFuzzer, else with gcc on reproducible random
 
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from built import CORE, ROOT, RefusedError, built
 
 from dpukv_xdp.base.patience import patient
 
-ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "dpukv_xdp" / "_core"
 SECONDS = 10
 
 SOURCES = [
@@ -20,31 +20,19 @@ SOURCES = [
     *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "store")),
 ]
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
-INCLUDES = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]
 
 
 @pytest.fixture(scope="module")
 def run_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The built target, with the arguments that bound its run."""
-    directory = tmp_path_factory.mktemp("store_fuzz")
-    target = directory / "store_fuzz"
     clang = next(filter(None, map(shutil.which, ("clang-14", "clang"))), None)
-    if clang and build(clang, ["-fsanitize=fuzzer,address,undefined"], target).returncode == 0:
-        (directory / "corpus").mkdir()
-        return [
-            str(target),
-            f"-max_total_time={SECONDS}",
-            "-max_len=2048",
-            str(directory / "corpus"),
-        ]
-    built = build("gcc", ["-DKV_FUZZ_STANDALONE", "-fsanitize=address,undefined"], target)
-    assert built.returncode == 0, built.stderr
-    return [str(target), str(SECONDS)]
-
-
-def build(compiler: str, flags: list[str], target: Path) -> subprocess.CompletedProcess[str]:
-    command = [compiler, *FLAGS, *flags, *INCLUDES, *map(str, SOURCES), "-o", str(target)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    if clang:
+        with suppress(RefusedError):  # a clang without libFuzzer
+            target = built(clang, [*FLAGS, "-fsanitize=fuzzer,address,undefined"], SOURCES)
+            corpus = tmp_path_factory.mktemp("corpus")
+            return [str(target), f"-max_total_time={SECONDS}", "-max_len=2048", str(corpus)]
+    flags = [*FLAGS, "-DKV_FUZZ_STANDALONE", "-fsanitize=address,undefined"]
+    return [str(built("gcc", flags, SOURCES)), str(SECONDS)]
 
 
 def test_no_input_makes_store_and_model_differ(run_command: list[str], tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from built import CORE, ROOT, built
 
 from dpukv_xdp.base.patience import patient
 
-ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "dpukv_xdp" / "_core"
 NAMES = (
     "allocator",
     "bpf_run",
@@ -30,13 +29,8 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("queues") / "queues"
-    includes = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]
-    command = ["gcc", *FLAGS, *includes, *map(str, SOURCES), "-o", str(target)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return target
+def program() -> Path:
+    return built("gcc", FLAGS, SOURCES)
 
 
 @pytest.mark.parametrize(

@@ -4,36 +4,26 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from built import CORE, ROOT, built
 
 from dpukv_xdp.base.patience import patient
-
-ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "dpukv_xdp" / "_core"
 
 SOURCES = [
     ROOT / "tests/model/store_memory.c",
     *(CORE / f"{name}.c" for name in ("allocator", "hash", "lossless", "store")),
 ]
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
-INCLUDES = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]
-
-
-def build(target: Path, sanitizers: str) -> Path:
-    command = ["gcc", *FLAGS, sanitizers, *INCLUDES, *map(str, SOURCES), "-o", str(target)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return target
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("memory") / "memory", "-fsanitize=address,undefined")
+def sanitized() -> Path:
+    return built("gcc", [*FLAGS, "-fsanitize=address,undefined"], SOURCES)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain() -> Path:
     """The address sanitizer would touch a shadow of the whole memory."""
-    return build(tmp_path_factory.mktemp("memory") / "memory", "-fsanitize=undefined")
+    return built("gcc", [*FLAGS, "-fsanitize=undefined"], SOURCES)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from built import CORE, ROOT, built
 
 from dpukv_xdp._core._native import lib
 from dpukv_xdp.base.patience import patient
 
-ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "dpukv_xdp" / "_core"
 SECONDS = 0.25
 BROKEN_SECONDS = patient(30)  # at most: a broken build is found out in a fraction of one, mostly
 
@@ -24,7 +23,6 @@ SOURCES = [
 ]
 # gcc warns that ThreadSanitizer ignores fences: all that they order is atomic, so it needs none.
 FLAGS = ["-std=gnu11", "-g", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-tsan"]
-INCLUDES = [f"-I{CORE}", f"-I{ROOT / 'bpf'}"]
 
 # Values of KV_STORE_UNCHECKED in store.c and lossless.c.
 CHECK_VERSION, CHECK_OVERTAKEN, CHECK_WRITERS, CHECK_LOCK, CHECK_TAKEN = 1, 2, 4, 8, 16
@@ -85,26 +83,18 @@ Build = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    directory = tmp_path_factory.mktemp("store_threads")
+    probe = tmp_path_factory.mktemp("store_threads") / "probe"
+    sanitizer = ["-fsanitize=thread"] if has_thread_sanitizer(probe) else []
 
     def build(unchecked: int = 0, sanitize: bool = True) -> Path:
-        target = directory / f"store_threads_{unchecked}_{sanitize}"
-        if target.exists():
-            return target
-        flags = [*FLAGS, f"-DKV_STORE_UNCHECKED={unchecked}"]
-        if sanitize and has_thread_sanitizer(directory):
-            flags.append("-fsanitize=thread")
-        command = ["gcc", *flags, *INCLUDES, *map(str, SOURCES), "-o", str(target)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr
-        return target
+        flags = [*FLAGS, f"-DKV_STORE_UNCHECKED={unchecked}", *(sanitizer if sanitize else [])]
+        return built("gcc", flags, SOURCES)
 
     return build
 
 
-def has_thread_sanitizer(directory: Path) -> bool:
+def has_thread_sanitizer(probe: Path) -> bool:
     """Whether gcc has its library here, and the kernel's address layout suits it."""
-    probe = directory / "probe"
     command = ["gcc", "-fsanitize=thread", "-x", "c", "-", "-o", str(probe)]
     built = subprocess.run(
         command, input="int main(void) { return 0; }", text=True, capture_output=True, check=False

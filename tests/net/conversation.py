@@ -15,6 +15,7 @@ from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request, item_bytes
+from dpukv_xdp.wire.hashing import hash_key
 
 SEED = 20250720
 GROUPS = 16
@@ -30,7 +31,7 @@ REQUESTS_MAX = 40
 WINDOW = 8
 """Packets on their way at once."""
 GROUP_SHIFT = 48
-"""Above it the key hash chooses the partition: KV_PARTITION of kv_abi.h."""
+"""Above it the key hash chooses the partition: KV_PARTITION of bpf/abi/partitions.h."""
 HEADERS_BYTES = abi.SIZE("kv_packet_header")
 
 WRITES = (abi.Operation.SET, abi.Operation.ADD, abi.Operation.INCREMENT)
@@ -182,7 +183,7 @@ class Speaker:
             )
             value = choices.randbytes(min(length, most & ~7))
         self._opaque += 1
-        hashed = abi.hash_key(key) if key else 0
+        hashed = hash_key(key) if key else 0
         key_hash = hashed & ((1 << GROUP_SHIFT) - 1) | group << GROUP_SHIFT
         return Request(operation, key, value, self._opaque, key_hash)
 

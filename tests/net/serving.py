@@ -19,12 +19,14 @@ from unittest import mock
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
 from dpukv_xdp.kernel import nic
-from dpukv_xdp.lab import lab as labs
-from dpukv_xdp.lab.lab import End, Lab
+from dpukv_xdp.kernel.attachments import list_attachments
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace
+from dpukv_xdp.kernel.veth import End
+from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load import loadgen
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, latency_summary
 from dpukv_xdp.load.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
-from dpukv_xdp.native import engine
+from dpukv_xdp.native import threads
 from dpukv_xdp.server.server import Server
 from dpukv_xdp.topology.config import ServerConfig, load_config
 from dpukv_xdp.wire import abi, codec
@@ -54,7 +56,7 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
     defaults = {"engine_cpus": (ENGINE_CPU,), "items": 1 << 16}
     if settings.get("engines", 1) > 1:
         defaults["engine_cpus"] = tuple(CPUS)
-    with pinned(*CPUS), labs.in_namespace(lab.server.namespace):
+    with pinned(*CPUS), in_namespace(lab.server.namespace):
         config = load_config(None, defaults | settings)
         server = Server(config, lab.server.interface)
         server.start()
@@ -62,7 +64,7 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
         with pinned(OTHER_CPU):
             yield server
     finally:
-        with labs.in_namespace(lab.server.namespace):
+        with in_namespace(lab.server.namespace):
             server.stop()
 
 
@@ -90,7 +92,7 @@ def serving_child(lab: Lab, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 def client_of(lab: Lab, port: int = PORT, **options: Any) -> Client:
     """A Python client in the client's namespace that does not repeat requests in silence."""
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         return Client(
             (lab.server.address, port), **({"timeout": TIMEOUT_SECONDS, "retries": 0} | options)
         )
@@ -109,7 +111,7 @@ def pinned(*cpus: int) -> Iterator[None]:
 
 def sharing_cores() -> Any:
     """Engines that spin on every core leave none to the test: let them share."""
-    return mock.patch.object(engine, "ENGINE_NICE", 0)
+    return mock.patch.object(threads, "ENGINE_NICE", 0)
 
 
 def let_probe_pass(server: Server) -> None:
@@ -146,7 +148,7 @@ class Wire:
     def __init__(self, end: End, ports: range = range(PORT, PORT + 1)) -> None:
         """`ports` are the server's: what comes from elsewhere is not looked at."""
         self._ports = ports
-        with labs.in_namespace(end.namespace):
+        with in_namespace(end.namespace):
             self._socket = socket.socket(
                 socket.AF_PACKET, socket.SOCK_RAW, socket.htons(UDP_AND_IP[0])
             )
@@ -212,7 +214,7 @@ def generating(lab: Lab, engines: int = 1) -> Iterator[LoadGenerator]:
     """
     with (
         mock.patch.object(loadgen, "TIMEOUT_NS", PATIENCE_NS),
-        labs.in_namespace(lab.client.namespace),
+        in_namespace(lab.client.namespace),
         LoadGenerator(lab.client.interface, port=PORT, engines=engines, cpu=OTHER_CPU) as generator,
     ):
         yield generator
@@ -296,11 +298,11 @@ def mapped_queue_pairs() -> int:
 
 def programs_on(end: End) -> list[str]:
     """Names of the XDP programs on an end of the lab."""
-    with labs.in_namespace(end.namespace):
+    with in_namespace(end.namespace):
         return [program.name for program in nic.find(end.interface).programs]
 
 
 def registered_on(end: End) -> list[int]:
     """Numbers of the programs that the register has for an end of the lab."""
-    inode = (labs.NAMESPACE_DIR / end.namespace).stat().st_ino
-    return [r.program_id for r in labs.list_attachments() if r.namespace_inode == inode]
+    inode = (NAMESPACE_DIR / end.namespace).stat().st_ino
+    return [r.program_id for r in list_attachments() if r.namespace_inode == inode]

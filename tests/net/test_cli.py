@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 from net.commands import DPUKV, SMALL, TIMEOUT_SECONDS, dpukv, lab_of, started, wait_for
 
-from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.base.processes import is_alive
+from dpukv_xdp.base.register import REGISTER_DIR
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.attachments import AttachmentRecord, list_attachments
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab, LabRecord
 from dpukv_xdp.server.service import services
@@ -47,10 +52,10 @@ BENCH_FIELDS = {
 # ---- Traces
 
 
-def attachments_of(record: LabRecord) -> list[labs.AttachmentRecord]:
+def attachments_of(record: LabRecord) -> list[AttachmentRecord]:
     """The XDP programs that a lab's processes have put on its interfaces."""
     pids = {process.pid for process in labs.Lab.load(record.lab_id).record.processes}
-    return [each for each in labs.list_attachments() if each.owner.pid in pids]
+    return [each for each in list_attachments() if each.owner.pid in pids]
 
 
 def measuring(process: subprocess.Popen[str]) -> LabRecord | None:
@@ -61,10 +66,10 @@ def measuring(process: subprocess.Popen[str]) -> LabRecord | None:
 
 def assert_nothing_left(record: LabRecord, programs: list[int]) -> None:
     """No namespace, link, process or register entry of a lab; its programs go soon after."""
-    places = (labs.NAMESPACE_DIR, labs.REGISTER_DIR)
+    places = (NAMESPACE_DIR, REGISTER_DIR)
     assert [str(path) for place in places for path in place.glob(f"*{record.lab_id}*")] == []
-    assert [each for each in record.processes if labs.is_alive(each)] == []
-    assert [each for each in labs.list_attachments() if each.program_id in programs] == []
+    assert [each for each in record.processes if is_alive(each)] == []
+    assert [each for each in list_attachments() if each.program_id in programs] == []
     wait_for(lambda: not any(map(nic.program_name, programs)))
 
 
@@ -162,7 +167,7 @@ def test_bench_of_a_server_elsewhere(lab: Lab, design: str, tmp_path: Path) -> N
     assert (result["corrupt"], result["misses"], result["refused"]) == (0, 0, 0)
     assert result["throughput_mops"] > 0
     for end in (lab.server, lab.client):
-        with labs.in_namespace(end.namespace):
+        with in_namespace(end.namespace):
             names = [program.name for program in nic.find(end.interface).programs]
             assert not {"kv_receive", "kv_collect"} & set(names)
 
@@ -214,8 +219,8 @@ def test_a_lab_stays_until_it_is_taken_down() -> None:
 def test_a_lab_whose_server_cannot_start_is_not_left_half_built() -> None:
     name = f"bad-{os.getpid()}"
     dpukv("lab", "up", "--name", name, "--queues", "60000", status=2)
-    assert [path.name for path in labs.NAMESPACE_DIR.glob(f"*{name}*")] == []
-    assert not labs.REGISTER_DIR.joinpath(f"lab-{name}.json").exists()
+    assert [path.name for path in NAMESPACE_DIR.glob(f"*{name}*")] == []
+    assert not REGISTER_DIR.joinpath(f"lab-{name}.json").exists()
 
 
 # ---- Ctrl-C, SIGTERM, kill -9

@@ -29,6 +29,7 @@ from dpukv_xdp.server.server import Server
 from dpukv_xdp.topology.config import FRAMES, FRAMES_PAST_XDP, TRANSPORTS
 from dpukv_xdp.topology.designs import DESIGNS, Design
 from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 ROWS = DESIGNS.values()
 LONG_MTU = 3506
@@ -109,7 +110,7 @@ def check_doors(lab: Lab, server: Server) -> None:
 
 
 def owner_of(server: Server, key: bytes) -> int:
-    return server.owners[(abi.hash_key(key) >> 48) % len(server.owners)]
+    return server.owners[(hash_key(key) >> 48) % len(server.owners)]
 
 
 # ---- Load

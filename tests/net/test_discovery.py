@@ -14,11 +14,13 @@ from net.serving import ENGINE_CPU, PORT, serving_child
 
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
-from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.discovery.opening import open_directory
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.service import call_service, services
-from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 ENGINES, PARTITIONS = 2, 8
 ITEMS = {b"key %d" % number: b"value %d" % number for number in range(200)}
@@ -35,7 +37,7 @@ def lab() -> Iterator[Lab]:
 def etcd(lab: Lab, tmp_path: Path) -> Iterator[Etcd]:
     """On the client's side of the wire."""
     with (
-        labs.in_namespace(lab.client.namespace),
+        in_namespace(lab.client.namespace),
         running_etcd(address=lab.client.address) as running,
     ):
         yield running
@@ -94,7 +96,7 @@ def test_the_default_is_a_file_and_a_lab_is_found_in_it(lab: Lab) -> None:
 
 
 def connected(lab: Lab, url: str) -> Client:
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         return Client.from_directory(url, timeout=0.5, retries=40)
 
 
@@ -117,4 +119,4 @@ def serving(lab: Lab, url: str, port: int) -> Iterator[subprocess.Popen[str]]:
 
 def test_keys_and_partitions_agree() -> None:
     """The test above would not notice if all keys lay in one partition."""
-    assert len({(abi.hash_key(key) >> 48) % PARTITIONS for key in ITEMS}) == PARTITIONS
+    assert len({(hash_key(key) >> 48) % PARTITIONS for key in ITEMS}) == PARTITIONS

@@ -82,11 +82,12 @@ REFUSED_BY_THE_VERIFIER = "int broken(struct xdp_md *ctx) { return *(int *)(long
 REFUSED_BY_CLANG = "int broken(struct xdp_md *ctx) { return nothing; }\n"
 DOCTOR_OF = """
 import sys
-from dpukv_xdp import cli, doctor
-from dpukv_xdp.loader import Build
+from dpukv_xdp.cli.main import main
+from dpukv_xdp.kernel.loader import Build
+from dpukv_xdp.ops import doctor
 source = sys.argv.pop(1)
 doctor.usual_builds = lambda: [Build("broken", source, ("broken",), {})]
-cli.main()
+main()
 """
 
 

@@ -10,6 +10,7 @@ import pytest
 from net.serving import client_of, generating, native_threads, programs_on, serving
 
 from dpukv_xdp.base.errors import MissingError
+from dpukv_xdp.kernel.attachments import NAPI_PROGRAM
 from dpukv_xdp.kernel.features import FEATURES
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
@@ -60,7 +61,7 @@ def test_the_load_generator_is_refused(lab: Lab) -> None:
         generating(lab),
     ):
         pass
-    assert programs_on(lab.client) == [labs.NAPI_PROGRAM]
+    assert programs_on(lab.client) == [NAPI_PROGRAM]
 
 
 @pytest.mark.usefixtures("no_live_frames")

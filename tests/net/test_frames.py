@@ -46,6 +46,8 @@ from net.test_wire import LONG_MTU
 from scapy.layers.inet import IP, fragment
 
 from dpukv_xdp.base.errors import MissingError, UsageError
+from dpukv_xdp.kernel.attachments import NAPI_PROGRAM
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import Loop
@@ -140,7 +142,7 @@ def test_the_same_answers(shared: Lab, frames: str, engines: int) -> None:
 
 def icmp_sent(lab: Lab) -> int:
     """ICMP messages that the server's kernel has sent."""
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
     names, numbers = (line.split() for line in lines if line.startswith("Icmp:"))
     return int(numbers[names.index("OutMsgs")])
@@ -274,7 +276,7 @@ def test_datagrams_that_find_no_room_are_counted(lab: Lab) -> None:
 
 def test_a_port_that_somebody_has_is_refused(lab: Lab, frames: str) -> None:
     threads = native_threads()
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         holder.bind((lab.server.address, PORT))
     with (
@@ -284,7 +286,7 @@ def test_a_port_that_somebody_has_is_refused(lab: Lab, frames: str) -> None:
     ):
         pass
     assert native_threads() == threads
-    assert programs_on(lab.server) in ([], [labs.NAPI_PROGRAM])
+    assert programs_on(lab.server) in ([], [NAPI_PROGRAM])
 
 
 @pytest.mark.parametrize("design", ["dual", "shrd"])
@@ -311,7 +313,7 @@ def test_without_dpdk_it_says_what_to_install(
         serving(lab, design="cpu-only", frames="dpdk"),
     ):
         pass
-    assert programs_on(lab.server) in ([], [labs.NAPI_PROGRAM])
+    assert programs_on(lab.server) in ([], [NAPI_PROGRAM])
 
 
 def test_dpdk_starts_once_in_a_process(lab: Lab) -> None:
@@ -336,7 +338,7 @@ def test_nothing_is_left(lab: Lab, frames: str) -> None:
         client.ping()
     assert native_threads() == threads
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
-    assert programs_on(lab.server) in ([], [labs.NAPI_PROGRAM])
+    assert programs_on(lab.server) in ([], [NAPI_PROGRAM])
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -17,26 +17,41 @@ from contextlib import contextmanager
 import pytest
 from pyroute2 import IPRoute, netns
 
+from dpukv_xdp.base import processes
 from dpukv_xdp.base.errors import BusyError, DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.base.processes import Process, is_alive, terminate
+from dpukv_xdp.base.register import REGISTER_DIR
 from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.attachments import (
+    NAPI_PROGRAM,
+    list_attachments,
+    register_attachment,
+    release_attachment,
+    remove_stale_attachments,
+)
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, enter, in_namespace, spawn
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 
 TIMEOUT_SECONDS = patient(10)
+OWNER_IMPORTS = """
+import os, sys, time
+from dpukv_xdp.kernel import attachments, namespaces, nic
+from dpukv_xdp.lab.lab import Lab
+"""
 
 
 def traces(lab_id: str) -> list[str]:
     """Everything with the lab's name that is left on the machine."""
-    places = (labs.NAMESPACE_DIR, labs.REGISTER_DIR)
+    places = (NAMESPACE_DIR, REGISTER_DIR)
     return [str(path) for place in places for path in place.glob(f"*{lab_id}*")]
 
 
 @contextmanager
 def owner(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that owns a lab; it ends with the block. Its program prints when ready."""
-    head = "import os, sys, time\nfrom dpukv_xdp import lab, nic\nfrom dpukv_xdp.lab import Lab\n"
-    command = [sys.executable, "-c", head + program, *arguments]
+    command = [sys.executable, "-c", OWNER_IMPORTS + program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -58,7 +73,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
 def test_down_leaves_nothing() -> None:
     with Lab.up() as lab:
         assert len(traces(lab.lab_id)) == 3
-        inside = os.open(labs.NAMESPACE_DIR / lab.server.namespace, os.O_RDONLY)
+        inside = os.open(NAMESPACE_DIR / lab.server.namespace, os.O_RDONLY)
     try:
         assert traces(lab.lab_id) == []
         with ThreadPoolExecutor(max_workers=1) as thread:  # the namespace lives while `inside` does
@@ -129,7 +144,7 @@ def internet_checksum(data: bytes) -> int:
 def test_ping(lab: Lab) -> None:
     body = struct.pack("!HH8s", os.getpid() & 0xFFFF, 1, b"dpukv_xdp"[:8])
     checksum = internet_checksum(struct.pack("!BBH", 8, 0, 0) + body)
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         ping = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     with ping:
         ping.settimeout(TIMEOUT_SECONDS)
@@ -144,10 +159,10 @@ def test_udp_checksums_are_complete_on_the_wire(lab: Lab, towards: str) -> None:
     sender, receiver = lab.client, lab.server
     if towards == "client":
         sender, receiver = receiver, sender
-    with labs.in_namespace(receiver.namespace):
+    with in_namespace(receiver.namespace):
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
         wire.bind((receiver.interface, 0x0800))
-    with labs.in_namespace(sender.namespace):
+    with in_namespace(sender.namespace):
         plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with wire, plain:
         wire.settimeout(TIMEOUT_SECONDS)
@@ -162,7 +177,7 @@ def test_udp_checksums_are_complete_on_the_wire(lab: Lab, towards: str) -> None:
 @pytest.mark.parametrize("lab", [{"queues": 3, "mtu": 2000}], indirect=True)
 def test_queues_and_mtu_as_asked_for(lab: Lab) -> None:
     for end in (lab.server, lab.client):
-        with labs.in_namespace(end.namespace), IPRoute() as netlink:
+        with in_namespace(end.namespace), IPRoute() as netlink:
             (link,) = netlink.link("get", ifname=end.interface)
             assert link.get_attr("IFLA_NUM_RX_QUEUES") == 3
             assert link.get_attr("IFLA_NUM_TX_QUEUES") == 3
@@ -190,10 +205,10 @@ def test_a_killed_owner_s_lab_is_removed_with_its_processes() -> None:
         process.wait()
         (sleeper,) = Lab.load(lab_id).record.processes
         assert sleeper.pid == int(pid)
-        assert labs.is_alive(sleeper)
+        assert is_alive(sleeper)
         assert lab_id in labs.remove_stale()
     assert traces(lab_id) == []
-    assert not labs.is_alive(sleeper)
+    assert not is_alive(sleeper)
 
 
 def test_a_persistent_lab_outlives_its_owner() -> None:
@@ -203,7 +218,7 @@ def test_a_persistent_lab_outlives_its_owner() -> None:
     (sleeper,) = Lab.load(lab_id).record.processes
     assert labs.remove(lab_id)
     assert traces(lab_id) == []
-    assert not labs.is_alive(sleeper)
+    assert not is_alive(sleeper)
 
 
 @pytest.mark.parametrize("delay_ms", [0, 1, 2, 3, 5, 8, 12, 20])
@@ -234,7 +249,7 @@ def test_half_a_lab_is_removed(lab: Lab) -> None:
 def test_a_process_that_ignores_sigterm_is_killed(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labs, "TERMINATE_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "TERMINATE_GRACE_SECONDS", 0.1)
     script = "trap '' TERM; echo ready; sleep 600 & wait; wait"
     child = lab.spawn(lab.client, ["sh", "-c", script], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"ready\n"
@@ -245,14 +260,14 @@ def test_a_process_that_ignores_sigterm_is_killed(
 
 def test_another_process_with_the_same_number_is_spared() -> None:
     with subprocess.Popen(["sleep", "600"]) as bystander:
-        labs.terminate([labs.Process(bystander.pid, 1)])
+        terminate([Process(bystander.pid, 1)])
         assert bystander.poll() is None
         bystander.kill()
 
 
 def test_a_spawned_process_dies_with_its_parent(lab: Lab) -> None:
     program = """
-child = lab.spawn(sys.argv[1], ["sleep", "600"])
+child = namespaces.spawn(sys.argv[1], ["sleep", "600"])
 print(child.pid, flush=True)
 time.sleep(600)
 """
@@ -276,33 +291,33 @@ def programs() -> Iterator[tuple[int, int]]:
 
 
 def test_attach_and_release(lab: Lab, programs: tuple[int, int]) -> None:
-    with labs.in_namespace(lab.server.namespace):
-        attachment = labs.register_attachment(lab.server.interface, programs[0])
+    with in_namespace(lab.server.namespace):
+        attachment = register_attachment(lab.server.interface, programs[0])
         assert (attachment.mode, attachment.native_refused) == ("native", None)
         (found,) = nic.find(lab.server.interface).programs
         assert (found.program_id, found.name) == (attachment.program_id, "kv_ours")
-        assert labs.release_attachment(attachment)
+        assert release_attachment(attachment)
         assert nic.find(lab.server.interface).programs == ()
-        assert not labs.release_attachment(attachment)
-    assert attachment.program_id not in {r.program_id for r in labs.list_attachments()}
+        assert not release_attachment(attachment)
+    assert attachment.program_id not in {r.program_id for r in list_attachments()}
 
 
 def test_a_busy_interface_is_left_alone(lab: Lab, programs: tuple[int, int]) -> None:
     ours, theirs = programs
     interface = lab.server.interface
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         attachment = nic.attach_xdp(interface, theirs)
         with pytest.raises(BusyError, match=rf"{attachment.program_id} \(kv_theirs\)"):
-            labs.register_attachment(interface, ours)
+            register_attachment(interface, ours)
         assert [p.name for p in nic.find(interface).programs] == ["kv_theirs"]
         assert not nic.detach_xdp(attachment.index, nic.program_info(ours)[0])
         assert [p.name for p in nic.find(interface).programs] == ["kv_theirs"]
 
 
 def test_generic_mode_says_why(lab: Lab, programs: tuple[int, int]) -> None:
-    with labs.in_namespace(lab.client.namespace), IPRoute() as netlink:
+    with in_namespace(lab.client.namespace), IPRoute() as netlink:
         netlink.link("set", ifname=lab.client.interface, mtu=9000)  # too large for native XDP
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         attachment = nic.attach_xdp(lab.server.interface, programs[0])
         assert attachment.mode == "generic"
         assert attachment.native_refused is not None
@@ -314,17 +329,17 @@ def test_generic_mode_says_why(lab: Lab, programs: tuple[int, int]) -> None:
 
 def test_a_killed_process_s_program_is_taken_off(lab: Lab) -> None:
     program = """
-lab.enter(sys.argv[1])
-lab.register_attachment(sys.argv[2], nic.load_pass_program())
+namespaces.enter(sys.argv[1])
+attachments.register_attachment(sys.argv[2], nic.load_pass_program())
 print("attached", flush=True)
 time.sleep(600)
 """
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         with owner(program, lab.server.namespace, lab.server.interface) as process:
             read_line(process)
-            assert labs.remove_stale_attachments() == [], "its owner lives"
+            assert remove_stale_attachments() == [], "its owner lives"
         assert len(nic.find(lab.server.interface).programs) == 1
-        (sentence,) = labs.remove_stale_attachments()
+        (sentence,) = remove_stale_attachments()
         assert lab.server.interface in sentence
         assert nic.find(lab.server.interface).programs == ()
 
@@ -334,41 +349,41 @@ def test_the_program_on_the_client_s_end_makes_room_and_comes_back(
 ) -> None:
     """Without one, what the server's XDP sends would lie in the client's ring."""
     interface = lab.client.interface
-    with labs.in_namespace(lab.client.namespace):
-        assert [p.name for p in nic.find(interface).programs] == [labs.NAPI_PROGRAM]
-        attachment = labs.register_attachment(interface, programs[0])
+    with in_namespace(lab.client.namespace):
+        assert [p.name for p in nic.find(interface).programs] == [NAPI_PROGRAM]
+        attachment = register_attachment(interface, programs[0])
         assert attachment.mode == "native"
         assert [p.name for p in nic.find(interface).programs] == ["kv_ours"]
         with pytest.raises(BusyError, match="kv_ours"):
-            labs.register_attachment(interface, programs[1])
-        assert labs.release_attachment(attachment)
-        assert [p.name for p in nic.find(interface).programs] == [labs.NAPI_PROGRAM]
+            register_attachment(interface, programs[1])
+        assert release_attachment(attachment)
+        assert [p.name for p in nic.find(interface).programs] == [NAPI_PROGRAM]
 
 
 def test_the_program_on_the_client_s_end_comes_back_after_a_kill(lab: Lab) -> None:
     program = """
-lab.enter(sys.argv[1])
-lab.register_attachment(sys.argv[2], nic.load_pass_program())
+namespaces.enter(sys.argv[1])
+attachments.register_attachment(sys.argv[2], nic.load_pass_program())
 print("attached", flush=True)
 time.sleep(600)
 """
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         with owner(program, lab.client.namespace, lab.client.interface) as process:
             read_line(process)
         assert [p.name for p in nic.find(lab.client.interface).programs] == ["kv_pass"]
-        assert len(labs.remove_stale_attachments()) == 1
+        assert len(remove_stale_attachments()) == 1
         names = [p.name for p in nic.find(lab.client.interface).programs]
-        assert names == [labs.NAPI_PROGRAM]
+        assert names == [NAPI_PROGRAM]
 
 
 def test_a_lab_s_attachments_leave_the_register_with_it(programs: tuple[int, int]) -> None:
-    with Lab.up() as lab, labs.in_namespace(lab.server.namespace):
-        attachment = labs.register_attachment(lab.server.interface, programs[0])
-    assert attachment.program_id not in {r.program_id for r in labs.list_attachments()}
+    with Lab.up() as lab, in_namespace(lab.server.namespace):
+        attachment = register_attachment(lab.server.interface, programs[0])
+    assert attachment.program_id not in {r.program_id for r in list_attachments()}
 
 
 def test_an_unknown_namespace_is_one_sentence() -> None:
     with pytest.raises(UsageError, match="no network namespace"):
-        labs.enter("dpukv-none-such")
+        enter("dpukv-none-such")
     with pytest.raises(UsageError, match="no network namespace"):
-        labs.spawn("dpukv-none-such", ["true"])
+        spawn("dpukv-none-such", ["true"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import wait_for
 from net.serving import (
     OTHER_CPU,
     Wire,
@@ -44,11 +45,12 @@ from dpukv_xdp.base.errors import (
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.discovery.directory import server_name
 from dpukv_xdp.kernel import nic
-from dpukv_xdp.lab import lab as labs
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import Loop
 from dpukv_xdp.load.workload import WORKLOADS, build_templates
-from dpukv_xdp.native.engine import NativeThread, ProcessingEngine
+from dpukv_xdp.native.engines import ProcessingEngine
+from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.server import server as server_module
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Request
@@ -79,7 +81,7 @@ def traces(lab: Lab) -> dict[str, object]:
 def test_a_busy_interface_is_named_and_left_alone(lab: Lab) -> None:
     theirs_fd = nic.load_pass_program("kv_theirs")
     try:
-        with labs.in_namespace(lab.server.namespace):
+        with in_namespace(lab.server.namespace):
             theirs = nic.attach_xdp(lab.server.interface, theirs_fd)
         before = traces(lab)
         with (
@@ -96,7 +98,7 @@ def test_a_busy_interface_is_named_and_left_alone(lab: Lab) -> None:
 
 def take_the_link_down(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noticed last, when everything else runs already."""
-    with labs.in_namespace(lab.server.namespace), IPRoute() as netlink:
+    with in_namespace(lab.server.namespace), IPRoute() as netlink:
         netlink.link("set", index=nic.find(lab.server.interface).index, state="down")
 
 
@@ -130,7 +132,7 @@ def test_a_start_that_fails_leaves_nothing(
 
 def test_a_veth_peer_without_xdp_gets_its_answers_in_generic_mode(lab: Lab) -> None:
     """As on a pair that somebody made by hand: native answers would not be seen there."""
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         interface = nic.find(lab.client.interface)
         assert nic.detach_xdp(interface.index, interface.programs[0].program_id)
     with serving(lab) as server, client_of(lab) as client:
@@ -161,8 +163,8 @@ def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> No
         start = generator.snapshot()
         prepared = build_templates(plan, generator.templates[:1024])
         generator.begin(plan, Loop(64), prepared.templates)
-        time.sleep(0.1)
-        with labs.in_namespace(lab.server.namespace):
+        wait_for(lambda: generator.snapshot().received["packets"] > start.received["packets"])
+        with in_namespace(lab.server.namespace):
             server.stop()
         assert native_threads() == ["generator"]
         assert programs_on(lab.server) == registered_on(lab.server) == []

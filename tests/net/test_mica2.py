@@ -15,6 +15,7 @@ from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.topology.designs import DESIGNS
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
+from dpukv_xdp.wire.hashing import hash_key
 
 GOLDEN = Path(__file__).parents[1] / "data"
 OUTSIDE = ((24, 26), (44, 48))
@@ -115,8 +116,8 @@ def test_the_client_accepts_every_answer(lab: Lab, design: str) -> None:
         Request.set(key, b"v" * 100, 1),
         Request.get(key, 2),
         Request.get(missing, 3),
-        Request(int(abi.Operation.DELETE), key, b"", 4, abi.hash_key(key)),
-        Request(99, key, b"", 5, abi.hash_key(key)),
+        Request(int(abi.Operation.DELETE), key, b"", 4, hash_key(key)),
+        Request(99, key, b"", 5, hash_key(key)),
     ]
     with sharing_cores(), serving(lab, design=design, access="auto") as server:
         server.give_all_to_door(DESIGNS[design].communication[0])
@@ -185,7 +186,7 @@ def answer(lab: Lab) -> tuple[bytes, Item]:
     with serving(lab), Wire(lab.client) as wire:
         wire.exchange(request_frame(lab, [Request.set(b"12345678", b"abcdefgh", 1)]))
         frame = wire.exchange(request_frame(lab, [Request.get(b"12345678", 0x00050002)]))
-    return frame, Item(5, 0, b"abcdefgh", abi.hash_key(b"12345678"), 0x00050002)
+    return frame, Item(5, 0, b"abcdefgh", hash_key(b"12345678"), 0x00050002)
 
 
 @pytest.mark.parametrize("name", CHANGES)

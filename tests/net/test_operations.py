@@ -20,6 +20,7 @@ from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.hashing import hash_key
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 MODES = ("erew", "crew", "crcw")
@@ -153,7 +154,7 @@ class Speaker:
     def owner_of(self, key: bytes) -> int:
         """The engine of a key's partition."""
         owners = self._server.owners
-        return owners[(abi.hash_key(key) >> 48) % len(owners)]
+        return owners[(hash_key(key) >> 48) % len(owners)]
 
     def hash_owned_by(self, owner: int) -> int:
         """A key hash for a request without a key."""
@@ -171,7 +172,7 @@ def check_row(speaker: Speaker, row: dict[str, str], mode: str, owner: int) -> N
             column = {"erew": "another engine: EREW"}.get(mode, mode.upper())
         answer = row[column] if row[column] != "as the owner" else row["the owner answers"]
         code = operation_of(row)
-        key_hash = abi.hash_key(case.key) if case.key else speaker.hash_owned_by(owner)
+        key_hash = hash_key(case.key) if case.key else speaker.hash_owned_by(owner)
         reply = speaker.ask(engine, Request(code, case.key, case.value, 77, key_hash))
         result, _, attached = answer.partition(", ")
         assert reply.result == abi.Result[result], (row, mode, engine == owner)

@@ -16,9 +16,10 @@ import pytest
 from net.commands import TIMEOUT_SECONDS, dpukv, lab_of, started, wait_for
 
 from dpukv_xdp.base.errors import DpukvError
-from dpukv_xdp.bench.bench import BenchOptions
 from dpukv_xdp.bench.limits import LIMITS
-from dpukv_xdp.bench.peers import PEERS, PeerSession
+from dpukv_xdp.bench.options import BenchOptions
+from dpukv_xdp.bench.peer_stores import PEERS
+from dpukv_xdp.bench.peers import PeerSession
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.load.workload import Distribution
 
@@ -65,7 +66,7 @@ def assert_healthy(run: dict[str, Any], requests: int) -> None:
     assert 0 < run["roles"]["host"]["busy_fraction"] <= 1
     assert run["limit"] in ("client", "server", "window", "others")
     for role in ("client", "host"):
-        assert 0 <= run["roles"][role]["others_fraction"] <= 1
+        assert 0 <= run["roles"][role]["stolen_fraction"] <= 1
         assert run["roles"][role]["cores"] > 0
         assert run["roles"][role]["cpu_ns_per_op"] > 0
     assert run["roles"]["dpu"] is None

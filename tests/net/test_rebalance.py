@@ -17,11 +17,13 @@ from net.serving import ENGINE_CPU, client_of, serving, serving_child, sharing_c
 from dpukv_xdp.base.errors import ResultError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
-from dpukv_xdp.discovery.directory import open_directory, server_name
+from dpukv_xdp.discovery.directory import server_name
+from dpukv_xdp.discovery.opening import open_directory
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.service import Service, call_service, services
-from dpukv_xdp.wire import abi
+from dpukv_xdp.wire.hashing import hash_key
 
 PARTITIONS = 16
 MOVES = 200
@@ -82,7 +84,7 @@ def agree(lab: Lab, url: str, stop: threading.Event) -> int:
     counters = {b"counter %d" % number: number for number in range(KEYS)}
     done = 0
     with (
-        labs.in_namespace(lab.client.namespace),
+        in_namespace(lab.client.namespace),
         Client.from_directory(url, timeout=10, retries=1, refresh=0.005) as client,
     ):
         assert client.set_many({key: counter(value) for key, value in counters.items()}) == []
@@ -116,7 +118,7 @@ def counter(value: int) -> bytes:
 def test_a_moved_partition_takes_its_items_along(lab: Lab) -> None:
     key = b"somewhere"
     with sharing_cores(), serving(lab, engines=2, partitions=8) as server:
-        partition = (abi.hash_key(key) >> 48) % 8
+        partition = (hash_key(key) >> 48) % 8
         old = server.owners[partition]
         with client_of(lab, ports=2, owners=server.owners) as client:
             assert client.set(key, b"value")
@@ -154,7 +156,7 @@ def test_requests_of_partitions_are_counted(lab: Lab) -> None:
         counted = (server.partition_requests() - before).tolist()
     wanted = [0] * 4
     for key in keys:
-        wanted[(abi.hash_key(key) >> 48) % 4] += 1
+        wanted[(hash_key(key) >> 48) % 4] += 1
     assert counted == wanted
 
 
@@ -214,7 +216,7 @@ def test_a_server_moves_partitions_by_itself(lab: Lab, tmp_path: Path) -> None:
         with Service(server, said.append):
             deadline = time.monotonic() + TIMEOUT_SECONDS
             with (
-                labs.in_namespace(lab.client.namespace),
+                in_namespace(lab.client.namespace),
                 Client.from_directory(f"file:{tmp_path}", timeout=0.5, retries=20) as client,
             ):
                 while not said:

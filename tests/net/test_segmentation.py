@@ -15,11 +15,11 @@ from net.serving import DROPS, PORT, TIMEOUT_SECONDS, gained, serving
 from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
-from dpukv_xdp import segmentation
-from dpukv_xdp.kernel import nic
-from dpukv_xdp.lab import lab as labs
-from dpukv_xdp.lab.lab import End, Lab
-from dpukv_xdp.segmentation import RECEIVE_FEATURES, SEND_FEATURE
+from dpukv_xdp.kernel import nic, segmentation
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.segmentation import RECEIVE_FEATURES, SEND_FEATURE
+from dpukv_xdp.kernel.veth import End
+from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.wire import codec
 from dpukv_xdp.wire.codec import Request
 
@@ -37,7 +37,7 @@ DESIGNS = [
 @pytest.fixture
 def plain(lab: Lab) -> Lab:
     """A veth pair as a container has it: no XDP program at the client's end, default offloads."""
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         client = nic.find(lab.client.interface)
         assert nic.detach_xdp(client.index, client.programs[0].program_id)
         nic.set_offloads(client.name, tx_checksum=True)
@@ -46,13 +46,13 @@ def plain(lab: Lab) -> Lab:
 
 
 def has_feature(end: End, feature: str) -> bool:
-    with labs.in_namespace(end.namespace), closing(IoctlEthtool(end.interface)) as ethtool:
+    with in_namespace(end.namespace), closing(IoctlEthtool(end.interface)) as ethtool:
         return bool(ethtool.get_features()[feature])
 
 
 def send(lab: Lab, datagrams: int, requests: int) -> socket.socket:
     """Batches by one call of the kernel's UDP; the socket that the answers come to."""
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     batch = codec.encode_batch([Request.get(b"key%d" % number) for number in range(requests)])
     asking.settimeout(TIMEOUT_SECONDS)
@@ -106,7 +106,7 @@ def wait_for_drop(server: object, before: dict[str, int]) -> None:
 
 def test_native_mode_leaves_it_to_the_kernel(lab: Lab) -> None:
     """Which has the other end of a veth pair segment."""
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         nic.set_offloads(lab.client.interface, tx_checksum=True)
     with serving(lab) as server, send(lab, 4, 3) as asking:
         assert server.attachment is not None
@@ -117,7 +117,7 @@ def test_native_mode_leaves_it_to_the_kernel(lab: Lab) -> None:
 
 @pytest.mark.parametrize("feature", RECEIVE_FEATURES)
 def test_what_our_own_kernel_merges_is_turned_off_meanwhile(plain: Lab, feature: str) -> None:
-    with labs.in_namespace(plain.server.namespace):
+    with in_namespace(plain.server.namespace):
         nic.turn_on(plain.server.interface, feature)
     assert has_feature(plain.server, feature)
     with serving(plain):
@@ -129,7 +129,7 @@ def test_an_end_that_is_gone_when_the_server_stops(plain: Lab) -> None:
     with serving(plain):
         pass  # what a process loads once stays
     before = descriptors()
-    with serving(plain), labs.in_namespace(plain.client.namespace), IPRoute() as netlink:
+    with serving(plain), in_namespace(plain.client.namespace), IPRoute() as netlink:
         netlink.link("del", ifname=plain.client.interface)
     assert descriptors() == before
 
@@ -141,7 +141,7 @@ def descriptors() -> int:
 @pytest.fixture
 def same_namespace(plain: Lab) -> Iterator[Lab]:
     """Both ends in the server's namespace, as on a host with a bridge."""
-    with labs.in_namespace(plain.client.namespace), IPRoute() as netlink:
+    with in_namespace(plain.client.namespace), IPRoute() as netlink:
         index = nic.find(plain.client.interface).index
         netlink.link("set", index=index, net_ns_fd=plain.server.namespace)
     return plain
@@ -149,7 +149,7 @@ def same_namespace(plain: Lab) -> Iterator[Lab]:
 
 def test_the_other_end_may_be_in_the_same_namespace(same_namespace: Lab) -> None:
     end = same_namespace.server
-    with labs.in_namespace(end.namespace):
+    with in_namespace(end.namespace):
         cleanup = contextlib.ExitStack()
         with cleanup:
             assert segmentation.keep_datagrams_apart(end.interface, cleanup) is None

@@ -35,6 +35,7 @@ from net.serving import (
 from dpukv_xdp.base.errors import KeyValueError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
+from dpukv_xdp.kernel.namespaces import in_namespace, spawn
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
@@ -153,7 +154,7 @@ def test_ping(served: Served) -> None:
 @pytest.mark.parametrize("cpu", [ENGINE_CPU, OTHER_CPU])
 def test_an_answer_comes_soon_even_when_nothing_follows(served: Served, cpu: int) -> None:
     """Timed by the kernel: on the engine's core the client itself waits long for its turn."""
-    with labs.in_namespace(served.lab.client.namespace):
+    with in_namespace(served.lab.client.namespace):
         plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     batch = codec.encode_batch([Request.get(b"soon")])
     with plain, pinned(cpu):
@@ -187,9 +188,9 @@ def timed_exchange(plain: socket.socket, batch: bytes) -> float:
 
 def test_a_tcp_connection_passes_while_requests_are_served(served: Served) -> None:
     sent = secrets.token_bytes(1 << 20)
-    with labs.in_namespace(served.lab.server.namespace):
+    with in_namespace(served.lab.server.namespace):
         listener = socket.create_server((served.lab.server.address, 22))
-    with labs.in_namespace(served.lab.client.namespace):
+    with in_namespace(served.lab.client.namespace):
         connection = socket.create_connection((served.lab.server.address, 22), TIMEOUT_SECONDS)
     before = served.server.counters()
     echo = threading.Thread(target=echo_once, args=(listener,))
@@ -230,7 +231,7 @@ def send_and_finish(connection: socket.socket, content: bytes) -> None:
 
 def test_ping_passes(served: Served) -> None:
     before = served.server.counters()
-    child = labs.spawn(
+    child = spawn(
         served.lab.client.namespace,
         [sys.executable, "-c", PING, served.lab.server.address],
         stdout=subprocess.PIPE,
@@ -258,10 +259,10 @@ print(answer[28:33].decode(), end="")
 
 def test_a_datagram_to_another_port_passes(served: Served) -> None:
     before = served.server.counters()
-    with labs.in_namespace(served.lab.server.namespace):
+    with in_namespace(served.lab.server.namespace):
         other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         other.bind((served.lab.server.address, PORT + 1))
-    with labs.in_namespace(served.lab.client.namespace):
+    with in_namespace(served.lab.client.namespace):
         plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     batch = codec.encode_batch([Request.get(b"not for us")])
     with other, plain:
@@ -273,7 +274,7 @@ def test_a_datagram_to_another_port_passes(served: Served) -> None:
 
 def test_a_datagram_to_another_address_passes(served: Served) -> None:
     """The interface may have more addresses than the one that is served."""
-    with labs.in_namespace(served.lab.client.namespace):
+    with in_namespace(served.lab.client.namespace):
         plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     before = served.server.counters()
     client, server = ends(served.lab)

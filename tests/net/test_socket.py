@@ -25,8 +25,9 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import SocketError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import loader, nic
-from dpukv_xdp.lab import lab as labs
-from dpukv_xdp.lab.lab import End, Lab
+from dpukv_xdp.kernel.namespaces import in_namespace
+from dpukv_xdp.kernel.veth import End
+from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.native.sockets import ReceiveSocket, open_socket
 
 pytestmark = pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup")
@@ -48,7 +49,7 @@ class XdpSocket:
     """One kv_socket on the server's end of a lab."""
 
     def __init__(self, end: End, queue: int = 0, descriptors: int = 64) -> None:
-        with labs.in_namespace(end.namespace):
+        with in_namespace(end.namespace):
             self.native = open_native(end.interface, queue, descriptors)
         self._frames = ffi.new("struct kv_frame[]", 4096)
         self._stats = ffi.new("struct kv_socket_stats *")
@@ -152,9 +153,9 @@ def program() -> Iterator[loader.LoadedObject]:
 @pytest.fixture
 def wire(lab: Lab, program: loader.LoadedObject) -> Iterator[Wire]:
     """The client's end of a lab whose server's end runs the program."""
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         nic.attach_xdp(lab.server.interface, program.programs["redirect"])
-    with labs.in_namespace(lab.client.namespace):
+    with in_namespace(lab.client.namespace):
         own = Wire(lab.client)
     yield own
     own.close()
@@ -443,7 +444,7 @@ def test_frames_that_the_device_drops_are_counted(
 
 
 def set_link(end: End, state: str) -> None:
-    with labs.in_namespace(end.namespace), IPRoute() as netlink:
+    with in_namespace(end.namespace), IPRoute() as netlink:
         netlink.link("set", ifname=end.interface, state=state)
 
 
@@ -451,7 +452,7 @@ def test_an_interface_that_goes_away(lab: Lab, program: loader.LoadedObject, wir
     with opened(lab, program) as own:
         wire.send(numbered(1), numbered(2))
         frames = own.receive_all(2)
-        with labs.in_namespace(lab.server.namespace), IPRoute() as netlink:
+        with in_namespace(lab.server.namespace), IPRoute() as netlink:
             netlink.link("del", ifname=lab.server.interface)
         own.send(frames[0], numbered(1, 60, HEAD_BACK))
         own.flush()
@@ -489,7 +490,7 @@ def test_what_cannot_be_opened_says_why(
 ) -> None:
     name = lab.server.interface if interface is None else interface
     before = open_things()
-    with labs.in_namespace(lab.server.namespace), pytest.raises(OSError) as raised:
+    with in_namespace(lab.server.namespace), pytest.raises(OSError) as raised:
         open_native(name, queue, descriptors, zero_copy)
     assert raised.value.errno == reason
     assert open_things() == before
@@ -497,8 +498,8 @@ def test_what_cannot_be_opened_says_why(
 
 OPEN = """
 import resource, sys
-from dpukv_xdp.errors import SocketError
-from dpukv_xdp.sockets import open_socket
+from dpukv_xdp.base.errors import SocketError
+from dpukv_xdp.native.sockets import open_socket
 interface, queue, mode, limit = sys.argv[1:]
 if limit:
     name, _, most = limit.partition("=")
@@ -549,14 +550,14 @@ def test_a_refusal_is_told_by_its_true_cause(lab: Lab, refusal: Refusal) -> None
 
 def test_a_queue_that_somebody_has_is_told_so(lab: Lab) -> None:
     own = XdpSocket(lab.server)
-    with labs.in_namespace(lab.server.namespace), pytest.raises(SocketError) as raised:
+    with in_namespace(lab.server.namespace), pytest.raises(SocketError) as raised:
         open_socket(lab.server.interface, 0, 64, "copy")
     assert "stop the program whose socket has it" in str(raised.value)
     own.close()
 
 
 def test_a_map_without_the_queue_is_told_so(lab: Lab, program: loader.LoadedObject) -> None:
-    with labs.in_namespace(lab.server.namespace):
+    with in_namespace(lab.server.namespace):
         receive = ReceiveSocket(lab.server.interface, 0, 64, "copy")
     receive.queue = 1 << 20
     with (

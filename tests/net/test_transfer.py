@@ -23,6 +23,9 @@ from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench import transfer
 from dpukv_xdp.bench.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
+from dpukv_xdp.kernel.attachments import list_attachments
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace
+from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.wire import abi
 
@@ -84,11 +87,15 @@ def test_nothing_behind_the_payload_is_looked_at(transfers: Transfers, way: Way,
 @contextmanager
 def damaged(transfers: Transfers, byte: int) -> Iterator[None]:
     """A byte of one of the prepared payloads is wrong within the block."""
-    transfers.damage(DAMAGED, byte)
+    at = DAMAGED * abi.KV_TRANSFER_BYTES_MAX + byte
+    senders = (transfers.dpu_payloads, transfers.host_payloads)
+    for payloads in senders:
+        payloads[at] ^= 0xFF
     try:
         yield
     finally:
-        transfers.damage(DAMAGED, byte)
+        for payloads in senders:
+            payloads[at] ^= 0xFF
 
 
 def test_an_end_without_the_other_gives_up(
@@ -122,8 +129,8 @@ def test_frames_that_the_kernel_does_not_take_at_once_are_sent_later(
     assert found["wrong"] == 0
 
 
-def set_link(end: labs.End, state: str) -> None:
-    with labs.in_namespace(end.namespace), IPRoute() as netlink:
+def set_link(end: End, state: str) -> None:
+    with in_namespace(end.namespace), IPRoute() as netlink:
         netlink.link("set", ifname=end.interface, state=state)
 
 
@@ -224,13 +231,13 @@ def test_an_interrupted_qp_bench_leaves_nothing() -> None:
     assert (process.returncode, output) == (128 + signal.SIGINT, "")
     assert errors == "dpukv: interrupted; everything has been taken down\n"
     assert record not in {each.lab_id for each in labs.list_labs()} - before
-    assert list(labs.NAMESPACE_DIR.glob(f"*{record}*")) == []
+    assert list(NAMESPACE_DIR.glob(f"*{record}*")) == []
 
 
 def _attached_lab(process: subprocess.Popen[str]) -> str | None:
     """The command's lab, once its XDP program is on."""
     record = lab_of(process)
-    attached = [each for each in labs.list_attachments() if each.owner.pid == process.pid]
+    attached = [each for each in list_attachments() if each.owner.pid == process.pid]
     return record.lab_id if record and attached else None
 
 

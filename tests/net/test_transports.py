@@ -36,6 +36,7 @@ from dpukv_xdp.base.errors import SocketError, UsageError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.kernel.loader import LoadedObject
+from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.topology.config import (
@@ -128,13 +129,13 @@ def test_every_way_gives_the_same_answers(shared: Lab, settings: Settings) -> No
 def check_stack(lab: Lab) -> None:
     """A datagram for another port gets to a socket of the server's, and its answer back."""
     with (
-        labs.in_namespace(lab.server.namespace),
+        in_namespace(lab.server.namespace),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
     ):
         listener.bind((lab.server.address, STACK_PORT))
         listener.settimeout(TIMEOUT_SECONDS)
         with (
-            labs.in_namespace(lab.client.namespace),
+            in_namespace(lab.client.namespace),
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
         ):
             asking.settimeout(TIMEOUT_SECONDS)
@@ -188,7 +189,7 @@ def expected_drops(cases: list[Case]) -> Counter[str]:
 
 def readdress(lab: Lab, server: Endpoint) -> None:
     """Give the lab's server end the address that the captured requests go to."""
-    with labs.in_namespace(lab.server.namespace), IPRoute() as netlink:
+    with in_namespace(lab.server.namespace), IPRoute() as netlink:
         index = nic.find(lab.server.interface).index
         netlink.flush_addr(index=index)
         netlink.addr("add", index=index, address=server.ip, prefixlen=8)

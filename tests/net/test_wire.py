@@ -15,6 +15,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.kernel.namespaces import spawn
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
@@ -41,7 +42,7 @@ def test_the_readme_s_request_made_by_hand_and_its_answer(served: tuple[Lab, Ser
     lab, _ = served
     with client_of(lab) as client:
         client.set(b"hello", b"world")
-    child = labs.spawn(
+    child = spawn(
         lab.client.namespace,
         [sys.executable, "-c", readme_example(lab)],
         stdout=subprocess.PIPE,

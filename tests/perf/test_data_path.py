@@ -6,7 +6,8 @@ Nothing here fails for being slow: machines differ. A run that is not correct fa
 
 import pytest
 
-from dpukv_xdp.bench.bench import Bench, BenchOptions
+from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.options import BenchOptions
 from dpukv_xdp.topology.config import ServerConfig
 
 pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Everyone who reads bpf/kv_abi.h sees the same bytes, and a broken copy of it is noticed by each
-witness.
+"""All readers of bpf/abi see the same bytes, and each witness notices a broken copy of it.
 
-The native compiler says how a header lays out its structures; against that are held numpy's dtypes
-and constants, the scapy layers, the codec's bytes and the hex dumps of docs/PROTOCOL.md. The BPF
+Python's layouts are computed from the headers without a C compiler (wire/_layouts.py). The native
+compiler says how the headers lay out their structures. numpy's dtypes and constants, the scapy
+layers, the codec's bytes and the hex dumps of docs/PROTOCOL.md are compared with that; the BPF
 compiler's view is in tests/bpf.
 """
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from dpukv_xdp._core._native import ffi
+from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire._layouts import ffi as layouts
 from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.hashing import hash_key
+from dpukv_xdp.wire.headers import numeric_macros
 from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "PROTOCOL.md"
@@ -25,7 +29,7 @@ PROTOCOL = Path(__file__).parents[2] / "docs" / "PROTOCOL.md"
 
 @dataclass(frozen=True)
 class NativeView:
-    """What the native compiler makes of a header."""
+    """What the native compiler makes of the headers."""
 
     constants: dict[str, int]
     sizes: dict[str, int]
@@ -43,12 +47,10 @@ class HeaderError(Exception):
     """The compiler refused the header: one of its own assertions failed, or it is no C."""
 
 
-def disagreements(header: Path, tmp_path: Path) -> dict[str, list[str]]:
-    """What each witness sees otherwise than the native compiler does in `header`; empty lists if
-    nothing.
-    """
+def disagreements(include_dir: Path, tmp_path: Path) -> dict[str, list[str]]:
+    """Return, by witness, what it sees otherwise than the native compiler does."""
     try:
-        native = native_view(header, tmp_path)
+        native = native_view(include_dir, tmp_path)
     except HeaderError as error:
         return {"compiler": [str(error)]}
     return {
@@ -63,15 +65,14 @@ def disagreements(header: Path, tmp_path: Path) -> dict[str, list[str]]:
 # ---- The native compiler -------------------------------------------------------------------------
 
 
-def native_view(header: Path, tmp_path: Path) -> NativeView:
-    """Compile and run a program that prints the header's layout; HeaderError if it does not
-    compile.
+def native_view(include_dir: Path, tmp_path: Path) -> NativeView:
+    """Compile and run a program that prints the layout of `include_dir`/abi.
+
+    Raises HeaderError if it does not compile.
     """
-    text = header.read_text()
+    text = header_text(include_dir)
     structs = declared_structs(text)
-    lines = [
-        f"#include <stdio.h>\n#include <stddef.h>\n#include {quoted(header)}\nint main(void) {{"
-    ]
+    lines = ['#include <stdio.h>\n#include <stddef.h>\n#include "abi/all.h"\nint main(void) {']
     lines += [
         f'printf("constant {name} %lld\\n", (long long){name});' for name in enumerators(text)
     ]
@@ -84,9 +85,8 @@ def native_view(header: Path, tmp_path: Path) -> NativeView:
         ]
     source, program = tmp_path / "layout.c", tmp_path / "layout"
     source.write_text("\n".join([*lines, "return 0; }"]))
-    compiled = subprocess.run(
-        ["cc", "-o", program, source], capture_output=True, text=True, check=False
-    )
+    command = ["cc", f"-I{include_dir}", "-o", program, source]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if compiled.returncode:
         raise HeaderError(compiled.stderr)
     printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
@@ -106,8 +106,13 @@ def parse_layout(printed: str) -> NativeView:
     return view
 
 
+def header_text(include_dir: Path) -> str:
+    """Return the headers of `include_dir`/abi, one behind the other."""
+    return "\n".join(path.read_text() for path in sorted((include_dir / "abi").glob("*.h")))
+
+
 def declared_structs(text: str) -> dict[str, list[str]]:
-    """Structures of the header and their fields, as its text declares them."""
+    """Return the structures and their fields, as the headers' text declares them."""
     structs = {}
     for name, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
         plain = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
@@ -116,14 +121,10 @@ def declared_structs(text: str) -> dict[str, list[str]]:
 
 
 def enumerators(text: str) -> list[str]:
-    """All enumerators of the header."""
+    """Return all enumerators of the headers."""
     plain = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     bodies = re.findall(r"^enum \w+ \{(.*?)\};", plain, re.MULTILINE | re.DOTALL)
     return [name for body in bodies for name in re.findall(r"\b(KV_\w+)\s*(?=[=,\n]|$)", body)]
-
-
-def quoted(path: Path) -> str:
-    return f'"{path}"'
 
 
 # ---- The witnesses -------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def protocol_against(native: NativeView) -> list[str]:
         if rows != list(native.fields[struct].items()):
             wrong.append(f"{struct}: the table of PROTOCOL.md says {rows}")
     wrong += protocol_constants_against(native, text)
-    key_hash = abi.hash_key(b"hello").to_bytes(8, "little")
+    key_hash = hash_key(b"hello").to_bytes(8, "little")
     for kind, magic in (("request", "KV_MAGIC_REQUEST"), ("response", "KV_MAGIC_RESPONSE")):
         dump = hexdump(text, kind)
         item = native.sizes["kv_packet_header"]
@@ -299,23 +300,45 @@ def hexdump(text: str, kind: str) -> bytes:
 
 
 def test_all_witnesses_agree(tmp_path: Path) -> None:
-    found = disagreements(abi.HEADER_PATH, tmp_path)
+    found = disagreements(abi.BPF_DIR, tmp_path)
     assert found == {name: [] for name in ("constants", "numpy", "scapy", "codec", "protocol")}
 
 
 def test_the_check_sees_every_structure_and_constant(tmp_path: Path) -> None:
-    text = abi.HEADER_PATH.read_text()
-    native = native_view(abi.HEADER_PATH, tmp_path)
+    text = header_text(abi.BPF_DIR)
+    native = native_view(abi.BPF_DIR, tmp_path)
     assert set(native.sizes) == set(re.findall(r"^struct (\w+) \{", text, re.MULTILINE))
     assert all(native.fields[struct] for struct in native.sizes)
     enums = re.findall(r"^enum (\w+) \{", text, re.MULTILINE)
-    known_to_cffi = [ffi.typeof(f"enum {name}").relements for name in enums]
-    assert set(native.constants) == {name for names in known_to_cffi for name in names}
+    for cffi in (ffi, layouts):
+        known = [cffi.typeof(f"enum {name}").relements for name in enums]
+        assert set(native.constants) == {name for names in known for name in names}
+
+
+def test_the_native_core_has_every_layout_and_macro() -> None:
+    for struct in declared_structs(header_text(abi.BPF_DIR)):
+        compiled, computed = (each.typeof(f"struct {struct}") for each in (ffi, layouts))
+        assert ffi.sizeof(compiled) == layouts.sizeof(computed)
+        for (name, ours), (_, theirs) in zip(computed.fields, compiled.fields, strict=True):
+            assert ours.offset == theirs.offset == abi.offset(struct, name), f"{struct}.{name}"
+    abi_headers = sorted(abi.HEADER_DIR.glob("*.h"))
+    macros = re.findall(r"#define (KV_\w+) \.\.\.", numeric_macros(abi_headers, value="..."))
+    assert len(macros) > 5
+    assert {name: getattr(abi, name) for name in macros} == {
+        name: getattr(lib, name) for name in macros
+    }
+
+
+def test_a_constant_that_no_header_has_is_no_attribute() -> None:
+    with pytest.raises(AttributeError):
+        _ = abi.KV_NO_SUCH_CONSTANT
+    with pytest.raises(AttributeError):
+        _ = abi.no_constant
 
 
 def test_offsets_in_the_headers_comments_are_right(tmp_path: Path) -> None:
-    text = abi.HEADER_PATH.read_text()
-    native = native_view(abi.HEADER_PATH, tmp_path)
+    text = header_text(abi.BPF_DIR)
+    native = native_view(abi.BPF_DIR, tmp_path)
     checked = 0
     for struct, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
         for field, offset in re.findall(r"(\w+)(?:\[\w+\])?;\s*/\*\s*(\d+)[\s,:]", body):
@@ -328,8 +351,7 @@ def swapped(first: str, second: str) -> Callable[[str], str]:
     """Exchange two declarations inside struct kv_item_header or kv_packet_header."""
 
     def change(text: str) -> str:
-        text = re.sub(r"[ \t]+", " ", text)  # declarations are aligned by their neighbours
-        assert text.count(first) == text.count(second) == 1
+        assert text.count(first) == text.count(second) <= 1
         return text.replace(first, "\0").replace(second, first).replace("\0", second)
 
     return change
@@ -337,11 +359,22 @@ def swapped(first: str, second: str) -> Callable[[str], str]:
 
 def replaced(old: str, new: str) -> Callable[[str], str]:
     def change(text: str) -> str:
-        text = re.sub(r"[ \t]+", " ", text)
-        assert text.count(old) == 1
+        assert text.count(old) <= 1
         return text.replace(old, new)
 
     return change
+
+
+def changed_copy(change: Callable[[str], str], tmp_path: Path) -> Path:
+    """Copy bpf/abi into `tmp_path` with one header changed, and return `tmp_path`."""
+    shutil.copytree(abi.HEADER_DIR, tmp_path / "abi")
+    changed = 0
+    for path in (tmp_path / "abi").iterdir():
+        text = re.sub(r"[ \t]+", " ", path.read_text())  # declarations are aligned
+        changed += change(text) != text
+        path.write_text(change(text))
+    assert changed == 1
+    return tmp_path
 
 
 EVERYONE = {"numpy", "scapy", "codec", "protocol"}
@@ -368,7 +401,5 @@ EVERYONE = {"numpy", "scapy", "codec", "protocol"}
 def test_a_broken_copy_is_noticed(
     change: Callable[[str], str], noticed_by: set[str], tmp_path: Path
 ) -> None:
-    broken = tmp_path / "kv_abi.h"
-    broken.write_text(change(abi.HEADER_PATH.read_text()))
-    found = disagreements(broken, tmp_path)
+    found = disagreements(changed_copy(change, tmp_path), tmp_path)
     assert noticed_by == {witness for witness, wrong in found.items() if wrong}

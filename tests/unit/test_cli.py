@@ -18,10 +18,14 @@ import click
 import pytest
 from rich.console import Console
 
-from dpukv_xdp.base import errors
+from dpukv_xdp.base import errors, register
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench import bench
-from dpukv_xdp.cli import main
+from dpukv_xdp.bench.options import BenchOptions
+from dpukv_xdp.cli import labs, main
+from dpukv_xdp.cli.output import PLAIN_COLUMNS
+from dpukv_xdp.cli.settings import server_config
+from dpukv_xdp.cli.signals import SIGNALS
 from dpukv_xdp.lab import lab
 from dpukv_xdp.ops.demo import story
 from dpukv_xdp.report.tables import results_table
@@ -64,7 +68,7 @@ Run = Callable[..., Outcome]
 @pytest.fixture
 def run() -> Iterator[Run]:
     """main() in this process, whose signal handlers come back afterwards."""
-    handlers = {number: signal.getsignal(number) for number in main.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_main(*arguments: str) -> Outcome:
         output, errors = io.StringIO(), io.StringIO()
@@ -353,12 +357,12 @@ def test_a_lab_s_server_that_ends_or_hangs_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Whatever has answered at its address."""
-    monkeypatch.setattr(main, "LAB_READY_SECONDS", 0.2 if command == "sleep" else 60)
+    monkeypatch.setattr(labs, "LAB_READY_SECONDS", 0.2 if command == "sleep" else 60)
     log = tmp_path / "log"
     log.write_text("note: it runs\ndpukv: it broke\n")
     with subprocess.Popen([command, "60"]) as process, log.open("rb") as said:
         with pytest.raises(errors.DpukvError, match="server did not start: it broke"):
-            main._await_lab_server(process, said.fileno(), lambda: False)
+            labs._await_lab_server(process, said.fileno(), lambda: False)
         process.kill()
 
 
@@ -366,7 +370,7 @@ def test_a_lab_s_server_that_gets_further_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For longer than LAB_READY_SECONDS altogether: each line of its log counts."""
-    monkeypatch.setattr(main, "LAB_READY_SECONDS", 0.2)
+    monkeypatch.setattr(labs, "LAB_READY_SECONDS", 0.2)
     log = tmp_path / "log"
     log.write_text("")
     end = time.monotonic() + patient(1.0)
@@ -377,7 +381,7 @@ def test_a_lab_s_server_that_gets_further_is_waited_for(
         return time.monotonic() > end
 
     with subprocess.Popen(["sleep", "60"]) as process, log.open("rb") as said:
-        main._await_lab_server(process, said.fileno(), answers)
+        labs._await_lab_server(process, said.fileno(), answers)
         process.kill()
 
 
@@ -401,12 +405,12 @@ def test_every_setting_is_an_option_of_serve() -> None:
     }
     place = SimpleNamespace(server=SimpleNamespace(interface="lo"))
     wanted = config.ServerConfig(**settings)
-    arguments = main._serve_arguments(place, wanted)
+    arguments = labs._serve_arguments(place, wanted)
     command = main.cli.commands["serve"]
     given = command.make_context("serve", arguments[1:]).params
     assert given.pop("iface") == "lo"
     assert given.pop("json_path") is None
-    assert main._server_config(given) == wanted
+    assert server_config(given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -482,23 +486,23 @@ def a_result(**changes: object) -> dict[str, object]:
 )
 def test_the_table_fits_and_cuts_nothing(changes: dict[str, object]) -> None:
     output = io.StringIO()
-    Console(file=output, width=main.PLAIN_COLUMNS).print(results_table([a_result(**changes)] * 3))
+    Console(file=output, width=PLAIN_COLUMNS).print(results_table([a_result(**changes)] * 3))
     text = output.getvalue()
     assert "…" not in text
     assert text.count("123.45") == 3
 
 
 def test_the_story_says_which_core_does_what() -> None:
-    told = story(config.ServerConfig(), bench.BenchOptions(keys=1234, seconds=1.5))
+    told = story(config.ServerConfig(), BenchOptions(keys=1234, seconds=1.5))
     assert "1,234 keys" in told
     assert f"core {min(os.sched_getaffinity(0))}" in told
-    assert max(len(line) for line in told.splitlines()) <= main.PLAIN_COLUMNS
+    assert max(len(line) for line in told.splitlines()) <= PLAIN_COLUMNS
 
 
 def test_lab_status_without_a_lab_is_an_empty_list(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lab, "REGISTER_DIR", tmp_path)
+    monkeypatch.setattr(register, "REGISTER_DIR", tmp_path)
     assert json.loads(run("lab", "status", "--json", "-").output) == []
     assert run("lab", "status").output == "no lab is up\n"
     assert run("get", "key").status == 2

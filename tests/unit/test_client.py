@@ -30,6 +30,7 @@ from dpukv_xdp.client.client import Client
 from dpukv_xdp.discovery.directory import FileDirectory, ServerRecord
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request
+from dpukv_xdp.wire.hashing import hash_key
 
 Fault = Callable[["StandIn", int, bytes], list[bytes]]
 """(server, number of the datagram, right answer) to the datagrams that go back instead."""
@@ -466,7 +467,7 @@ class Troubled:
 
 
 def trouble(client: Client, server: StandIn, **errors: list[int]) -> None:
-    sockets: dict[tuple[str, int], Any] = client._sockets
+    sockets: dict[tuple[str, int], Any] = client._exchange.sockets
     errors = {"send": [], "recv": []} | errors
     sockets[server.address] = Troubled(sockets[server.address], **errors)
 
@@ -509,7 +510,7 @@ def test_who_is_silent_has_not_refused() -> None:
             Client(server.address, timeout=0.1, retries=1, ports=2) as client,
             pytest.raises(NoResponseError, match="no answer from") as raised,
         ):
-            client.get_many(sorted(ITEMS, key=lambda key: abi.hash_key(key.encode()) >> 48 & 1))
+            client.get_many(sorted(ITEMS, key=lambda key: hash_key(key.encode()) >> 48 & 1))
         assert not isinstance(raised.value, RefusedError)
     finally:
         server.close()
@@ -563,7 +564,7 @@ def test_keys_choose_their_server_as_with_mica2(directory: FileDirectory) -> Non
             assert client.get_many(ITEMS) == VALUES
             assert client.ping(3) > 0
         for key in ITEMS:
-            chosen = (abi.hash_key(key.encode()) >> 32 & 0xFFFF) % 3
+            chosen = (hash_key(key.encode()) >> 32 & 0xFFFF) % 3
             holders = [
                 index
                 for index, each in enumerate(by_name)
@@ -663,7 +664,7 @@ def owned_by(server: StandIn, engine: int) -> bytes:
     """A key."""
     keys = (key.encode() for key in ITEMS)
     owners = server.owners
-    return next(key for key in keys if owners[(abi.hash_key(key) >> 48) % len(owners)] == engine)
+    return next(key for key in keys if owners[(hash_key(key) >> 48) % len(owners)] == engine)
 
 
 def test_what_is_not_answered_in_time_goes_to_the_new_owner(directory: FileDirectory) -> None:
@@ -776,10 +777,12 @@ def test_sockets_to_servers_that_have_gone_are_closed(directory: FileDirectory) 
             timer.start()
             assert client.set("key", "value")
             timer.join()
-            (gone,) = (each for where, each in client._sockets.items() if where == old.address)
+            (gone,) = (
+                each for where, each in client._exchange.sockets.items() if where == old.address
+            )
             assert client.set("key", "value")
             assert gone.fileno() == -1
-            assert list(client._sockets) == [new.address]
+            assert list(client._exchange.sockets) == [new.address]
 
 
 def test_a_rejection_that_lasts_is_an_error(directory: FileDirectory) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dpukv_xdp.bench import all_designs
 from dpukv_xdp.bench.all_designs import ABLATIONS, effects, run_ablations, run_designs
-from dpukv_xdp.bench.bench import BenchOptions, Progress
+from dpukv_xdp.bench.options import BenchOptions, Progress
 from dpukv_xdp.report.tables import ablations_table
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.cli import main
+from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.cli.measuring import ALL_DESIGNS
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
-from dpukv_xdp.wire import abi
 
 PACKAGE = Path(__file__).parents[2] / "dpukv_xdp"
 THE_TABLE = "topology/designs.py"
 DEFAULTS = {("topology/config.py", "ServerConfig", "design")}
 """Settings whose default is a design's name: module, class and field."""
 
-NO_ROW = {("cli/main.py", "given['design'] == ALL_DESIGNS")}
+NO_ROW = {("cli/measuring.py", "given['design'] == ALL_DESIGNS")}
 """What the option --design may be compared with: the word for all rows, which names none."""
 STRING_TESTS = ("startswith", "endswith", "find", "index", "count")
 
@@ -32,7 +32,7 @@ def modules() -> list[Path]:
 
 
 def c_sources() -> list[Path]:
-    return sorted(p for d in (abi.BPF_DIR, PACKAGE / "_core") for p in d.glob("*.[ch]"))
+    return sorted(p for d in (BPF_DIR, PACKAGE / "_core") for p in d.rglob("*.[ch]"))
 
 
 # ---- The table
@@ -81,7 +81,7 @@ def test_the_defaults_are_where_they_are_said_to_be() -> None:
 def test_the_word_for_all_designs_names_none() -> None:
     for module, expression in NO_ROW:
         assert expression in (PACKAGE / module).read_text().replace('"', "'")
-    assert main.ALL_DESIGNS not in DESIGNS
+    assert ALL_DESIGNS not in DESIGNS
 
 
 @pytest.mark.parametrize(

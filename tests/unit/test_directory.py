@@ -28,9 +28,9 @@ from dpukv_xdp.discovery.directory import (
     Listing,
     Publisher,
     ServerRecord,
-    open_directory,
     server_name,
 )
+from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.discovery.watch import Watch
 
 MAC = "02:00:00:00:00:01"

@@ -1,10 +1,15 @@
-"""The native CityHash64 v1.1 against known answers, and its many-keys form against the other."""
+"""CityHash64 v1.1, native and in Python, against known answers and each other."""
 
 import random
+import sys
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.wire import hashing
+from dpukv_xdp.wire.hashing import city_hash, hash_key
 
 # Hash of bytes 0, 1, 2, ... of that length, from the reference implementation (PyPI's cityhash
 # 0.4.10). The lengths lie at the edges of the algorithm's length classes and of its 64-byte blocks.
@@ -59,11 +64,28 @@ MICA2_ANSWERS = {
 def test_known_answer_of_each_length_class(key_bytes: int) -> None:
     key = bytes(i & 0xFF for i in range(key_bytes))
     assert lib.kv_hash(key, key_bytes) == KNOWN_ANSWERS[key_bytes]
+    assert city_hash(key) == KNOWN_ANSWERS[key_bytes]
 
 
 @pytest.mark.parametrize("key", MICA2_ANSWERS)
 def test_known_answer_of_mica2_words(key: int) -> None:
     assert lib.kv_hash(key.to_bytes(8, "little"), 8) == MICA2_ANSWERS[key]
+
+
+@given(st.integers(0, 300).flatmap(lambda size: st.binary(min_size=size, max_size=size)))
+@example(b"\xff" * 64)
+@example(b"\xff" * 255)
+def test_python_hashes_as_c_does(key: bytes) -> None:
+    assert city_hash(key) == lib.kv_hash(key, len(key)) == hash_key(key)
+
+
+def test_without_the_native_core_keys_are_hashed_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dpukv_xdp._core._native", None)
+    hashing._fastest.cache_clear()
+    try:
+        assert hashing._fastest() is city_hash
+    finally:
+        hashing._fastest.cache_clear()
 
 
 def test_known_answer_of_mica2_texts() -> None:

@@ -19,7 +19,7 @@ import click
 import pytest
 
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
-from dpukv_xdp.lab.lab import start_ticks
+from dpukv_xdp.base.processes import start_ticks
 from kernels import __main__ as command
 from kernels import guests, hosts, images, matrix, processes, results
 from kernels.images import KERNELS, Image, Kernel

@@ -14,8 +14,8 @@ HOST_STAGES = {"dpu": {}, "host": {"receive": 20.0, "parse": 10.0, "process": 30
 def ours(
     *, out: float = 60.0, stages: dict[str, Any] = XDP_STAGES, **changes: dict[str, float]
 ) -> dict[str, Any]:
-    """Ten million requests a second of 10 a packet, `out` packets of 64 in flight."""
-    role = {"cores": 1.0, "cpu_ns_per_op": 100.0, "others_fraction": 0.0}
+    """Ten million requests per second of 10 a packet, `out` packets of 64 in flight."""
+    role = {"cores": 1.0, "cpu_ns_per_op": 100.0, "stolen_fraction": 0.0}
     return {
         "design": "lat",
         "rate": None,
@@ -34,13 +34,13 @@ def ours(
 
 
 def peer(client_busy: float, server_busy: float, others: float = 0.0) -> dict[str, Any]:
-    role = {"cores": server_busy, "others_fraction": others, "busy_fraction": server_busy}
+    role = {"cores": server_busy, "stolen_fraction": others, "busy_fraction": server_busy}
     return {
         **ours(),
         "design": None,
         "client_busy": client_busy,
         "stages_ns_per_op": None,
-        "roles": {"client": {"others_fraction": 0.0}, "dpu": None, "host": role},
+        "roles": {"client": {"stolen_fraction": 0.0}, "dpu": None, "host": role},
     }
 
 
@@ -54,8 +54,8 @@ def peer(client_busy: float, server_busy: float, others: float = 0.0) -> dict[st
         (ours(dpu={"cores": 0.95}), "dpu"),
         (ours(stages=HOST_STAGES), "host"),
         (ours(stages=HOST_STAGES, host={"cores": 2.0}), "window"),
-        (ours(host={"others_fraction": 0.2}), "others"),
-        (ours(client={"others_fraction": 0.2}, host={"busy_fraction": 0.95}), "others"),
+        (ours(host={"stolen_fraction": 0.2}), "others"),
+        (ours(client={"stolen_fraction": 0.2}, host={"busy_fraction": 0.95}), "others"),
         ({**ours(out=3), "rate": 1e6}, "rate"),
         (peer(0.5, 0.99), "server"),
         (peer(0.99, 0.6), "client"),

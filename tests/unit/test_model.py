@@ -10,43 +10,27 @@ from typing import Any
 import pytest
 
 from dpukv_xdp.base.errors import MissingError, UsageError
-from dpukv_xdp.model.costs import (
+from dpukv_xdp.model.bench_costs import apart, costs_from_bench, on_dpu
+from dpukv_xdp.model.cost_files import (
     MEASURED_PATH,
-    BusCosts,
-    ClientCosts,
-    Cost,
-    Costs,
-    EngineCosts,
-    apart,
-    costs_from_bench,
-    costs_from_paper,
     costs_toml,
     find_costs,
-    fit_paper,
-    on_dpu,
     read_costs,
     read_results,
-    table1_shares,
-    thread_speed,
 )
-from dpukv_xdp.model.events import (
-    BLOCK_BATCHES,
-    BLOCKS_MAX,
-    BLOCKS_MIN,
-    WARM_UP_BATCHES,
-    Machine,
-    run_events,
-)
+from dpukv_xdp.model.costs import BusCosts, ClientCosts, Cost, Costs, EngineCosts, thread_speed
+from dpukv_xdp.model.events import run_events
 from dpukv_xdp.model.model import Point, figure12, plot_sweep, simulate, sweep
+from dpukv_xdp.model.paper_costs import costs_from_paper, fit_paper, table1_shares
 from dpukv_xdp.model.validation import (
     MEASURED_ERROR_MAX,
-    VALIDATION_PATH,
     Check,
     summary,
     validate_measured,
     validate_paper,
     validation_json,
 )
+from dpukv_xdp.model.world import BLOCK_BATCHES, BLOCKS_MAX, BLOCKS_MIN, WARM_UP_BATCHES, Machine
 from dpukv_xdp.topology.designs import DESIGNS
 
 COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
@@ -517,7 +501,7 @@ def test_results_are_read_as_one_as_a_list_and_as_a_comparison(tmp_path: Path) -
 
 
 def test_missing_measurements_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dpukv_xdp.model.costs.MEASURED_PATH", tmp_path / "none.json")
+    monkeypatch.setattr("dpukv_xdp.model.cost_files.MEASURED_PATH", tmp_path / "none.json")
     with pytest.raises(MissingError, match="--costs here"):
         find_costs("committed", "local", "C")
 
@@ -622,7 +606,7 @@ def test_this_machine_s_points_are_met_within_what_is_promised(
 def test_the_committed_errors_are_recomputed(
     paper_checks: list[Check], measured_checks: list[Check]
 ) -> None:
-    committed = json.loads(VALIDATION_PATH.read_text())
+    committed = json.loads(MEASURED_PATH.with_name("model_validation.json").read_text())
     for part, checks in (("paper", paper_checks), ("measured", measured_checks)):
         before = {(c["name"], c["where"]): c for c in committed[part]["checks"]}
         after = {(c["name"], c["where"]): c for c in validation_json(checks)["checks"]}

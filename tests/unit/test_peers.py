@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import MissingError, UsageError
 from dpukv_xdp.bench import peers
-from dpukv_xdp.bench.bench import BenchOptions
 from dpukv_xdp.bench.compare import (
     OURS,
     Outcome,
@@ -30,6 +29,9 @@ from dpukv_xdp.bench.compare import (
     server_of,
     summary,
 )
+from dpukv_xdp.bench.options import BenchOptions
+from dpukv_xdp.bench.peer_stores import PEERS, PeerSize, find_peer
+from dpukv_xdp.bench.peer_times import PeerRun, ServerTimes, idle_ns
 from dpukv_xdp.bench.peers_import import imported_rows, read_results
 from dpukv_xdp.bench.peers_load import PROTOCOLS, PeerPlan, Snapshot, stream_of_requests
 from dpukv_xdp.load import workload
@@ -277,41 +279,41 @@ def test_any_bytes_are_counted_or_refused(answer: bytes, protocol: str) -> None:
 
 def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *a, **k: None)
-    for peer in peers.PEERS.values():
+    for peer in PEERS.values():
         with pytest.raises(MissingError, match=f"{peer.package}.*--with-peers"):
             peer.find()
 
 
 def test_peers_are_found_by_name() -> None:
-    assert [peers.find_peer(name).name for name in peers.PEERS] == list(peers.PEERS)
+    assert [find_peer(name).name for name in PEERS] == list(PEERS)
     with pytest.raises(UsageError, match="redis, redis-mget, memcached"):
-        peers.find_peer("mysql")
+        find_peer("mysql")
 
 
-def times_of(cpu_ms: int, idle_ms: int, **threads_ms: int) -> "peers._ServerTimes":
+def times_of(cpu_ms: int, idle_ms: int, **threads_ms: int) -> "ServerTimes":
     """After 100 ms."""
     by_thread_ns = {name: ms * 1_000_000 for name, ms in threads_ms.items()}
-    return peers._ServerTimes(100_000_000, cpu_ms * 1_000_000, by_thread_ns, idle_ms * 1_000_000)
+    return ServerTimes(100_000_000, cpu_ms * 1_000_000, by_thread_ns, idle_ms * 1_000_000)
 
 
-def server_role(after: "peers._ServerTimes", cores: int) -> dict[str, float]:
-    counts = np.zeros(1, abi.dtype("kv_peer_results"))[0]
-    start = peers._ServerTimes(0, 0, {}, 0)
+def server_role(after: "ServerTimes", cores: int) -> dict[str, float]:
+    counts = np.zeros(1, abi.dtype_of(ffi.typeof("struct kv_peer_results")))[0]
+    start = ServerTimes(0, 0, {}, 0)
     ends = Snapshot(0, counts, 0), Snapshot(100_000_000, counts, 90_000_000)
-    roles = peers._Run(*ends, start, after, cores).roles()
-    assert roles["client"]["others_fraction"] == pytest.approx(0.1)
+    roles = PeerRun(*ends, start, after, cores).roles()
+    assert roles["client"]["stolen_fraction"] == pytest.approx(0.1)
     return dict(roles["host"])
 
 
 def test_threads_that_wait_for_each_other_are_no_other_programs() -> None:
     """Four threads on one core: each waits most of the time, and the core is the server's."""
     role = server_role(times_of(98, 2, a=60, b=20, c=10, d=8), 1)
-    assert (role["busy_fraction"], role["others_fraction"]) == (0.98, 0.0)
+    assert (role["busy_fraction"], role["stolen_fraction"]) == (0.98, 0.0)
 
 
 def test_what_is_neither_the_server_s_nor_idle_is_other_programs() -> None:
-    assert server_role(times_of(50, 20, a=50), 1)["others_fraction"] == pytest.approx(0.3)
-    assert server_role(times_of(100, 40, a=50, b=50), 2)["others_fraction"] == pytest.approx(0.3)
+    assert server_role(times_of(50, 20, a=50), 1)["stolen_fraction"] == pytest.approx(0.3)
+    assert server_role(times_of(100, 40, a=50, b=50), 2)["stolen_fraction"] == pytest.approx(0.3)
 
 
 def test_a_server_s_busiest_thread_counts() -> None:
@@ -323,15 +325,15 @@ def test_idle_time_is_that_of_the_cores_in_question(tmp_path: Path) -> None:
     statistics = tmp_path / "stat"
     statistics.write_text("cpu 1 1 1 900 9 1\ncpu0 1 1 1 100 3 1\ncpu1 1 1 1 700 4 1\nintr 5\n")
     ticks = os.sysconf("SC_CLK_TCK")
-    assert peers.idle_ns([0], statistics) == 103 * 10**9 // ticks
-    assert peers.idle_ns([0, 1], statistics) == 807 * 10**9 // ticks
+    assert idle_ns([0], statistics) == 103 * 10**9 // ticks
+    assert idle_ns([0, 1], statistics) == 807 * 10**9 // ticks
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", PEERS)
 def test_peers_have_as_many_threads_as_cores(name: str) -> None:
-    size = peers.PeerSize("10.0.0.1", 1, keys=1000, item_bytes=24, connections=64, threads=3)
-    said = " ".join(peers.PEERS[name].arguments(size))
-    expected = "-t 3" if peers.PEERS[name].program == "memcached" else "--io-threads 3"
+    size = PeerSize("10.0.0.1", 1, keys=1000, item_bytes=24, connections=64, threads=3)
+    said = " ".join(PEERS[name].arguments(size))
+    expected = "-t 3" if PEERS[name].program == "memcached" else "--io-threads 3"
     assert expected in said
 
 
@@ -405,7 +407,7 @@ def test_rows_are_medians_with_ratios_at_the_same_load() -> None:
 
 
 def test_rounds_that_others_disturbed_are_counted() -> None:
-    shared = {"cores": 0.5, "cpu_ns_per_op": 1.0, "busy_fraction": 0.5, "others_fraction": 0.5}
+    shared = {"cores": 0.5, "cpu_ns_per_op": 1.0, "busy_fraction": 0.5, "stolen_fraction": 0.5}
     runs = [
         run_of("lat", 20.0, 45, roles={"client": shared, "dpu": None, "host": shared}),
         run_of("lat", 40.0, 45),
@@ -568,4 +570,4 @@ def test_tables_and_the_picture_have_every_row(tmp_path: Path) -> None:
 
 def test_a_closed_loop_is_asked_for() -> None:
     with pytest.raises(UsageError, match="--rate"):
-        peers.PeerSession(peers.PEERS["redis"], replace(BenchOptions(), rate=1e6))
+        peers.PeerSession(PEERS["redis"], replace(BenchOptions(), rate=1e6))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The exchange in docs/PROTOCOL.md is what the codec makes of it (its tables are held to kv_abi.h
+"""The exchange in docs/PROTOCOL.md is what the codec makes of it (its tables are held to bpf/abi
 by test_abi.py).
 """
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Reply, Request
+from dpukv_xdp.wire.hashing import hash_key
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 
 CLIENT = Endpoint("02:00:00:00:00:02", "10.0.0.2", 49152)
 SERVER = Endpoint("02:00:00:00:00:01", "10.0.0.1", 9800)
-KEY_HASH = abi.hash_key(b"hello")
+KEY_HASH = hash_key(b"hello")
 REQUESTS = [Request.set(b"hello", b"wide world", 0x10001), Request.get(b"hello", 0x20001)]
 REPLIES = [
     Reply(abi.Operation.SET, abi.Result.SUCCESS, b"", 0x10001, KEY_HASH),

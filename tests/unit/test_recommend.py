@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.cli import model
-from dpukv_xdp.model.costs import MEASURED_PATH, costs_from_paper, read_results
+from dpukv_xdp.model.cost_files import MEASURED_PATH, read_results
 from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.recommend import Recommendation, _choice_quick, _limit, recommend
 from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
 
@@ -202,8 +203,8 @@ def test_costs_of_here_are_measured_and_used(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dpukv_xdp.paper.reproduce.measure_costs", measure)
-    monkeypatch.setattr("dpukv_xdp.cli.main._require_root", lambda command: None)
-    monkeypatch.setattr("dpukv_xdp.cli.main.signals.catch", lambda: None)
+    monkeypatch.setattr("dpukv_xdp.cli.model.require_root", lambda command: None)
+    monkeypatch.setattr("dpukv_xdp.cli.signals.signals.catch", lambda: None)
     here = ["--costs", "here", "--workload", "B"]
     runner = CliRunner()
     result = runner.invoke(model.recommend, [*here, "--json", "-"], catch_exceptions=False)

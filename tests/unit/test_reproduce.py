@@ -23,11 +23,12 @@ from matplotlib import pyplot
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.bench.bench import BenchOptions
+from dpukv_xdp.bench.options import BenchOptions
 from dpukv_xdp.bench.transfer import PRIMITIVES, TransferPlan
 from dpukv_xdp.cli.reproduce import reproduce as command
 from dpukv_xdp.model.paper_values import INCONSISTENCIES, paper_values
 from dpukv_xdp.paper import reproduce as runner
+from dpukv_xdp.paper.claims import check_claim
 from dpukv_xdp.paper.html_report import (
     Document,
     compose,
@@ -35,6 +36,7 @@ from dpukv_xdp.paper.html_report import (
     to_markdown,
     write_document,
 )
+from dpukv_xdp.paper.pictures import Picture, Table
 from dpukv_xdp.paper.plans import (
     Claim,
     PaperPlace,
@@ -46,8 +48,9 @@ from dpukv_xdp.paper.plans import (
     matches,
     run_key,
 )
-from dpukv_xdp.paper.plots import DRAWINGS, Picture, Table
-from dpukv_xdp.paper.results import METRICS, Points, Spread, check_claim, text_of
+from dpukv_xdp.paper.plots import DRAWINGS
+from dpukv_xdp.paper.points import METRICS, Points, Spread
+from dpukv_xdp.paper.words import text_of
 from dpukv_xdp.topology.designs import DESIGNS, find_design
 from dpukv_xdp.topology.profiles import find_profile
 from dpukv_xdp.wire import abi

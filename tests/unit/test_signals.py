@@ -15,7 +15,7 @@ from dpukv_xdp.base.patience import patient
 BEGIN = """
 import os, signal, time
 from dpukv_xdp.cli import main as cli
-from dpukv_xdp.cli.main import signals
+from dpukv_xdp.cli.signals import signals
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGTERM)

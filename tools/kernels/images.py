@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
-from dpukv_xdp.lab.lab import Process, is_alive, start_ticks
+from dpukv_xdp.base.processes import Process, is_alive, start_ticks
 from kernels import hosts, processes
 
 Kind = Literal["bare", "prepared"]

@@ -18,7 +18,8 @@ from multiprocessing import get_context
 from typing import Any
 
 from dpukv_xdp.base.errors import DpukvError
-from dpukv_xdp.bench.bench import BenchOptions, replace_config
+from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.bench.options import BenchOptions, replace_config
 from dpukv_xdp.cli import main as cli
 from dpukv_xdp.kernel import compiler, loader
 from dpukv_xdp.kernel.kernel_headers import CACHE_DIRS
@@ -28,7 +29,6 @@ from dpukv_xdp.ops import builds
 from dpukv_xdp.server.wiring import Wiring
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
-from dpukv_xdp.wire import abi
 
 KEYS = 4096
 SECONDS = 0.5
@@ -82,7 +82,7 @@ def command_builds() -> list[Build]:
 
 
 def _compile(build: Build) -> Result:
-    source = abi.BPF_DIR / build.source
+    source = BPF_DIR / build.source
     compiler.compile_source(source, [*build.programs, *build.tail_calls], build.settings)
     return {}
 

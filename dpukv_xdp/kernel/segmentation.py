@@ -9,14 +9,13 @@ one frame for one frame: they are counted as KV_COUNTER_DROP_SUPER_PACKET.
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import IPRoute, netns
+from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dpukv_xdp.kernel import nic
-from dpukv_xdp.lab import lab
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace_fd, open_own_namespace
 
 RECEIVE_FEATURES = ("rx-gro-list", "rx-udp-gro-forwarding")
 SEND_FEATURE = "tx-udp-segmentation"
@@ -41,7 +40,7 @@ def keep_datagrams_apart(interface: str, cleanup: contextlib.ExitStack) -> str |
             "the other end of the veth pair, in its network namespace"
         )
     cleanup.callback(os.close, namespace_fd)
-    with _entered(namespace_fd):
+    with in_namespace_fd(namespace_fd):
         name = nic.name_of(peer.index)
         if nic.turn_off(name, SEND_FEATURE):
             cleanup.callback(_restore_in, namespace_fd, name, SEND_FEATURE)
@@ -49,22 +48,8 @@ def keep_datagrams_apart(interface: str, cleanup: contextlib.ExitStack) -> str |
 
 
 def _restore_in(namespace_fd: int, interface: str, feature: str) -> None:
-    with _entered(namespace_fd):
+    with in_namespace_fd(namespace_fd):
         nic.turn_on(interface, feature)
-
-
-@contextlib.contextmanager
-def _entered(namespace_fd: int) -> Iterator[None]:
-    """The calling thread is in that network namespace within the block."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        netns.setns(namespace_fd)
-        try:
-            yield
-        finally:
-            netns.setns(home)
-    finally:
-        os.close(home)
 
 
 def _namespace_fd(namespace_id: int | None) -> int | None:
@@ -72,10 +57,10 @@ def _namespace_fd(namespace_id: int | None) -> int | None:
     of this one for None; None if no file of it is in reach.
     """
     if namespace_id is None:
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        return open_own_namespace()
     seen = set()
     with IPRoute() as netlink:
-        for path in (*lab.NAMESPACE_DIR.glob("*"), *Path("/proc").glob("[0-9]*/ns/net")):
+        for path in (*NAMESPACE_DIR.glob("*"), *Path("/proc").glob("[0-9]*/ns/net")):
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:  # the process has ended, or is not ours to look into

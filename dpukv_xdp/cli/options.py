@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Options that several commands share; each default is written once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpukv_xdp.topology.config import (
+    ACCESSES,
+    FRAMES,
+    PREPARES,
+    RESPOND_WAYS,
+    SENDS,
+    SOCKET_MODES,
+    STORE_KINDS,
+    TRANSFERS,
+    TRANSPORTS,
+)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Return a decorator that applies all of these options, in the order of the help text."""
+
+    def apply(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="Write the result as JSON to FILE; - is standard output, which then gets nothing else.",
+)
+
+server_options = together(
+    click.option(
+        "--config", "config_path", type=click.Path(path_type=Path), help="Settings in TOML."
+    ),
+    click.option("--design", help="Places of the engines: see `dpukv designs` (lat)."),
+    click.option("--port", type=int, help="UDP port of engine 0; engine e has PORT + e (9800)."),
+    click.option(
+        "--engines",
+        type=int,
+        help="Engines behind each of the design's doors, a UDP port each (1).",
+    ),
+    click.option(
+        "--engine-cpus", help="Host cores, such as 0,1, assigned in turn (all but the last one)."
+    ),
+    click.option("--dpu-cpus", help="Cores for the receive queues, as NAPI threads (softirqs)."),
+    click.option("--log-bytes", type=int, help="Bytes of all circular logs together."),
+    click.option(
+        "--partitions", type=int, help="Parts of the key space (one for each engine; 64)."
+    ),
+    click.option(
+        "--access",
+        type=click.Choice(ACCESSES),
+        help="Who may use a partition: its owner, all to read, or all (auto: mostly erew).",
+    ),
+    click.option(
+        "--store",
+        type=click.Choice(STORE_KINDS),
+        help="When full: cache evicts, lossless refuses (cache).",
+    ),
+    click.option(
+        "--move-to-head", type=float, help="A GET refreshes items older than this share (0.5)."
+    ),
+    click.option(
+        "--allow-reset/--no-allow-reset", default=None, help="Accept RESET from the network (no)."
+    ),
+    click.option(
+        "--huge-pages/--no-huge-pages", default=None, help="Use 2 MiB pages where available (yes)."
+    ),
+    click.option(
+        "--respond",
+        type=click.Choice(RESPOND_WAYS),
+        help="Way of responses: waited for, parked, as the load suggests (adaptive), or all by the "
+        "sender.",
+    ),
+    click.option(
+        "--transport",
+        type=click.Choice(TRANSPORTS),
+        help="Way of requests from XDP to the host (ring: mapped queue pairs).",
+    ),
+    click.option(
+        "--frames", type=click.Choice(FRAMES), help="Way of whole frames to a host door (af_xdp)."
+    ),
+    click.option(
+        "--dpdk-device",
+        help="With --frames dpdk: a NIC's PCI address, not a packet socket on the interface.",
+    ),
+    click.option(
+        "--socket-mode", type=click.Choice(SOCKET_MODES), help="Mode of AF_XDP sockets (auto)."
+    ),
+    click.option("--rx-descriptors", type=int, help="Per AF_XDP socket or DPDK queue (2048)."),
+    click.option(
+        "--host-share",
+        type=float,
+        help="Share of the keys behind the host's door (bench: by measured speed; else half).",
+    ),
+    click.option(
+        "--transfer", type=click.Choice(TRANSFERS), help="Unit of a hand-over to the host (batch)."
+    ),
+    click.option(
+        "--prepare",
+        type=click.Choice(PREPARES),
+        help="Prepare responses while the host works (overlap).",
+    ),
+    click.option("--send", type=click.Choice(SENDS), help="When a host door sends (after-parse)."),
+    click.option("--profile", help="local, or emulate a DPU: bf2, bf3 (local)."),
+    click.option("--depth", type=int, help="Most batches that stay parked (24)."),
+    click.option(
+        "--flush-after-us", type=float, help="Time until a parked response is flushed (30)."
+    ),
+)
+
+load_options = together(
+    click.option("--keys", type=int, default=1 << 20, show_default=True, help="Keys to store."),
+    click.option("--key-size", type=int, default=8, show_default=True, help="Bytes in a key."),
+    click.option("--value-size", type=int, default=8, show_default=True, help="Bytes in a value."),
+    click.option(
+        "--dist",
+        "distribution",
+        default="uniform",
+        show_default=True,
+        help="uniform or zipf (0.99).",
+    ),
+    click.option(
+        "--seed", type=int, default=1, show_default=True, help="Seed of keys and operations."
+    ),
+)
+
+
+def output_option(default: str, help_text: str) -> Decorator:
+    """Return the option --output for a picture, with the name of its default file."""
+    return click.option(
+        "--output",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path(default),
+        show_default=True,
+        help=help_text,
+    )
+
+
+def directory_option(default: str) -> Decorator:
+    """Return the option --directory of a server, whose help text names its default."""
+    return click.option(
+        "--directory",
+        metavar="URL",
+        help=f"Directory to publish in: file:DIR, etcd2://HOST:PORT/PREFIX, etcd3://... "
+        f"({default}); empty for none.",
+    )
+
+
+client_options = together(
+    click.option("--server", "server_address", metavar="HOST:PORT", help="The server to ask."),
+    click.option(
+        "--directory",
+        metavar="URL",
+        help="Ask the servers that are published there: file:DIR, etcd2://HOST:PORT/PREFIX, "
+        "etcd3://...",
+    ),
+    click.option(
+        "--lab", "lab_id", help="Ask the server of this lab (default: the one that is up)."
+    ),
+    click.option("--engines", type=int, default=1, show_default=True, help="The server's engines."),
+    click.option(
+        "--timeout", type=float, default=0.2, show_default=True, help="Seconds per attempt."
+    ),
+    json_option,
+)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""Network namespaces: making and entering them, and starting processes inside."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import netns
+
+from dpukv_xdp.base.errors import UsageError
+
+NAMESPACE_DIR = Path("/run/netns")
+OWN_NAMESPACE = "/proc/thread-self/ns/net"
+PR_SET_PDEATHSIG = 1
+
+
+def enter(namespace: str) -> None:
+    """Move the calling thread into a network namespace; threads that it starts later follow.
+
+    Raises UsageError if there is no such namespace.
+    """
+    try:
+        netns.setns(namespace, flags=0)
+    except FileNotFoundError as error:
+        raise _no_such_namespace(namespace) from error
+
+
+@contextmanager
+def in_namespace(namespace: str) -> Iterator[None]:
+    """Run the block inside a network namespace; sockets that it opens stay there."""
+    with _returning():
+        enter(namespace)
+        yield
+
+
+@contextmanager
+def in_namespace_fd(namespace_fd: int) -> Iterator[None]:
+    """Run the block inside the network namespace of a descriptor."""
+    with _returning():
+        netns.setns(namespace_fd)
+        yield
+
+
+@contextmanager
+def in_unnamed_namespace() -> Iterator[None]:
+    """Run the block inside a new network namespace, which the kernel removes when the block or the
+    process ends.
+    """
+    with _returning():
+        if ctypes.CDLL(None, use_errno=True).unshare(netns.CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "cannot make a network namespace")
+        yield
+
+
+def make_namespace(name: str) -> None:
+    """Make a network namespace that stays until it is removed by name.
+
+    The calling thread makes it: another one, or a child, could finish after an interrupt.
+    """
+    with in_unnamed_namespace():
+        netns.attach(name, threading.get_native_id())
+
+
+def namespace_inode(path: str | Path = OWN_NAMESPACE) -> int:
+    """Return the inode that identifies a network namespace, by default the calling thread's."""
+    return Path(path).stat().st_ino
+
+
+def open_own_namespace() -> int:
+    """Return a descriptor of the calling thread's network namespace."""
+    return os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def spawn(
+    namespace: str, argv: Sequence[str], *, die_with_parent: bool = True, **options: Any
+) -> subprocess.Popen[Any]:
+    """Start a process inside a network namespace; `options` are subprocess.Popen's.
+
+    With `die_with_parent` the kernel kills it when the calling thread ends, however that happens:
+    call from a thread that lives as long as the process shall.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent_pid = os.getpid()
+    try:
+        namespace_fd = os.open(NAMESPACE_DIR / namespace, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _no_such_namespace(namespace) from error
+
+    def prepare() -> None:
+        """Run in the child before exec: system calls only."""
+        if libc.setns(namespace_fd, netns.CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+        if die_with_parent:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent_pid:  # it died before the line above
+                os._exit(1)
+
+    try:
+        return subprocess.Popen(argv, preexec_fn=prepare, **options)
+    finally:
+        os.close(namespace_fd)
+
+
+@contextmanager
+def _returning() -> Iterator[None]:
+    """Return the calling thread to its network namespace at the end of the block."""
+    home = open_own_namespace()
+    try:
+        try:
+            yield
+        finally:
+            netns.setns(home)
+    finally:
+        os.close(home)
+
+
+def _no_such_namespace(namespace: str) -> UsageError:
+    return UsageError(f"there is no network namespace {namespace!r}")

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+"""The native stores of the host's engines, and how counters in C structs become Python's."""
+
+import os
+from typing import Any
+
+from dpukv_xdp._core._native import ffi, lib
+from dpukv_xdp.base.errors import MissingError
+
+
+class Store:
+    """The native store of one partition, or of several engines together."""
+
+    def __init__(self, options: Any, partition: int = 0) -> None:
+        """`options` is a struct kv_store_options. Raises MissingError when its memory cannot be
+        had.
+        """
+        self.partition = partition
+        self.handle = lib.kv_store_create(options)
+        if self.handle == ffi.NULL:
+            raise MissingError(
+                f"a store of {options.item_count} items and a log of {options.log_bytes} bytes",
+                f"more memory ({os.strerror(ffi.errno)}): ask for fewer items or a smaller log",
+            )
+
+    def share(self) -> "Store":
+        """Return another handle on the same memory, for another engine's thread."""
+        shared = object.__new__(Store)
+        shared.partition = self.partition
+        shared.handle = lib.kv_store_share(self.handle)
+        if shared.handle == ffi.NULL:
+            raise MissingError("sharing a store", f"more memory ({os.strerror(ffi.errno)})")
+        return shared
+
+    def set_reader(self, is_reader: bool) -> None:
+        """Say whether this handle only reads now, because another engine owns the partition."""
+        lib.kv_store_set_reader(self.handle, is_reader)
+
+    def close(self) -> None:
+        """Give the memory back, with the last handle."""
+        lib.kv_store_destroy(self.handle)
+        self.handle = ffi.NULL
+
+    def stats(self) -> dict[str, int]:
+        """Return the handle's counters."""
+        if self.handle == ffi.NULL:
+            return {}
+        stats = ffi.new("struct kv_store_stats *")
+        lib.kv_store_get_stats(self.handle, stats)
+        return fields_of(stats)
+
+
+def fields_of(struct: Any) -> dict[str, int]:
+    """Return the fields of a C struct, or of the struct that a pointer names, by name."""
+    kind = ffi.typeof(struct)
+    fields = (kind.item if kind.kind == "pointer" else kind).fields
+    return {name: int(getattr(struct, name)) for name, _ in fields}
