@@ -55,6 +55,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 def packages(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mmdebstrap, mkfs and isolation that succeed at once, and make next to nothing."""
     monkeypatch.setattr(hosts, "pip_settings", list)  # asking pip takes long
+    fake("apt-get", "echo http://mirror.example bookworm main\n")
+    fake("apt-config", "exit 0\n")
     fake("unshare", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
     fake(
         "mmdebstrap",
