@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h - the server's maps, and its settings. The loader passes them with -D, those marked * when it loads the program:
+ * maps.h - the server's maps, and its settings. The loader passes them with -D, those marked * when it loads the
+ * program:
  *
  *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
  *	KV_DPU_ENGINES	engines whose frames the communication engine here takes; the others' go to the host's
