@@ -29,7 +29,6 @@ NOT_QUICK = (
     *("pip", "setuptools", "hypothesis", "_pytest", "scapy", "simpy", "tzdata"),
 )
 """Parts of the environment that a quick guest does without: checkers, plots, tests."""
-LISTED = ("--cached", "--others", "--exclude-standard")
 COMPILE_SECONDS = 900.0
 COPY_SECONDS = 30.0
 LOAD_SECONDS = 60.0
@@ -215,23 +214,24 @@ def _has_same_environment() -> bool:
 
 def _checkout() -> list[str]:
     """Return the files of the checkout, changed ones and new ones too, as git knows them."""
-    listing = subprocess.run(
-        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", *LISTED],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
+    return _files("--cached", "--others", "--exclude-standard")
+
+
+def _environment() -> list[str]:
+    """Return what tools/setup makes in the checkout, and the programs that were compiled here."""
+    built = _files("--others", "--ignored", "--exclude-standard", "dpukv_xdp")
+    return [*built, str(ROOT / ".venv"), str(PROGRAMS_DIR)]
+
+
+def _files(*asked: str) -> list[str]:
+    """Return the absolute paths that `git ls-files` lists and that are there."""
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", *asked]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if listing.returncode:
         said = listing.stderr.decode(errors="replace").strip()
         raise DpukvError(f"git cannot list the files of {ROOT}: {said}")
     names = dict.fromkeys(listing.stdout.decode().split("\0")[:-1])
     return [str(ROOT / name) for name in names if os.path.lexists(ROOT / name)]
-
-
-def _environment() -> list[str]:
-    """Return what tools/setup makes in the checkout, and the programs that were compiled here."""
-    built = [*(ROOT / "dpukv_xdp").rglob("*.so"), *(ROOT / "dpukv_xdp").rglob("__pycache__")]
-    return [str(path) for path in [*built, ROOT / ".venv", PROGRAMS_DIR]]
 
 
 def _pack(payload: IO[bytes], paths: Sequence[str]) -> None:
