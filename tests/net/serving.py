@@ -142,6 +142,10 @@ def ends(lab: Lab, port: int = PORT) -> tuple[Endpoint, Endpoint]:
     )
 
 
+def _udp_port(frame: bytes, field: str) -> int:
+    return int(struct.unpack_from("!H", frame, abi.offset("kv_packet_header", field))[0])
+
+
 class Wire:
     """The client's end of the link, for whole frames. A context manager."""
 
@@ -168,9 +172,14 @@ class Wire:
                 return frame
 
     def exchange(self, frame: bytes) -> bytes:
-        """Send a request; the next answer, whatever it answers."""
+        """Send a request; the next answer to its UDP port. A late answer to the frame that a server
+        tried its sockets with goes to another.
+        """
         self.send(frame)
-        return self.receive()
+        while True:
+            answer = self.receive()
+            if _udp_port(answer, "udp_destination_port") == _udp_port(frame, "udp_source_port"):
+                return answer
 
     def close(self) -> None:
         """Close the socket."""
@@ -178,10 +187,10 @@ class Wire:
 
     def _is_from_server(self, frame: bytes) -> bool:
         protocol_at = abi.offset("kv_packet_header", "ip_protocol")
-        port_at = abi.offset("kv_packet_header", "udp_source_port")
-        if len(frame) < port_at + 2 or frame[protocol_at] != UDP_AND_IP[1]:
+        header_bytes = abi.SIZE("kv_packet_header")
+        if len(frame) < header_bytes or frame[protocol_at] != UDP_AND_IP[1]:
             return False
-        return struct.unpack_from("!H", frame, port_at)[0] in self._ports
+        return _udp_port(frame, "udp_source_port") in self._ports
 
     def __enter__(self) -> Self:
         return self
