@@ -8,15 +8,28 @@
  * handing the frame to a host door.
  */
 #include "base/maps.h"
+#include "door/drop.h"
 #include "door/pass.h"
 #include "door/receive.h"
-#include "door/respond.h"
+#include "door/reply.h"
 #if KV_PROCESS_HERE
 #include "service/process.h"
 #endif
 
-static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_dpu_queue *queue,
-				    struct kv_queue_pair *pair, struct kv_dpu_queue *own);
+static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_queue **queue, struct kv_queue_pair **pair);
+static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_queue_pair *pair,
+				    struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+static __always_inline int kv_serve_at_door(struct xdp_md *ctx, const struct kv_packet *packet,
+					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					    struct kv_dpu_queue *own);
+static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
+					 struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct kv_packet *packet,
+					      struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					      struct kv_dpu_queue *own);
+static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv_packet *packet,
+					     struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					     struct kv_dpu_queue *own);
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
 					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
 					  struct kv_dpu_queue *own);
@@ -52,176 +65,88 @@ int kv_receive(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	index += packet.engine * KV_CPUS;
-	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
-	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
-	if (!queue || !pair)
+	if (!kv_look_up(&index, &queue, &pair))
 		return XDP_ABORTED;
-	return kv_serve(ctx, &packet, queue, pair, own);
+	return kv_serve(ctx, &packet, pair, queue, own);
 }
 
-/* By the engine's port: to a host door whole, or parsed here. */
-static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_dpu_queue *queue,
-				    struct kv_queue_pair *pair, struct kv_dpu_queue *own)
+/* By the engine's port and the settings, a frame goes one of four ways. */
+static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_queue_pair *pair,
+				    struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
 {
-	__u32 has_payload = 0;
-	int verdict, count;
+	int verdict;
 
 	/* A VLAN tag or none: not two programs for the verifier. */
 	packet->header_offset = KV_UNKNOWN(queue, packet->header_offset) & KV_VLAN_BYTES;
-	if (packet->engine >= KV_DPU_ENGINES) {
-		verdict = kv_pass_frame(ctx, packet, pair, queue);
-		return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, pair, queue, own)
-						    : verdict;
-	}
+	if (packet->engine >= KV_DPU_ENGINES)
+		return kv_serve_at_door(ctx, packet, pair, queue, own);
 	verdict = kv_check_headers(ctx, packet);
 	if (verdict != KV_PARSE_OURS)
 		return kv_drop(queue, verdict);
 	kv_stage_end(own, KV_STAGE_RECEIVE);
-	if (!KV_PROCESS_HERE && KV_TRANSPORT != KV_TRANSPORT_AF_XDP && kv_engine_is_gone(pair, queue)) {
-		queue->counters[KV_COUNTER_DROP_NO_ENGINE]++;
-		return XDP_DROP;
-	}
+	if (KV_PROCESS_HERE)
+		return kv_serve_here(ctx, packet, pair, queue, own);
+	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
+		return kv_serve_by_socket(ctx, packet, pair, queue, own);
+	return kv_serve_by_queue(ctx, packet, pair, queue, own);
+}
+
+/* The whole frame goes to a host door, unparsed. */
+static __always_inline int kv_serve_at_door(struct xdp_md *ctx, const struct kv_packet *packet,
+					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					    struct kv_dpu_queue *own)
+{
+	int verdict = kv_pass_frame(ctx, packet, pair, queue);
+
+	return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, pair, queue, own) : verdict;
+}
+
+/* The batch is processed in this program, and answered in its own frame. */
+static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
+					 struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
+{
+	__u32 has_payload = 0;
+	int count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
+
+	if (count <= 0)
+		return kv_drop(queue, -count);
+	kv_count_batch(queue, packet, count, own);
+	return kv_answer_here(ctx, packet, pair, queue, count, own);
+}
+
+/* The frame goes to the engine through an AF_XDP socket, its records behind it. */
+static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct kv_packet *packet,
+					      struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					      struct kv_dpu_queue *own)
+{
+	__u32 has_payload = 0;
+	int count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
+
+	if (count <= 0)
+		return kv_drop(queue, -count);
+	kv_be_slower(own);
+	return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
+}
+
+/* The batch goes to the engine through the queue pair, or its requests through a BPF ring buffer. */
+static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv_packet *packet,
+					     struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+					     struct kv_dpu_queue *own)
+{
+	__u32 has_payload = 0;
+	int count;
+
+	if (kv_engine_is_gone(pair, queue))
+		return kv_drop(queue, KV_COUNTER_DROP_NO_ENGINE);
 	count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
 	if (count <= 0)
 		return kv_drop(queue, -count);
-	if (!KV_PROCESS_HERE && KV_TRANSPORT == KV_TRANSPORT_AF_XDP) {
-		kv_be_slower(own);
-		return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
-	}
 	kv_count_batch(queue, packet, count, own);
-	if (KV_PROCESS_HERE)
-		return kv_answer_here(ctx, packet, pair, queue, count, own);
 	if (KV_TRANSPORT == KV_TRANSPORT_RINGBUF && kv_pass_batch(packet, pair, queue, count, has_payload))
 		return XDP_DROP;
 	if (kv_send_batch(ctx, packet, pair, queue, count, has_payload, own))
 		return XDP_ABORTED;
 	return kv_answer_something(ctx, packet->engine, pair, queue, own);
-}
-
-/* The frame to the AF_XDP socket of its receive queue. */
-static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue)
-{
-#if KV_TRANSPORT == 2 || KV_HOST_FRAMES == 2
-	int verdict = kv_sockets.redirect_map(ctx->rx_queue_index, XDP_DROP);
-
-	queue->counters[verdict == XDP_REDIRECT ? KV_COUNTER_REDIRECTED : KV_COUNTER_DROP_NO_SOCKET]++;
-	return verdict;
-#else
-	return XDP_ABORTED;
-#endif
-}
-
-/* An engine's BPF ring buffer. */
-static __always_inline void *kv_ring_of(__u32 engine)
-{
-#if KV_TRANSPORT == 1
-	return kv_request_rings.lookup(&engine);
-#else
-	return NULL;
-#endif
-}
-
-#if KV_PROCESS_HERE
-/* The store's tables, see store/dpu_store.h. */
-static __always_inline void *kv_line_at(__u32 index)
-{
-	return kv_dpu_lines.lookup(&index);
-}
-
-static __always_inline void *kv_segment_at(__u32 index)
-{
-	return kv_dpu_segments.lookup(&index);
-}
-
-static __always_inline void *kv_store_at(__u32 index)
-{
-	return kv_dpu_stores.lookup(&index);
-}
-
-static __always_inline void *kv_partition_table_at(__u32 index)
-{
-	return kv_partitions.lookup(&index);
-}
-#endif
-
-/* Such a core has no counters of its own either: it counts among the first core's, where nobody else counts this. */
-static __always_inline int kv_drop_without_queue_pair(void)
-{
-	struct kv_dpu_queue *queue;
-	__u32 index = 0;
-
-	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
-	if (!queue)
-		return XDP_ABORTED;
-	__sync_fetch_and_add(&queue->counters[KV_COUNTER_DROP_NO_QUEUE_PAIR], 1);
-	return XDP_DROP;
-}
-
-/*
- * Sender entry point (BPF_PROG_RUN, on the core that owns the queue pair): build the oldest finished response in the
- * buffer. The first four bytes name the queue pair. XDP_TX = send the buffer; XDP_DROP = nothing to send.
- */
-int kv_flush(struct xdp_md *ctx)
-{
-	void *data = (void *)(long)ctx->data;
-	void *data_end = (void *)(long)ctx->data_end;
-	struct kv_dpu_queue *queue, *own;
-	struct kv_queue_pair *pair;
-	__u32 index, core, parked_batches;
-	int verdict = XDP_DROP;
-
-	if (data + sizeof(index) > data_end)
-		return XDP_ABORTED;
-	index = *(__u32 *)data;
-	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
-	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
-	core = index % KV_CPUS;
-	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&core);
-	if (!queue || !pair || !own)
-		return XDP_ABORTED;
-	/* Kernels before 6.3 run us with bottom halves on: kv_receive, which may interrupt here, then only parks. */
-	KV_WRITE_ONCE(queue->flushing, 1);
-	parked_batches = kv_slots_in_use(queue);
-	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
-		if (!own->has_time) /* else it was asked for */
-			kv_depth_met_flush(queue, parked_batches);
-		verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
-		if (verdict == XDP_TX)
-			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
-	}
-	KV_PUBLISH_BARRIER();
-	KV_WRITE_ONCE(queue->flushing, 0);
-	return verdict;
-}
-
-/*
- * Entry point of the sender in one long call (BPF_PROG_RUN with live frames, on any one core), when all responses leave
- * that way: the next queue pair's oldest finished response, or XDP_DROP. kv_receive only parks then, so that each side
- * of the private queue has one writer.
- */
-int kv_send(struct xdp_md *ctx)
-{
-	__u32 index, zero = 0;
-	struct kv_queue_pair *pair;
-	struct kv_dpu_queue *queue;
-	__u32 *turn;
-	int verdict;
-
-	turn = kv_sender_turn.lookup(&zero);
-	if (!turn)
-		return XDP_ABORTED;
-	index = *turn < KV_QUEUE_PAIRS ? *turn : 0;
-	*turn = index + 1;
-	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
-	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
-	if (!queue || !pair)
-		return XDP_ABORTED;
-	if (!kv_slots_in_use(queue) || !kv_oldest_is_finished(pair, queue))
-		return XDP_DROP;
-	verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
-	if (verdict == XDP_TX)
-		queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
-	return verdict;
 }
 
 /* Processing in XDP: the queue pair is this core's alone, and both ends of it are here. */
@@ -297,9 +222,7 @@ int kv_wait(struct xdp_md *ctx)
 	if (!own)
 		return XDP_ABORTED;
 	index += own->waiting_engine * KV_CPUS;
-	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
-	pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
-	if (!queue || !pair)
+	if (!kv_look_up(&index, &queue, &pair))
 		return XDP_ABORTED;
 	is_finished = kv_wait_for_oldest(pair, queue);
 	if (KV_SLOWER_PERCENT)
@@ -323,6 +246,95 @@ static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, st
 	return verdict;
 }
 
+/* ---- The sender's programs ---- */
+
+/*
+ * Sender entry point (BPF_PROG_RUN, on the core that owns the queue pair): build the oldest finished response in the
+ * buffer. The first four bytes name the queue pair. XDP_TX = send the buffer; XDP_DROP = nothing to send.
+ */
+int kv_flush(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct kv_dpu_queue *queue, *own;
+	struct kv_queue_pair *pair;
+	__u32 index, core, parked_batches;
+	int is_found, verdict = XDP_DROP;
+
+	if (data + sizeof(index) > data_end)
+		return XDP_ABORTED;
+	index = *(__u32 *)data;
+	is_found = kv_look_up(&index, &queue, &pair);
+	core = index % KV_CPUS;
+	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&core);
+	if (!is_found || !own)
+		return XDP_ABORTED;
+	/* Kernels before 6.3 run us with bottom halves on: kv_receive, which may interrupt here, then only parks. */
+	KV_WRITE_ONCE(queue->flushing, 1);
+	parked_batches = kv_slots_in_use(queue);
+	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
+		if (!own->has_time) /* else it was asked for */
+			kv_depth_met_flush(queue, parked_batches);
+		verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
+		if (verdict == XDP_TX)
+			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
+	}
+	KV_PUBLISH_BARRIER();
+	KV_WRITE_ONCE(queue->flushing, 0);
+	return verdict;
+}
+
+/*
+ * Entry point of the sender in one long call (BPF_PROG_RUN with live frames, on any one core), when all responses leave
+ * that way: the next queue pair's oldest finished response, or XDP_DROP. kv_receive only parks then, so that each side
+ * of the private queue has one writer.
+ */
+int kv_send(struct xdp_md *ctx)
+{
+	__u32 index, zero = 0;
+	struct kv_queue_pair *pair;
+	struct kv_dpu_queue *queue;
+	__u32 *turn;
+	int verdict;
+
+	turn = kv_sender_turn.lookup(&zero);
+	if (!turn)
+		return XDP_ABORTED;
+	index = *turn < KV_QUEUE_PAIRS ? *turn : 0;
+	*turn = index + 1;
+	if (!kv_look_up(&index, &queue, &pair))
+		return XDP_ABORTED;
+	if (!kv_slots_in_use(queue) || !kv_oldest_is_finished(pair, queue))
+		return XDP_DROP;
+	verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
+	if (verdict == XDP_TX)
+		queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
+	return verdict;
+}
+
+/* ---- Helpers ---- */
+
+/* The queue pair of this index and its private side; 0 if there is none. */
+static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_queue **queue, struct kv_queue_pair **pair)
+{
+	*queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(index);
+	*pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(index);
+	return *queue && *pair;
+}
+
+/* Drop a frame on a core without counters of its own: the first core's count it, where nothing else counts this. */
+static __always_inline int kv_drop_without_queue_pair(void)
+{
+	struct kv_dpu_queue *queue;
+	__u32 index = 0;
+
+	queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	if (!queue)
+		return XDP_ABORTED;
+	__sync_fetch_and_add(&queue->counters[KV_COUNTER_DROP_NO_QUEUE_PAIR], 1);
+	return XDP_DROP;
+}
+
 /* An emulated slower core: what the program has taken since the last call, times a factor. */
 static __always_inline void kv_be_slower(struct kv_dpu_queue *own)
 {
@@ -340,3 +352,51 @@ static __always_inline void kv_be_slower(struct kv_dpu_queue *own)
 	if (own->ended_ns)
 		own->ended_ns = now_ns;
 }
+
+/* ---- Map calls for headers: bcc rewrites them in its main file only ---- */
+
+/* The frame to the AF_XDP socket of its receive queue. */
+static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue)
+{
+#if KV_TRANSPORT == KV_TRANSPORT_AF_XDP || KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP
+	int verdict = kv_sockets.redirect_map(ctx->rx_queue_index, XDP_DROP);
+
+	queue->counters[verdict == XDP_REDIRECT ? KV_COUNTER_REDIRECTED : KV_COUNTER_DROP_NO_SOCKET]++;
+	return verdict;
+#else
+	return XDP_ABORTED;
+#endif
+}
+
+/* An engine's BPF ring buffer. */
+static __always_inline void *kv_ring_of(__u32 engine)
+{
+#if KV_TRANSPORT == KV_TRANSPORT_RINGBUF
+	return kv_request_rings.lookup(&engine);
+#else
+	return NULL;
+#endif
+}
+
+#if KV_PROCESS_HERE
+/* The store's tables, see store/dpu_store.h. */
+static __always_inline void *kv_line_at(__u32 index)
+{
+	return kv_dpu_lines.lookup(&index);
+}
+
+static __always_inline void *kv_segment_at(__u32 index)
+{
+	return kv_dpu_segments.lookup(&index);
+}
+
+static __always_inline void *kv_store_at(__u32 index)
+{
+	return kv_dpu_stores.lookup(&index);
+}
+
+static __always_inline void *kv_partition_table_at(__u32 index)
+{
+	return kv_partitions.lookup(&index);
+}
+#endif

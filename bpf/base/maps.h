@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h - the server's maps, and its settings. The loader passes them with -D, those marked * when it loads the program:
+ * maps.h - the server's maps, and its settings. The loader passes them with -D, those marked * when it loads the
+ * program:
  *
  *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
  *	KV_DPU_ENGINES	engines whose frames the communication engine here takes; the others' go to the host's
@@ -27,6 +28,11 @@
 
 #define KV_QUEUE_PAIRS (KV_ENGINES * KV_CPUS)
 
+/* The preprocessor knows no enumerators: for it, the same names as macros. */
+_Static_assert(KV_TRANSPORT_RINGBUF == 1 && KV_TRANSPORT_AF_XDP == 2, "the macros below have the enumerators' values");
+#define KV_TRANSPORT_RINGBUF 1
+#define KV_TRANSPORT_AF_XDP 2
+
 /*
  * What the tables hold. bcc has clang write out a zeroed value of each table, word by word unless it is made of bytes:
  * with the structures themselves every compilation takes 1.5 s longer. And it cannot describe an array whose length
@@ -51,11 +57,11 @@ BPF_PROG_ARRAY(kv_programs, KV_PROGRAMS);
 BPF_ARRAY(kv_sender_turn, __u32, 1);
 /* Which engine owns which part of the key space. */
 BPF_F_TABLE("array", __u32, struct kv_partition_table, kv_partitions, 1, BPF_F_MMAPABLE);
-#if KV_TRANSPORT == 2 || KV_HOST_FRAMES == 2 /* KV_TRANSPORT_AF_XDP: an enumerator, unknown to the preprocessor */
+#if KV_TRANSPORT == KV_TRANSPORT_AF_XDP || KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP
 /* One AF_XDP socket for each receive queue. */
 BPF_XSKMAP(kv_sockets, KV_QUEUES_MAX);
 #endif
-#if KV_TRANSPORT == 1 /* KV_TRANSPORT_RINGBUF */
+#if KV_TRANSPORT == KV_TRANSPORT_RINGBUF
 /* One ring buffer for each engine, made by Python: every core writes, the engine reads. The model (so named for the
  * loader) only says what they are. */
 BPF_RINGBUF_OUTPUT(kv_request_ring_model, 1);

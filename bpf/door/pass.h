@@ -1,39 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * pass.h - the other ways from here: whole frames to a host door, frames with their records behind them, and batches
- * through a BPF ring buffer, where queue/dpu_end.h has the default; and nowhere (kv_drop).
+ * through a BPF ring buffer, where queue/dpu_end.h has the default.
  */
 #ifndef KV_PASS_H
 #define KV_PASS_H
 
 #include "base/maps.h"
+#include "door/drop.h"
 #include "door/receive.h"
-#include "door/respond.h"
 
-#define KV_COUNTER_MASK 0x3f
-_Static_assert(KV_COUNTERS <= KV_COUNTER_MASK + 1, "a masked counter is any of them");
 #define KV_SAMPLE_MASK 0x3fffu /* bytes of a batch in a ring buffer */
 _Static_assert(sizeof(struct kv_request_slot) <= KV_SAMPLE_MASK, "a masked length is any batch's");
 
 /* kv_pass_frame(): the frame is in the ring, and the one at hand may carry something back. */
 enum kv_pass_verdict { KV_PASSED_TO_RING = -1 };
 
-/* A frame of ours that is not served, counted by its cause: an enum kv_counter. */
-static __always_inline int kv_drop(struct kv_dpu_queue *queue, __u32 counter)
-{
-	counter &= KV_COUNTER_MASK; /* for the verifier: it has lost track of the sign */
-	if (counter < KV_COUNTERS)
-		queue->counters[counter]++;
-	return XDP_DROP;
-}
-
 /* Both in kv_receive.c: bcc rewrites map calls in its main file only ("unknown opcode 8d" elsewhere). */
 static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue);
 static __always_inline void *kv_ring_of(__u32 engine);
 
 static __always_inline int kv_write_note(struct xdp_md *ctx, const struct kv_frame_note *note);
-static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
-					       struct kv_dpu_queue *queue);
 
 /* "Network packet model": the whole frame, unparsed, to the host's communication engine. */
 static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
@@ -136,43 +123,6 @@ static __always_inline int kv_pass_batch(const struct kv_packet *packet, struct 
 	if (status)
 		queue->counters[KV_COUNTER_DROP_RINGBUF_FULL]++;
 	return status != 0;
-}
-
-/* The frame at hand becomes the oldest finished response of the engine's queue pair, or what a host door made. */
-static __always_inline int kv_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-				    __u32 engine)
-{
-	if (engine >= KV_DPU_ENGINES && KV_HOST_FRAMES == KV_TRANSPORT_RING)
-		return kv_reply_with_frame(ctx, pair, queue);
-	return kv_reply_with_oldest(ctx, pair, queue);
-}
-
-/* A whole frame from a host door; none where it had nothing to say. */
-static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
-					       struct kv_dpu_queue *queue)
-{
-	__u32 slot = queue->answered & KV_SLOT_MASK;
-	__u64 frame_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
-
-	if (frame_bytes == 0) {
-		kv_release_oldest(pair, queue);
-		return XDP_DROP;
-	}
-	if (frame_bytes < KV_PACKET_HEADER_BYTES || frame_bytes > KV_FRAME_MAX) {
-		queue->counters[KV_COUNTER_DROP_BAD_RESPONSE]++;
-		kv_release_oldest(pair, queue);
-		return XDP_DROP;
-	}
-	if (kv_set_length(ctx, frame_bytes)) {
-		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
-		return XDP_DROP;
-	}
-	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
-	if (bpf_xdp_store_bytes(ctx, 0, pair->responses[slot].payload, frame_bytes))
-		return XDP_ABORTED;
-	queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += frame_bytes;
-	kv_release_oldest(pair, queue);
-	return XDP_TX;
 }
 
 static __always_inline int kv_write_note(struct xdp_md *ctx, const struct kv_frame_note *note)

@@ -112,7 +112,7 @@ def telling_line(source: Path, log: str, error: str) -> str:
 
 def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> CompiledObject:
     bcc = _import_bcc()
-    with _captured_stderr() as read_log:
+    with _named_headers(), _captured_stderr() as read_log:
         try:
             module = bcc.BPF(
                 src_file=str(source).encode(),
@@ -219,14 +219,28 @@ def _in_source(name: str, value: int) -> str:
 
 
 def _import_bcc() -> Any:
-    source = kernel_headers.kernel_source()
-    if source is not None:
-        os.environ.setdefault("BCC_KERNEL_SOURCE", str(source))
     try:
         import bcc
     except ImportError as error:
         raise MissingError("bcc", "Debian's package python3-bpfcc: run tools/setup") from error
     return bcc
+
+
+@contextmanager
+def _named_headers() -> Iterator[None]:
+    """Tell bcc where the kernel headers are, within the block only: child processes find them by
+    themselves.
+    """
+    source = kernel_headers.kernel_source()
+    before = os.environ.get(kernel_headers.VARIABLE)
+    if source is None or before:
+        yield
+        return
+    os.environ[kernel_headers.VARIABLE] = str(source)
+    try:
+        yield
+    finally:
+        del os.environ[kernel_headers.VARIABLE]
 
 
 @contextmanager

@@ -21,6 +21,8 @@ CACHE_DIRS = (
     Path("/var/cache/dpukv_xdp"),
     Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpukv_xdp",
 )
+VARIABLE = "BCC_KERNEL_SOURCE"
+"""Environment variable in which bcc looks for the tree of headers."""
 UTS_RELEASE = "include/generated/utsrelease.h"
 NEEDED = ("include/generated/autoconf.h", "include/linux/kconfig.h", "include/uapi/linux/bpf.h")
 
@@ -31,8 +33,13 @@ def kernel_source() -> Path | None:
     One that the environment names already is taken as it is. Raises MissingError when no headers at
     all are installed.
     """
-    named = os.environ.get("BCC_KERNEL_SOURCE")
+    named = os.environ.get(VARIABLE)
     if named:
+        if not _is_complete(Path(named)):
+            raise MissingError(
+                "compiling BPF programs",
+                f"kernel headers, and {VARIABLE} names {named}, which has none: unset it",
+            )
         return Path(named)
     if (Path("/lib/modules") / os.uname().release / "build").exists():
         return None

@@ -9,8 +9,7 @@
  * tail's 2^48, where offsets repeat. The store may be in shared mode and used through two handles in turn, which must
  * make no difference at all. Its memory is the sanitizer's, which sees each byte beyond.
  *
- *   clang-14 -fsanitize=fuzzer,address,undefined -I dpukv_xdp/_core -I bpf tests/fuzz/store_fuzz.c \
- *            dpukv_xdp/_core/{base/hash,store/*}.c
+ *   test_store_fuzz.py names the compiler's options and the sources.
  */
 #include <stdlib.h>
 

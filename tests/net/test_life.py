@@ -44,7 +44,7 @@ from dpukv_xdp.base.errors import (
 )
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.discovery.directory import server_name
-from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel import kernel_headers, nic
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import Loop
@@ -57,8 +57,6 @@ from dpukv_xdp.wire.codec import Request
 
 START_SECONDS = patient(60.0)
 EXIT_SECONDS = patient(20.0)
-FIRST_PORT, PORTS = 10000, 50000
-"""Where a server that has to compile gets its port."""
 PACKETS = 1000
 EXTRA_SECONDS = patient(0.005)
 """What so many packets may take longer than packets that are dropped at first sight."""
@@ -272,8 +270,11 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
     of it.
     """
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface"]
-    if moment == "compiling":  # for a port that nothing has been compiled for
-        argv[4:4] = ["--port", str(FIRST_PORT + time.monotonic_ns() % PORTS)]
+    if moment == "compiling":  # where no compiled program is kept
+        programs = kernel_headers.CACHE_DIRS[0] / "programs"
+        programs.mkdir(parents=True, exist_ok=True)
+        hide = f'mount -t tmpfs none {programs} && exec "$@"'
+        argv = ["unshare", "--mount", "sh", "-c", hide, "sh", *argv]
     with (
         Lab.up() as lab,
         lab.spawn(
