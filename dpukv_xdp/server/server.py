@@ -28,9 +28,10 @@ from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
 from dpukv_xdp.native.stores import Store
 from dpukv_xdp.server.dpu_stats import dpu_store_stats
 from dpukv_xdp.server.wiring import Wiring, response_bytes_max
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import sizing, validation
 from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.topology.placement import door_owners, partition_table
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import network_order_word
 
@@ -48,7 +49,7 @@ class Server:
 
     def __init__(self, config: ServerConfig, interface: str) -> None:
         """Check what can be checked without changing anything. Raises UsageError."""
-        config.check()
+        validation.check(config)
         self.config = config
         self.interface = nic.find(interface)
         self.attachment: nic.Attachment | None = None
@@ -167,7 +168,7 @@ class Server:
         engines reach all of the host's stores; in XDP each has its own, or all have one.
         """
         owner = self.placement.engines[self.owners[partition]]
-        if owner.processing == "dpu" and self.config.dpu_store_count() > 1:
+        if owner.processing == "dpu" and sizing.dpu_store_count(self.config) > 1:
             return (owner.engine,)
         return tuple(
             place.engine for place in self.placement.engines if place.processing == owner.processing
@@ -309,7 +310,7 @@ class Server:
             assert place.cpu is not None
             if not own:
                 own = [
-                    self._keep(Store(config.partition_options(), partition), cleanup)
+                    self._keep(Store(sizing.partition_options(config), partition), cleanup)
                     for partition in range(len(self.owners))
                 ]
                 handles = own

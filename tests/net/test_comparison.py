@@ -11,8 +11,8 @@ from net.commands import SMALL, dpukv
 from dpukv_xdp.bench import all_designs
 from dpukv_xdp.bench.all_designs import ABLATIONS, run_ablations
 from dpukv_xdp.bench.options import BenchOptions
-from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 
 pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
