@@ -127,7 +127,7 @@ def replace_config(config: ServerConfig, options: BenchOptions) -> ServerConfig:
     twice; with such a log nothing is moved.
     """
     items_bytes = options.keys * sizing.item_bytes(config, options.key_size, options.value_size)
-    log_bytes = config.log_bytes or items_bytes + min(items_bytes, sizing.ROOMY_LOG_BYTES)
+    log_bytes = config.log_bytes or sizing.roomy_log_bytes(config, items_bytes)
     is_roomy = log_bytes >= 2 * items_bytes
     return msgspec.structs.replace(
         config,

@@ -11,7 +11,14 @@ import click
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.cli.options import Number, json_option
-from dpukv_xdp.cli.output import check_picture, emit_json, progress_bar, require_root, terminal
+from dpukv_xdp.cli.output import (
+    check_picture,
+    emit_json,
+    note,
+    progress_bar,
+    require_root,
+    terminal,
+)
 from dpukv_xdp.cli.settings import check_given
 from dpukv_xdp.cli.signals import signals
 
@@ -166,8 +173,8 @@ def recommend(
     console.print(_points_table(found.candidates, f"{dpu}, {found.costs}"))
     for choice in found.choices():
         console.print(f"\n{choice.question}: [bold]{choice.design}[/bold]\n  {choice.reason}.")
-    for note in found.notes:
-        console.print(f"\n{note}")
+    for sentence in found.notes:
+        console.print(f"\n{sentence}")
     for name, reason in found.refused.items():
         console.print(f"\n{name}: {reason}.")
 
@@ -203,12 +210,15 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
         names = [d.name for d in DESIGNS.values() if d.is_compared and _can_run(dpu, d.name)]
     check_given("model point", names, forwards=costs.forward != Cost(), design=chosen)
     over = given["over"]
+    host_cores = dict.fromkeys(names, given["host_cores"])
+    if chosen == ALL_DESIGNS and given["host_cores"] is not None:
+        host_cores = _usable_host_cores(names, costs, given["host_cores"], given["dpu_cores"])
     curves = {}
     for name in names:
         point = Point(
             design=name,
             dpu_cores=given["dpu_cores"],
-            host_cores=given["host_cores"],
+            host_cores=host_cores[name],
             requests_per_packet=given["requests_per_packet"],
             window=given["window"],
             rate_mops=(given["rate"] or 0.0) / 1e6,
@@ -234,6 +244,25 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
     console.print(_points_table(rows, title))
     if output is not None:
         console.print(f"As a picture: {output}")
+
+
+def _usable_host_cores(
+    names: Sequence[str], costs: Any, host_cores: int, dpu_cores: int | None
+) -> dict[str, int]:
+    """Return the host cores of each of several designs on one machine; a note on stderr names each
+    design that cannot use all of them.
+    """
+    from dpukv_xdp.model.model import check_host_cores, host_cores_limit, machine_limit
+    from dpukv_xdp.topology.designs import find_design
+
+    check_host_cores(host_cores, machine_limit(costs))
+    usable = {}
+    for name in names:
+        limit = host_cores_limit(find_design(name), costs, dpu_cores or costs.dpu_cores)
+        usable[name] = min(host_cores, limit.cores)
+        if usable[name] < host_cores:
+            note(f"{name} has {usable[name]} of {host_cores} host cores: {limit.reason}")
+    return usable
 
 
 def _print_figure12(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import MissingError
 from dpukv_xdp.base.machine import possible_cpus
+from dpukv_xdp.topology import ranges
 from dpukv_xdp.topology.dpu_store import DpuStoreSizes
 from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
@@ -97,8 +98,13 @@ def item_bytes(config: ServerConfig, key_bytes: int, value_bytes: int) -> int:
 
 def log_bytes_total(config: ServerConfig) -> int:
     """Return the log bytes of all stores, before the allowance for uneven shares."""
-    items_bytes = config.items * item_bytes(config, 8, 8)
-    return config.log_bytes or items_bytes + min(items_bytes, ROOMY_LOG_BYTES)
+    return config.log_bytes or roomy_log_bytes(config, config.items * item_bytes(config, 8, 8))
+
+
+def roomy_log_bytes(config: ServerConfig, items_bytes: int) -> int:
+    """Return the log bytes with which items of so many bytes have room, over all partitions."""
+    least = config.partition_count() * ranges.LOG_BYTES_MIN
+    return max(items_bytes + min(items_bytes, ROOMY_LOG_BYTES), least)
 
 
 def partition_options(config: ServerConfig) -> Any:
