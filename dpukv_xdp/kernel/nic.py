@@ -140,7 +140,7 @@ def check_can_serve(found: Interface) -> None:
         )
     if found.kind in DEAF_KINDS:
         raise UsageError(
-            f"{found.name} is an interface of the kind {found.kind}, which never receives a frame from "
+            f"{found.name} is an interface of the kind {found.kind}, which receives no frame from "
             f"elsewhere: serve an Ethernet interface, or try a server with `dpukv lab up`"
         )
 
