@@ -228,8 +228,8 @@ def sweep(
         counts = [int(value) for value in values] or range(1, (base.dpu_cores or 1) + 1)
         return [simulate(costs, _with_dpu_cores(costs, point, count)) for count in counts]
     most = _given(point.host_cores, base.host_cores)
-    counts = [int(value) for value in values] or range(1, max(most, 1) + 1)
-    return [simulate(costs, replace(point, host_cores=count)) for count in counts]
+    counts = [int(value) for value in values] or range(1, most + 1)
+    return [simulate(costs, replace(point, host_cores=count)) for count in counts] or [base]
 
 
 def _with_dpu_cores(costs: Costs, point: Point, dpu_cores: int) -> Point:

@@ -14,7 +14,7 @@ from dpukv_xdp.base.errors import OptionError, UsageError
 from dpukv_xdp.cli import model
 from dpukv_xdp.model.cost_files import MEASURED_PATH, find_costs, read_results
 from dpukv_xdp.model.costs import Costs
-from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.model import Point, Prediction, simulate, sweep
 from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.recommend import Recommendation, _choice_quick, _limit, recommend
 from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
@@ -266,6 +266,15 @@ def test_a_sweep_over_dpu_cores_gives_lat_no_more_host_cores_than_it_can_use() -
         (2, 2),
         (3, 2),
     ]
+
+
+def test_a_sweep_over_host_cores_has_a_point_for_a_design_without_any() -> None:
+    costs = committed()
+    for design, counts in (("dpu-only", [0]), ("sav", [1])):
+        found = sweep(costs, Point(design=design), "host-cores")
+        assert [each.host_cores for each in found] == counts
+    dual = sweep(costs, Point(design="dual", host_cores=2), "host-cores")
+    assert [each.host_cores for each in dual] == [1, 2]
 
 
 def test_a_sweep_over_the_load_ends_at_the_rate() -> None:
