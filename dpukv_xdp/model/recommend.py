@@ -311,7 +311,8 @@ def _notes(enough: list[Prediction], fewest: list[Prediction], lean: Prediction)
             f"{lean.design} keeps items in the DPU's memory; if they do not fit there, it is "
             f"{best.design} with {best.host_cores} host cores ({best.throughput_mops:.1f} Mops)."
         )
-    others = [p for p in fewest if p.design != lean.design]
+    row = find_design(lean.design)
+    others = [p for p in fewest if find_design(p.design) is not row]
     fewer = min(others, key=_host_cores_first, default=lean)
     if _host_cores_first(fewer) < _host_cores_first(lean):
         notes.append(

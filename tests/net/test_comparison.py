@@ -22,8 +22,8 @@ COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 
 def compare(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """The JSON of a bench of several runs."""
-    picture = tmp_path / "designs.png"
-    said = dpukv("bench", *SMALL, "--output", str(picture), "--json", "-", *arguments)
+    picture = () if "--ablate" in arguments else ("--output", str(tmp_path / "designs.png"))
+    said = dpukv("bench", *SMALL, *picture, "--json", "-", *arguments)
     result: dict[str, Any] = json.loads(said.stdout)
     return result
 

@@ -293,7 +293,9 @@ def test_a_port_that_somebody_has_is_refused(lab: Lab, frames: str) -> None:
 @pytest.mark.parametrize("design", ["dual", "shrd"])
 @pytest.mark.parametrize("frames_past", FRAMES_PAST_XDP)
 def test_two_doors_are_refused(design: str, frames_past: Any) -> None:
-    with pytest.raises(UsageError, match=rf"{design}, which has a door in XDP too.*--frames af_xdp"):
+    with pytest.raises(
+        UsageError, match=rf"{design}, which has a door in XDP too.*--frames af_xdp"
+    ):
         validation.check(ServerConfig(design=design, frames=frames_past))
 
 
