@@ -20,6 +20,15 @@ class UsageError(DpukvError):
     exit_status = 2
 
 
+class OptionError(UsageError):
+    """The value of one option, or of one setting in a file, cannot be used."""
+
+    def __init__(self, option: str, sentence: str) -> None:
+        """`option` is the setting's name, such as `log_bytes`; `sentence` names it as typed."""
+        super().__init__(sentence)
+        self.option = option
+
+
 class KeyValueError(UsageError):
     """A key or a value breaks a limit of bpf/abi: the client's caller has to change it."""
 

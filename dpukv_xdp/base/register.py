@@ -13,6 +13,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from dpukv_xdp.base.errors import DpukvError
+from dpukv_xdp.base.scratch import replacing
 
 REGISTER_DIR = Path("/run/dpukv")
 UNFINISHED = ".new"  # the end of a file's name while it is written
@@ -42,13 +43,8 @@ def write(path: Path, record: msgspec.Struct) -> None:
     """Write a record whole or not at all, for readers and for kills at any moment. Call it under
     the lock.
     """
-    fresh = path.with_name(path.name + UNFINISHED)
-    try:
+    with replacing(path, path.with_name(path.name + UNFINISHED)) as fresh:
         fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-        fresh.chmod(0o644)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)  # there only if the write was interrupted
 
 
 def remove_unfinished() -> None:

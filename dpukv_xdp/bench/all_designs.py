@@ -2,7 +2,7 @@
 """Several runs on one load: all designs, ablations of one design, or growing numbers of keys."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from dpukv_xdp.bench.bench import Bench
 from dpukv_xdp.bench.limits import Result
 from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.bench.runs import relative
-from dpukv_xdp.topology.config import ServerConfig
-from dpukv_xdp.topology.designs import DESIGNS, Design
+from dpukv_xdp.topology import applies, sizing, validation
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.schema import ServerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +24,21 @@ class Ablation:
 
     label: str
     changes: dict[str, Any]
-    applies: Callable[[Design], bool]
-
-
-def _hands_over(design: Design) -> bool:
-    return any(door == "dpu" != design.processing_of(door) for door in design.communication)
-
-
-def _has_host_door(design: Design) -> bool:
-    return "host" in design.communication
 
 
 ABLATIONS = (
-    Ablation("one transfer for each request", {"transfer": "request"}, _hands_over),
-    Ablation("prepare before handing over", {"prepare": "serial"}, _hands_over),
-    Ablation("wait for each response", {"respond": "wait"}, _hands_over),
-    Ablation("always 4 batches parked", {"respond": "pipeline", "depth": 4}, _hands_over),
-    Ablation("always 24 batches parked", {"respond": "pipeline", "depth": 24}, _hands_over),
-    Ablation("responses by the sender alone", {"respond": "sender"}, _hands_over),
-    Ablation("requests by BPF ring buffer", {"transport": "ringbuf"}, _hands_over),
-    Ablation("frames with records by AF_XDP", {"transport": "af_xdp"}, _hands_over),
-    Ablation("send before the next parse", {"send": "before-parse"}, _has_host_door),
-    Ablation("whole frames by mapped ring", {"frames": "ring"}, _has_host_door),
-    Ablation("128 receive descriptors", {"rx_descriptors": 128}, _has_host_door),
-    Ablation("256 receive descriptors", {"rx_descriptors": 256}, _has_host_door),
+    Ablation("one transfer for each request", {"transfer": "request"}),
+    Ablation("prepare before handing over", {"prepare": "serial"}),
+    Ablation("wait for each response", {"respond": "wait"}),
+    Ablation("always 4 batches parked", {"respond": "pipeline", "depth": 4}),
+    Ablation("always 24 batches parked", {"respond": "pipeline", "depth": 24}),
+    Ablation("responses by the sender alone", {"respond": "sender"}),
+    Ablation("requests by BPF ring buffer", {"transport": "ringbuf"}),
+    Ablation("frames with records by AF_XDP", {"transport": "af_xdp"}),
+    Ablation("send before the next parse", {"send": "before-parse"}),
+    Ablation("whole frames by mapped ring", {"frames": "ring"}),
+    Ablation("128 receive descriptors", {"rx_descriptors": 128}),
+    Ablation("256 receive descriptors", {"rx_descriptors": 256}),
 )
 """The paper's optimisations (section 4.3) and this system's choices, each reverted."""
 
@@ -72,7 +64,7 @@ def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress)
     for design in (design for design in DESIGNS.values() if design.is_compared):
         candidate = msgspec.structs.replace(config, design=design.name)
         try:
-            candidate.check()
+            validation.check(candidate)
         except UsageError as error:
             comparison.refused[design.name] = str(error)
         else:
@@ -86,15 +78,15 @@ def run_designs(config: ServerConfig, options: BenchOptions, progress: Progress)
 
 
 def run_ablations(config: ServerConfig, options: BenchOptions, progress: Progress) -> Comparison:
-    """Run the configuration unchanged, then with each ablation that applies to its design."""
+    """Run the configuration unchanged, then with each ablation that has an effect on it."""
     comparison = Comparison()
     configs = {"as it is": config}
     for ablation in ABLATIONS:
-        if not ablation.applies(config.row()):
-            continue
         candidate = msgspec.structs.replace(config, **ablation.changes)
+        if not all(applies.has_effect(name, candidate) for name in ablation.changes):
+            continue
         try:
-            candidate.check()
+            validation.check(candidate)
         except UsageError as error:
             comparison.refused[ablation.label] = str(error)
         else:
@@ -121,7 +113,7 @@ def run_key_counts(
             candidate_options = replace(options, keys=count)
             try:
                 candidate_options.check()
-                replace_config(candidate, candidate_options).check_memory()
+                sizing.check_memory(replace_config(candidate, candidate_options))
             except DpukvError as error:
                 comparison.refused[label] = str(error)
             else:
@@ -144,7 +136,7 @@ def _run_each(
         cpus = os.sched_getaffinity(0)
         try:
             with Bench(config, options) as bench:
-                config.leave_engine_cpus()
+                config.placement().leave_host_cpus()
                 load = bench.load_keys(options)
                 result = bench.measure(options, step)
         finally:

@@ -26,7 +26,8 @@ from dpukv_xdp.lab import lab
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import Loop
 from dpukv_xdp.load.workload import Plan
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import sizing, validation
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire.codec import Endpoint
 
 CLIENT_PORT = 49152
@@ -49,7 +50,7 @@ class Bench:
         options.check()
         self.client_cpu = _client_cpu(config)
         self.config = replace_config(config, options)
-        self.config.check()
+        validation.check(self.config)
         self.options = options
         self.target = target
         self.started_ns = time.monotonic_ns()
@@ -216,7 +217,7 @@ class Bench:
             **self._settings(),
             "notes": [*self.notes, *accounting_notes(throughput_mops, accounting_mops)],
             "memory_bytes": {
-                "predicted": self.config.memory_bytes(),
+                "predicted": sizing.memory_bytes(self.config),
                 "server": self._server.call("memory_bytes") if self._server else None,
             },
             "qp_bytes_per_op": run.queue_pair_bytes_per_op(),

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
+from dpukv_xdp.base.errors import DpukvError, MissingError, OptionError, UsageError
 from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.bench.bench import Bench
 from dpukv_xdp.bench.limits import Result, is_disturbed, limit_of, server_busy_of, window_full
@@ -24,12 +24,12 @@ from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.bench.peer_stores import find_peer
 from dpukv_xdp.bench.peers import PeerSession
 from dpukv_xdp.bench.runs import Session, same_cpus
-from dpukv_xdp.topology.config import FRAMES, ServerConfig
+from dpukv_xdp.topology import ranges, sizing, validation
 from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.schema import FRAMES, ServerConfig
 
 REQUESTS_PER_PACKET = 45
 """Requests in a full packet: as many as one of ours holds with keys and values of 8 bytes."""
-REPEATS_MAX = 100
 BASE = ServerConfig().design
 """The contender to whose throughput the others' is compared."""
 ORDER_SEED = 1
@@ -56,9 +56,9 @@ def our_design(label: str, summary: str, **changes: Any) -> Contender:
     @contextlib.contextmanager
     def start(config: ServerConfig, options: BenchOptions) -> Iterator[Session]:
         candidate = msgspec.structs.replace(config, **changes)
-        candidate.check()
+        validation.check(candidate)
         with same_cpus(), Bench(candidate, options) as bench:
-            candidate.leave_engine_cpus()
+            candidate.placement().leave_host_cpus()
             yield bench
 
     return Contender(label, summary, start)
@@ -134,9 +134,10 @@ def server_of(server_cores: int) -> ServerConfig:
     """
     cores = len(os.sched_getaffinity(0))
     if not 1 <= server_cores < cores:
-        raise UsageError(
-            f"{server_cores} server cores are not 1 to {cores - 1}: the load generator needs one "
-            f"of the {cores} cores that this process may use"
+        raise OptionError(
+            "server_cores",
+            f"--server-cores {server_cores} is not 1 to {cores - 1}: the load generator needs one "
+            f"of the {cores} cores that this process may use, so choose fewer",
         )
     return ServerConfig(engines=server_cores)
 
@@ -161,10 +162,9 @@ def run_rounds(
     A contender that cannot be run is left out and named. Raises UsageError if the load cannot be
     measured, MissingError if our store, the smallest of all, does not fit into memory.
     """
-    if not 1 <= repeats <= REPEATS_MAX:
-        raise UsageError(f"{repeats} repeats are not 1 to {REPEATS_MAX}")
+    ranges.check("repeats", repeats)
     options.check()
-    replace_config(config, options).check_memory()
+    sizing.check_memory(replace_config(config, options))
     outcome = Outcome(labels=[contender.label for contender in contenders])
     for done, (round_number, contender) in enumerate(rounds_of(contenders, repeats)):
         if contender.label in outcome.missing:

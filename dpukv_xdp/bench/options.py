@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.errors import KeyValueError, OptionError
 from dpukv_xdp.load.draws import DISTRIBUTIONS, GAP_MEAN_MAX_NS, Distribution
-from dpukv_xdp.load.loadgen import Loop
 from dpukv_xdp.load.workload import WORKLOADS, Plan, frame_bytes_max, requests_per_packet_max
-from dpukv_xdp.topology.config import ITEMS_MAX, ROOMY_LOG_BYTES, ServerConfig
+from dpukv_xdp.topology import ranges, sizing
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Endpoint
 
-SECONDS_MAX = 3600.0
-RATE_MAX = 1e9
 Progress = Callable[[str, float], None]
 """Report the present step and the fraction that is done."""
 
@@ -44,42 +42,48 @@ class BenchOptions:
     def check(self) -> None:
         """Raise UsageError for what cannot be measured."""
         if self.workload not in WORKLOADS:
-            raise UsageError(
-                f"there is no workload {self.workload!r}: choose one of {', '.join(WORKLOADS)}"
+            raise OptionError(
+                "workload",
+                f"--workload: there is no workload {self.workload!r}: choose one of "
+                f"{', '.join(WORKLOADS)}",
             )
         if self.distribution not in DISTRIBUTIONS:
-            raise UsageError(
-                f"there is no distribution {self.distribution!r}: choose one of "
-                f"{', '.join(DISTRIBUTIONS)}"
+            raise OptionError(
+                "distribution",
+                f"--dist: there is no distribution {self.distribution!r}: choose one of "
+                f"{', '.join(DISTRIBUTIONS)}",
             )
-        if not 1 <= self.keys <= ITEMS_MAX:
-            raise UsageError(f"{self.keys} keys are not 1 to {ITEMS_MAX}")
-        if self.seed < 0:
-            raise UsageError(f"a seed of {self.seed} is below 0")
-        if not 0.1 <= self.seconds <= SECONDS_MAX:
-            raise UsageError(f"{self.seconds:g} seconds are not 0.1 to {SECONDS_MAX:g}")
-        if not 0 <= self.rate <= RATE_MAX:
-            raise UsageError(
-                f"a rate of {self.rate:g} requests per second is not 0 to {RATE_MAX:g}"
-            )
-        Loop(self.window).check()
-        most = self.requests_per_packet_max()  # which refuses keys and values of impossible sizes
+        for name in ranges.LOAD:
+            if name != "rate" or self.rate:
+                ranges.check(name, getattr(self, name))
+        try:
+            most = self.requests_per_packet_max()
+        except KeyValueError as error:
+            raise OptionError(
+                "value_size",
+                f"--key-size {self.key_size} and --value-size {self.value_size} do not fit: "
+                f"{error}",
+            ) from error
         if self.keys > 256**self.key_size:
-            raise UsageError(
-                f"{self.keys} keys cannot be told apart by {self.key_size} bytes: use longer keys "
-                f"or fewer"
+            raise OptionError(
+                "keys",
+                f"--keys {self.keys} cannot be told apart by {self.key_size} bytes: use a larger "
+                f"--key-size, or fewer keys",
             )
-        if not 0 <= self.requests_per_packet <= most:
-            raise UsageError(
-                f"{self.requests_per_packet} requests per packet are not 1 to {most}, which is "
-                f"what fits with keys of {self.key_size} and values of {self.value_size} bytes"
+        if self.requests_per_packet > most:
+            raise OptionError(
+                "requests_per_packet",
+                f"--requests-per-packet {self.requests_per_packet} is not 1 to {most}, which is "
+                f"what fits with keys of {self.key_size} and values of {self.value_size} bytes: "
+                f"choose a number in that range",
             )
         requests = self.requests_per_packet or most
         rate_min = 1e9 * requests / GAP_MEAN_MAX_NS
         if 0 < self.rate < rate_min:
-            raise UsageError(
-                f"{self.rate:g} requests per second, {requests} per packet, are too slow: use "
-                f"{rate_min:g} or more, or fewer requests per packet"
+            raise OptionError(
+                "rate",
+                f"--rate {self.rate:g}, with {requests} requests per packet, is too slow: use "
+                f"{rate_min:g} or more, or fewer --requests-per-packet",
             )
 
     def requests_per_packet_max(self) -> int:
@@ -122,8 +126,8 @@ def replace_config(config: ServerConfig, options: BenchOptions) -> ServerConfig:
     GETs that move items to the log's head would push others out of a log that cannot hold all items
     twice; with such a log nothing is moved.
     """
-    items_bytes = options.keys * config.item_bytes(options.key_size, options.value_size)
-    log_bytes = config.log_bytes or items_bytes + min(items_bytes, ROOMY_LOG_BYTES)
+    items_bytes = options.keys * sizing.item_bytes(config, options.key_size, options.value_size)
+    log_bytes = config.log_bytes or sizing.roomy_log_bytes(config, items_bytes)
     is_roomy = log_bytes >= 2 * items_bytes
     return msgspec.structs.replace(
         config,

@@ -24,7 +24,7 @@ from dpukv_xdp.load import workload
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, Snapshot
 from dpukv_xdp.load.workload import Plan, Prepared
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.schema import ServerConfig
 
 STOP_TIMEOUT_SECONDS = 10.0
 
@@ -88,7 +88,7 @@ class ServerRole:
         server = Server(msgspec.convert(config, ServerConfig), interface)
         server.start()
         self._server = server
-        server.config.leave_engine_cpus()
+        server.config.placement().leave_host_cpus()
         assert server.attachment is not None
         return {
             "endpoint": server.endpoint(),

@@ -28,13 +28,13 @@ from dpukv_xdp.lab import lab
 from dpukv_xdp.native import probes
 from dpukv_xdp.native.sockets import open_socket
 from dpukv_xdp.native.threads import raise_priority
+from dpukv_xdp.topology import ranges
 from dpukv_xdp.wire import abi
 
 SIZES = (2, 8, 32, 128, 512, 1024, 2048, 4096, 8192)
 """Payloads of the paper's figure, in bytes."""
 OPERATIONS = 5000
 """Operations of one measurement, as in the paper."""
-OPERATIONS_MAX = 1_000_000
 WARM_UP_OPERATIONS = 200
 """Operations before the measurement, which warm up caches, page tables and branch prediction."""
 TIMEOUT_SECONDS = 20.0
@@ -154,14 +154,10 @@ class TransferPlan:
     def check(self) -> None:
         """Raise UsageError for what cannot be measured."""
         for size in self.sizes:
-            if not 1 <= size <= abi.KV_TRANSFER_BYTES_MAX:
-                raise UsageError(
-                    f"a payload of {size} bytes is not 1 to {abi.KV_TRANSFER_BYTES_MAX}"
-                )
+            ranges.check("sizes", size)
         if not self.sizes:
             raise UsageError("no payload size is given: name one, such as 32")
-        if not 1 <= self.operations <= OPERATIONS_MAX:
-            raise UsageError(f"{self.operations} operations are not 1 to {OPERATIONS_MAX}")
+        ranges.check("operations", self.operations)
         for name in self.primitives:
             if name not in PRIMITIVES:
                 raise UsageError(

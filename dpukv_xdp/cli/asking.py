@@ -10,11 +10,10 @@ import click
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.cli.options import client_options
 from dpukv_xdp.cli.output import emit_json, require_root
+from dpukv_xdp.cli.settings import check_given
 
 if TYPE_CHECKING:  # the command that needs it imports it
     from dpukv_xdp.client.client import Client
-
-TIMEOUT_MAX_SECONDS = 3600.0
 
 
 @click.command()
@@ -108,10 +107,9 @@ def _client(
     from dpukv_xdp.client.client import Client
     from dpukv_xdp.client.routing import parse_address
 
-    if not 0 < timeout <= TIMEOUT_MAX_SECONDS:
-        raise UsageError(f"a time-out of {timeout:g} s is not above 0 to {TIMEOUT_MAX_SECONDS:g}")
     if sum(where is not None for where in (server_address, directory, lab_id)) > 1:
         raise UsageError("--server, --directory and --lab exclude one another")
+    check_given()
     if server_address is not None:
         with Client(parse_address(server_address), timeout=timeout, ports=engines) as client:
             yield client

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
-from dpukv_xdp.cli.options import json_option, load_options, output_option
+from dpukv_xdp.cli.options import Number, json_option, load_options, output_option
 from dpukv_xdp.cli.output import (
     check_json,
     check_picture,
@@ -18,6 +18,7 @@ from dpukv_xdp.cli.output import (
     require_root,
     terminal,
 )
+from dpukv_xdp.cli.settings import check_given
 from dpukv_xdp.cli.signals import signals
 
 ALL, NONE = "all", "none"
@@ -39,24 +40,34 @@ ALL, NONE = "all", "none"
 @load_options
 @click.option(
     "--requests-per-packet",
-    type=int,
+    type=Number("requests_per_packet"),
     default=0,
     help="Requests per full packet or message (45, or what fits); single requests run, too.",
 )
 @click.option(
-    "--window", type=int, default=64, show_default=True, help="Packets or messages outstanding."
+    "--window",
+    type=Number("window"),
+    default=64,
+    show_default=True,
+    help="Packets or messages outstanding.",
 )
 @click.option(
     "--server-cores",
-    type=int,
+    type=Number("server_cores"),
     default=1,
     show_default=True,
     help="Cores of each server: our engines and receive queues, redis's and memcached's threads.",
 )
 @click.option(
-    "--repeats", type=int, default=3, show_default=True, help="Rounds; results are their medians."
+    "--repeats",
+    type=Number("repeats"),
+    default=3,
+    show_default=True,
+    help="Rounds; results are their medians.",
 )
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="Seconds per run.")
+@click.option(
+    "--seconds", type=Number("seconds"), default=3.0, show_default=True, help="Seconds per run."
+)
 @output_option("dpukv-compare.png", "The plot.")
 @click.option(
     "--import",
@@ -86,6 +97,7 @@ def compare(
     from dpukv_xdp.bench.peers_import import imported_rows, read_results
     from dpukv_xdp.report.peers_report import plot_compare
 
+    check_given()
     if import_only and not imports:
         raise UsageError("--import-only needs --import FILE")
     imported = [row for path in imports for row in imported_rows(read_results(path))]

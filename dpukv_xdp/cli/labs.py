@@ -13,9 +13,9 @@ import click
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.cli.options import directory_option, json_option, server_options
+from dpukv_xdp.cli.options import Number, directory_option, json_option, server_options
 from dpukv_xdp.cli.output import check_json, emit_json, require_root
-from dpukv_xdp.cli.settings import check_mtu, server_config
+from dpukv_xdp.cli.settings import server_config
 from dpukv_xdp.cli.signals import signals
 
 LAB_READY_SECONDS = 20.0
@@ -33,12 +33,22 @@ def lab_group() -> None:
 @lab_group.command()
 @click.option("--name", "lab_id", help="Name of the lab and its namespaces (six random digits).")
 @click.option(
-    "--queues", type=int, default=1, show_default=True, help="Receive queues at each end."
+    "--queues",
+    type=Number("queues"),
+    default=1,
+    show_default=True,
+    help="Receive queues at each end.",
 )
 @click.option(
-    "--mtu", type=int, default=1500, show_default=True, help="Bytes of the largest packet."
+    "--mtu",
+    type=Number("mtu"),
+    default=1500,
+    show_default=True,
+    help="Bytes of the largest packet.",
 )
-@click.option("--items", type=int, help="Number of items for which the index is sized (1048576).")
+@click.option(
+    "--items", type=Number("items"), help="Number of items for which the index is sized (1048576)."
+)
 @directory_option("one of the lab's own, which goes with it")
 @server_options
 @json_option
@@ -49,15 +59,13 @@ def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given
     """
     require_root("lab up")
     from dpukv_xdp.lab.lab import Lab, directory_url, new_lab_id, remove_stale
+    from dpukv_xdp.topology import sizing
 
     if lab_id == "":
         raise UsageError("--name is empty: use letters, digits and hyphens, or leave it out")
     lab_id = lab_id or new_lab_id()
     config = server_config(given, directory=directory_url(lab_id))
-    if config.port == 0:
-        raise UsageError("no UDP socket can talk to port 0: give the lab's server another --port")
-    config.check_memory()
-    check_mtu(mtu)
+    sizing.check_memory(config)
     check_json(json_path)
     signals.catch()
     remove_stale()
@@ -193,16 +201,14 @@ def _start_progress(pid: int, log_fd: int) -> tuple[int, int]:
 
 
 def _serve_arguments(place: Any, config: Any) -> list[str]:
-    """Return the arguments of `dpukv serve` for these settings."""
-    import msgspec
-
+    """Return the arguments of `dpukv serve` for the settings that differ from the defaults."""
     arguments = ["serve", "--iface", place.server.interface]
-    for name, value in msgspec.structs.asdict(config).items():
-        option = name.replace("_", "-")
+    for name in sorted(config.changed()):
+        option, value = name.replace("_", "-"), getattr(config, name)
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, tuple):
-            arguments += [f"--{option}", ",".join(map(str, value))] if value else []
+            arguments += [f"--{option}", ",".join(map(str, value))]
         else:
             arguments += [f"--{option}", str(value)]
     return arguments

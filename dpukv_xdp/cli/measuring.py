@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.cli.options import json_option, load_options, output_option, server_options
+from dpukv_xdp.cli.options import Number, json_option, load_options, output_option, server_options
 from dpukv_xdp.cli.output import (
     check_json,
     check_picture,
@@ -31,18 +31,31 @@ ALL_DESIGNS = "all"
 @click.option("--workload", default="B", show_default=True, help="YCSB A, B or C.")
 @click.option(
     "--requests-per-packet",
-    type=int,
+    type=Number("requests_per_packet"),
     default=0,
     help="Requests per packet, 1 to what fits; 0, the default, is what fits.",
 )
-@click.option("--window", type=int, default=64, show_default=True, help="Packets outstanding.")
-@click.option("--rate", type=float, default=0.0, help="Requests per second of an open loop.")
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Seconds to measure.")
-@click.option("--queues", type=int, default=1, show_default=True, help="The lab's receive queues.")
-@click.option("--mtu", type=int, default=1500, show_default=True, help="The lab's MTU.")
+@click.option(
+    "--window", type=Number("window"), default=64, show_default=True, help="Packets outstanding."
+)
+@click.option("--rate", type=Number("rate"), help="Requests per second of an open loop.")
+@click.option(
+    "--seconds", type=Number("seconds"), default=10.0, show_default=True, help="Seconds to measure."
+)
+@click.option(
+    "--queues",
+    type=Number("queues"),
+    default=1,
+    show_default=True,
+    help="The lab's receive queues.",
+)
+@click.option("--mtu", type=Number("mtu"), default=1500, show_default=True, help="The lab's MTU.")
 @click.option("--target", metavar="HOST:PORT", help="Measure a server elsewhere, not in a lab.")
 @click.option(
-    "--directory", metavar="URL", help="Directory with the owners of --target's partitions."
+    "--directory",
+    "target_directory",
+    metavar="URL",
+    help="Directory with the owners of --target's partitions.",
 )
 @click.option("--skip-load", is_flag=True, help="Do not store the keys first (with --target).")
 @click.option("--ablate", is_flag=True, help="Revert each optimisation and print the effect.")
@@ -56,7 +69,7 @@ ALL_DESIGNS = "all"
 def bench(
     json_path: str | None,
     target: str | None,
-    directory: str | None,
+    target_directory: str | None,
     skip_load: bool,
     ablate: bool,
     key_counts: str | None,
@@ -73,7 +86,8 @@ def bench(
     if sum(chosen) > 1:
         raise UsageError("--design all, --ablate, --key-counts and --target exclude one another")
     if key_counts is not None:
-        _compare_key_counts(json_path, numbers_of(key_counts), output, given)
+        counts = numbers_of(key_counts, "keys", "--key-counts")
+        _compare_key_counts(json_path, counts, output, given)
         return
     if wants_all or ablate:
         _compare(json_path, ablate, output, given)
@@ -82,19 +96,15 @@ def bench(
     from dpukv_xdp.bench.targets import find_target
     from dpukv_xdp.report.tables import counters_table, results_table
 
-    config, options = settings_of(given, own_server=target is None)
-    if directory is not None and target is None:
-        raise UsageError("--directory is for --target: a lab of our own is not published")
-    if skip_load and target is None:
-        raise UsageError("--skip-load needs --target: the store of a lab of our own is empty")
+    config, options = settings_of(given, own_server=target is None, compares_designs=False)
     check_json(json_path)
-    destination = None if target is None else find_target(target, config.engines, directory)
+    destination = None if target is None else find_target(target, config.engines, target_directory)
     signals.catch()
     with progress_bar() as progress:
         progress("building the lab, compiling the XDP programs", 0.0)
         with Bench(config, options, destination) as session:
             if target is None:
-                session.config.leave_engine_cpus()
+                session.config.placement().leave_host_cpus()
             load = None
             if not skip_load:
                 progress(f"storing {options.keys:,} keys through the network", 0.0)
@@ -119,7 +129,13 @@ def bench(
 @click.command()
 @server_options
 @load_options
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="Seconds per workload.")
+@click.option(
+    "--seconds",
+    type=Number("seconds"),
+    default=3.0,
+    show_default=True,
+    help="Seconds per workload.",
+)
 @output_option("dpukv-demo.png", "The plot.")
 @json_option
 def demo(json_path: str | None, output: Path, **given: Any) -> None:
@@ -157,7 +173,7 @@ def _compare_key_counts(
     from dpukv_xdp.report.tables import KEY_COUNTS_KEY, key_counts_table
 
     given["keys"] = min(counts)
-    config, options = settings_of(given, own_server=True)
+    config, options = settings_of(given, own_server=True, compares_designs=False)
     check_json(json_path)
     check_picture(output)
     signals.catch()
@@ -183,10 +199,15 @@ def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str,
     from dpukv_xdp.bench.all_designs import run_ablations, run_designs
     from dpukv_xdp.report.figures import plot_designs
     from dpukv_xdp.report.tables import DESIGNS_KEY, ablations_table, designs_table, stages_table
+    from dpukv_xdp.topology.designs import DESIGNS
 
+    designs: tuple[str, ...] = ()
     if not ablate:
         given["design"] = None
-    config, options = settings_of(given, own_server=True)
+        designs = tuple(name for name, design in DESIGNS.items() if design.is_compared)
+    config, options = settings_of(
+        given, own_server=True, designs=designs, compares_designs=not ablate
+    )
     check_json(json_path)
     if not ablate:
         check_picture(output)
@@ -217,7 +238,11 @@ def _compare(json_path: str | None, ablate: bool, output: Path, given: dict[str,
 @click.command(name="qp-bench")
 @click.option("--sizes", help="Payloads in bytes, such as 2,1024 (2 to 8192, as in the paper).")
 @click.option(
-    "--operations", type=int, default=5000, show_default=True, help="Operations per measurement."
+    "--operations",
+    type=Number("operations"),
+    default=5000,
+    show_default=True,
+    help="Operations per measurement.",
 )
 @click.option(
     "--primitive",
@@ -253,7 +278,7 @@ def qp_bench(
     )
 
     plan = TransferPlan(
-        sizes=SIZES if sizes is None else numbers_of(sizes),
+        sizes=SIZES if sizes is None else numbers_of(sizes, "sizes", "--sizes"),
         operations=operations,
         primitives=primitives or tuple(PRIMITIVES),
     )

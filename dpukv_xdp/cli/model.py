@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.cli.options import json_option
-from dpukv_xdp.cli.output import check_picture, emit_json, progress_bar, require_root, terminal
+from dpukv_xdp.cli.options import Number, json_option
+from dpukv_xdp.cli.output import (
+    check_picture,
+    emit_json,
+    note,
+    progress_bar,
+    require_root,
+    terminal,
+)
+from dpukv_xdp.cli.settings import check_given
 from dpukv_xdp.cli.signals import signals
 
 if TYPE_CHECKING:  # importing rich takes longer than `dpukv get`
@@ -51,15 +59,27 @@ workload_option = click.option(
 
 @click.command()
 @click.option("--design", help="See `dpukv designs`, or all (the server's default).")
-@click.option("--dpu-cores", type=int, help="Communication cores (the paper's: 8).")
-@click.option("--host-cores", type=int, help="Host cores (the paper's, by design).")
+@click.option(
+    "--dpu-cores", type=Number("model_cores"), help="Communication cores (the paper's: 8)."
+)
+@click.option(
+    "--host-cores", type=Number("model_cores"), help="Host cores (the paper's, by design)."
+)
 @dpu_option
-@click.option("--requests-per-packet", type=int, help="Requests in a packet (as the costs say).")
-@click.option("--window", type=int, help="Packets outstanding at an endpoint (as the costs say).")
-@click.option("--rate", type=float, default=0.0, help="Requests per second of an open loop.")
+@click.option(
+    "--requests-per-packet",
+    type=Number("model_requests_per_packet"),
+    help="Requests in a packet (as the costs say).",
+)
+@click.option(
+    "--window",
+    type=Number("model_window"),
+    help="Packets outstanding at an endpoint (as the costs say).",
+)
+@click.option("--rate", type=Number("rate"), help="Requests per second of an open loop.")
 @costs_option
 @workload_option
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
+@click.option("--seed", type=Number("seed"), default=1, show_default=True, help="Of the arrivals.")
 @click.option(
     "--sweep", "over", type=click.Choice(("dpu-cores", "host-cores", "load")), help="A curve."
 )
@@ -85,6 +105,7 @@ def model(
 
     A discrete-event model, for any number of cores and for BlueField-2 and -3.
     """
+    check_given()
     check_picture(output)
     if output is None and json_path != "-":
         output = PICTURE_DEFAULT
@@ -101,18 +122,24 @@ def model(
 @click.command()
 @costs_option
 @dpu_option
-@click.option("--host-cores", type=int, help="Available host cores (the paper's).")
-@click.option("--dpu-cores", type=int, help="Available communication cores (the paper's: 8).")
+@click.option(
+    "--host-cores", type=Number("model_cores"), help="Available host cores (the paper's)."
+)
+@click.option(
+    "--dpu-cores",
+    type=Number("model_cores"),
+    help="Available communication cores (the paper's: 8).",
+)
 @click.option(
     "--share",
     "percent",
-    type=float,
+    type=Number("percent"),
     default=90.0,
     show_default=True,
     help="Percent of the throughput without offloading that a design with few host cores needs.",
 )
 @workload_option
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the arrivals.")
+@click.option("--seed", type=Number("seed"), default=1, show_default=True, help="Of the arrivals.")
 @json_option
 def recommend(
     source: str,
@@ -130,6 +157,7 @@ def recommend(
     """
     from dpukv_xdp.model.recommend import recommend as choose
 
+    check_given()
     dpu = _dpu_of(source, dpu)
     found = choose(
         _costs(source, dpu, workload),
@@ -145,8 +173,8 @@ def recommend(
     console.print(_points_table(found.candidates, f"{dpu}, {found.costs}"))
     for choice in found.choices():
         console.print(f"\n{choice.question}: [bold]{choice.design}[/bold]\n  {choice.reason}.")
-    for note in found.notes:
-        console.print(f"\n{note}")
+    for sentence in found.notes:
+        console.print(f"\n{sentence}")
     for name, reason in found.refused.items():
         console.print(f"\n{name}: {reason}.")
 
@@ -166,10 +194,11 @@ def _costs(source: str, dpu: str, workload: str) -> Any:
 
 def _print_points(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:
     from dpukv_xdp.model.cost_files import costs_toml
+    from dpukv_xdp.model.costs import Cost
     from dpukv_xdp.model.model import Point, load_around, plot_points, plot_sweep, simulate, sweep
-    from dpukv_xdp.topology.config import ServerConfig
     from dpukv_xdp.topology.designs import DESIGNS
     from dpukv_xdp.topology.profiles import find_profile
+    from dpukv_xdp.topology.schema import ServerConfig
 
     dpu = _dpu_of(given["source"], given["dpu"])
     costs = _costs(given["source"], dpu, given["workload"])
@@ -179,21 +208,27 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
     names = [chosen]
     if chosen == ALL_DESIGNS:
         names = [d.name for d in DESIGNS.values() if d.is_compared and _can_run(dpu, d.name)]
+    check_given("model point", names, forwards=costs.forward != Cost(), design=chosen)
     over = given["over"]
+    host_cores = dict.fromkeys(names, given["host_cores"])
+    if chosen == ALL_DESIGNS and given["host_cores"] is not None:
+        host_cores = _usable_host_cores(names, costs, given["host_cores"], given["dpu_cores"])
     curves = {}
     for name in names:
         point = Point(
             design=name,
             dpu_cores=given["dpu_cores"],
-            host_cores=given["host_cores"],
+            host_cores=host_cores[name],
             requests_per_packet=given["requests_per_packet"],
             window=given["window"],
-            rate_mops=given["rate"] / 1e6,
+            rate_mops=(given["rate"] or 0.0) / 1e6,
             seed=given["seed"],
         )
         if name in DESIGNS:
             find_profile(dpu).check(DESIGNS[name])
-        if over:
+        if over == "load":
+            curves[name] = load_around(costs, point)
+        elif over:
             curves[name] = sweep(costs, point, over)
         else:
             curves[name] = load_around(costs, point) if output else [simulate(costs, point)]
@@ -209,6 +244,25 @@ def _print_points(json_path: str | None, output: Path | None, given: dict[str, A
     console.print(_points_table(rows, title))
     if output is not None:
         console.print(f"As a picture: {output}")
+
+
+def _usable_host_cores(
+    names: Sequence[str], costs: Any, host_cores: int, dpu_cores: int | None
+) -> dict[str, int]:
+    """Return the host cores of each of several designs on one machine; a note on stderr names each
+    design that cannot use all of them.
+    """
+    from dpukv_xdp.model.model import check_host_cores, host_cores_limit, machine_limit
+    from dpukv_xdp.topology.designs import find_design
+
+    check_host_cores(host_cores, machine_limit(costs))
+    usable = {}
+    for name in names:
+        limit = host_cores_limit(find_design(name), costs, dpu_cores or costs.dpu_cores)
+        usable[name] = min(host_cores, limit.cores)
+        if usable[name] < host_cores:
+            note(f"{name} has {usable[name]} of {host_cores} host cores: {limit.reason}")
+    return usable
 
 
 def _print_figure12(json_path: str | None, output: Path | None, given: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from dpukv_xdp.topology.config import (
+from dpukv_xdp.topology import ranges
+from dpukv_xdp.topology.schema import (
     ACCESSES,
     FRAMES,
     PREPARES,
@@ -20,6 +21,29 @@ from dpukv_xdp.topology.config import (
 )
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Number(click.ParamType):  # type: ignore[type-arg] # generic from click 8.4 on only
+    """A number within its range in the table of ranges, which also holds for settings in a file."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is the range's name in the table."""
+        self.range_name = name
+        self.range = ranges.RANGES[name]
+        self.name = "integer" if self.range.is_whole else "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | float:
+        """Return the number. Raises click.BadParameter for other text, OptionError out of range."""
+        kind = int if self.range.is_whole else float
+        try:
+            number = kind(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
+        flag = param.opts[0] if param is not None and param.opts else None
+        ranges.check(self.range_name, number, flag)
+        return number
 
 
 def together(*options: Decorator) -> Decorator:
@@ -45,19 +69,25 @@ server_options = together(
         "--config", "config_path", type=click.Path(path_type=Path), help="Settings in TOML."
     ),
     click.option("--design", help="Places of the engines: see `dpukv designs` (lat)."),
-    click.option("--port", type=int, help="UDP port of engine 0; engine e has PORT + e (9800)."),
+    click.option(
+        "--port", type=Number("port"), help="UDP port of engine 0; engine e has PORT + e (9800)."
+    ),
     click.option(
         "--engines",
-        type=int,
+        type=Number("engines"),
         help="Engines behind each of the design's doors, a UDP port each (1).",
     ),
     click.option(
         "--engine-cpus", help="Host cores, such as 0,1, assigned in turn (all but the last one)."
     ),
     click.option("--dpu-cpus", help="Cores for the receive queues, as NAPI threads (softirqs)."),
-    click.option("--log-bytes", type=int, help="Bytes of all circular logs together."),
     click.option(
-        "--partitions", type=int, help="Parts of the key space (one for each engine; 64)."
+        "--log-bytes", type=Number("log_bytes"), help="Bytes of all circular logs together."
+    ),
+    click.option(
+        "--partitions",
+        type=Number("partitions"),
+        help="Parts of the key space (one for each engine; 64).",
     ),
     click.option(
         "--access",
@@ -70,7 +100,9 @@ server_options = together(
         help="When full: cache evicts, lossless refuses (cache).",
     ),
     click.option(
-        "--move-to-head", type=float, help="A GET refreshes items older than this share (0.5)."
+        "--move-to-head",
+        type=Number("move_to_head"),
+        help="A GET refreshes items older than this share (0.5).",
     ),
     click.option(
         "--allow-reset/--no-allow-reset", default=None, help="Accept RESET from the network (no)."
@@ -99,10 +131,14 @@ server_options = together(
     click.option(
         "--socket-mode", type=click.Choice(SOCKET_MODES), help="Mode of AF_XDP sockets (auto)."
     ),
-    click.option("--rx-descriptors", type=int, help="Per AF_XDP socket or DPDK queue (2048)."),
+    click.option(
+        "--rx-descriptors",
+        type=Number("rx_descriptors"),
+        help="Per AF_XDP socket or DPDK queue (2048).",
+    ),
     click.option(
         "--host-share",
-        type=float,
+        type=Number("host_share"),
         help="Share of the keys behind the host's door (bench: by measured speed; else half).",
     ),
     click.option(
@@ -115,16 +151,28 @@ server_options = together(
     ),
     click.option("--send", type=click.Choice(SENDS), help="When a host door sends (after-parse)."),
     click.option("--profile", help="local, or emulate a DPU: bf2, bf3 (local)."),
-    click.option("--depth", type=int, help="Most batches that stay parked (24)."),
+    click.option("--depth", type=Number("depth"), help="Most batches that stay parked (24)."),
     click.option(
-        "--flush-after-us", type=float, help="Time until a parked response is flushed (30)."
+        "--flush-after-us",
+        type=Number("flush_after_us"),
+        help="Time until a parked response is flushed (30).",
     ),
 )
 
 load_options = together(
-    click.option("--keys", type=int, default=1 << 20, show_default=True, help="Keys to store."),
-    click.option("--key-size", type=int, default=8, show_default=True, help="Bytes in a key."),
-    click.option("--value-size", type=int, default=8, show_default=True, help="Bytes in a value."),
+    click.option(
+        "--keys", type=Number("keys"), default=1 << 20, show_default=True, help="Keys to store."
+    ),
+    click.option(
+        "--key-size", type=Number("key_size"), default=8, show_default=True, help="Bytes in a key."
+    ),
+    click.option(
+        "--value-size",
+        type=Number("value_size"),
+        default=8,
+        show_default=True,
+        help="Bytes in a value.",
+    ),
     click.option(
         "--dist",
         "distribution",
@@ -133,7 +181,11 @@ load_options = together(
         help="uniform or zipf (0.99).",
     ),
     click.option(
-        "--seed", type=int, default=1, show_default=True, help="Seed of keys and operations."
+        "--seed",
+        type=Number("seed"),
+        default=1,
+        show_default=True,
+        help="Seed of keys and operations.",
     ),
 )
 
@@ -170,9 +222,19 @@ client_options = together(
     click.option(
         "--lab", "lab_id", help="Ask the server of this lab (default: the one that is up)."
     ),
-    click.option("--engines", type=int, default=1, show_default=True, help="The server's engines."),
     click.option(
-        "--timeout", type=float, default=0.2, show_default=True, help="Seconds per attempt."
+        "--engines",
+        type=Number("client_engines"),
+        default=1,
+        show_default=True,
+        help="The server's engines.",
+    ),
+    click.option(
+        "--timeout",
+        type=Number("timeout"),
+        default=0.2,
+        show_default=True,
+        help="Seconds per attempt.",
     ),
     json_option,
 )

@@ -7,6 +7,7 @@ import click
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.cli.output import progress_bar, require_root, terminal
+from dpukv_xdp.cli.settings import check_given
 from dpukv_xdp.cli.signals import signals
 
 SIZE_DEFAULT = "default"
@@ -14,12 +15,8 @@ SIZE_DEFAULT = "default"
 
 @click.command()
 @click.argument("figures", nargs=-1, metavar="[FIGURE...]")
-@click.option(
-    "--smoke", "size", flag_value="smoke", help="Short runs that show that everything works."
-)
-@click.option(
-    "--paper", "size", flag_value="paper", help="As in the paper: 90 s per run, 3 repeats."
-)
+@click.option("--smoke", is_flag=True, help="Short runs that show that everything works.")
+@click.option("--paper", is_flag=True, help="As in the paper: 90 s per run, 3 repeats.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -30,7 +27,7 @@ SIZE_DEFAULT = "default"
 @click.option("--resume", is_flag=True, help="Keep the runs that are done, and continue.")
 @click.option("--list", "wants_list", is_flag=True, help="List the figures and their runs.")
 def reproduce(
-    figures: tuple[str, ...], size: str | None, output: Path, resume: bool, wants_list: bool
+    figures: tuple[str, ...], smoke: bool, paper: bool, output: Path, resume: bool, wants_list: bool
 ) -> None:
     """Measure the paper's figures on this machine.
 
@@ -42,7 +39,8 @@ def reproduce(
     """
     from dpukv_xdp.paper.plans import expand, find_plans, load_sizes
 
-    size_name = size or SIZE_DEFAULT
+    check_given()
+    size_name = "smoke" if smoke else "paper" if paper else SIZE_DEFAULT
     plans = find_plans(figures)
     runs = expand(plans, size_name)
     if wants_list:

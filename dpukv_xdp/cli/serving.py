@@ -7,19 +7,23 @@ from typing import Any
 import click
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.cli.options import directory_option, json_option, server_options
+from dpukv_xdp.cli.options import Number, directory_option, json_option, server_options
 from dpukv_xdp.cli.output import check_json, emit_json, note, require_root
-from dpukv_xdp.cli.settings import server_config
+from dpukv_xdp.cli.settings import check_given, server_config
 from dpukv_xdp.cli.signals import signals
-from dpukv_xdp.topology.config import DEFAULT_DIRECTORY
+from dpukv_xdp.topology.schema import DEFAULT_DIRECTORY
 
 
 @click.command()
 @click.option("--iface", required=True, help="The interface to serve on.")
-@click.option("--items", type=int, help="Number of items for which the index is sized (1048576).")
+@click.option(
+    "--items", type=Number("items"), help="Number of items for which the index is sized (1048576)."
+)
 @directory_option(DEFAULT_DIRECTORY)
 @click.option(
-    "--rebalance-s", type=float, help="Seconds between moves of partitions off busy engines (0)."
+    "--rebalance-s",
+    type=Number("rebalance_s"),
+    help="Seconds between moves of partitions off busy engines (0).",
 )
 @server_options
 @json_option
@@ -32,14 +36,15 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
     from dpukv_xdp.report.tables import counters_table
     from dpukv_xdp.server.server import Server
     from dpukv_xdp.server.service import Service
+    from dpukv_xdp.topology import sizing
 
     config = server_config(given)
     check_json(json_path)
-    config.check_memory()
+    sizing.check_memory(config)
     server = Server(config, iface)
     signals.catch()
     with server:
-        config.leave_engine_cpus()
+        config.placement().leave_host_cpus()
         attachment = server.attachment
         assert attachment is not None
         if attachment.native_refused:
@@ -74,7 +79,7 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
 )
 @click.option(
     "--look",
-    type=click.FloatRange(0, 60),
+    type=Number("look"),
     default=1.0,
     show_default=True,
     help="Seconds to count requests before deciding; 0 counts from the server's start.",
@@ -86,6 +91,7 @@ def rebalance(name: str | None, moves: tuple[str, ...], look: float, json_path: 
     The server must run on this machine; its clients learn the new owners from the directory.
     """
     require_root("steering a server")
+    check_given()
     from dpukv_xdp.server.service import call_service, services
 
     wanted = [_move(text) for text in moves]

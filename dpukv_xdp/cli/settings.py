@@ -1,65 +1,150 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Options of the command line as ServerConfig and BenchOptions."""
+"""Convert options of the command line to ServerConfig and BenchOptions, and refuse options that
+cannot have an effect.
+"""
 
 import os
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from dpukv_xdp.base.errors import UsageError
-
-MTU_MIN = 68
-"""Least MTU of IPv4 (RFC 791)."""
+from dpukv_xdp.base.errors import OptionError
 
 
-def settings_of(given: dict[str, Any], *, own_server: bool) -> tuple[Any, Any]:
-    """Return the command line's options as ServerConfig and BenchOptions. Raises UsageError."""
+def settings_of(
+    given: dict[str, Any], *, own_server: bool, designs: Collection[str] = (), **facts: Any
+) -> tuple[Any, Any]:
+    """Return the command line's options as ServerConfig and BenchOptions.
+
+    `designs` are those that are run, if they are not the configured one; `facts` are further values
+    for the table of which option goes with what. Raises UsageError.
+    """
     from dataclasses import fields
 
     from dpukv_xdp.bench.options import BenchOptions, replace_config
+    from dpukv_xdp.topology import sizing
 
     names = {field.name for field in fields(BenchOptions)}
-    options = BenchOptions(**{name: value for name, value in given.items() if name in names})
-    check_mtu(options.mtu)
+    load = {name: value for name, value in given.items() if name in names and value is not None}
+    options = BenchOptions(**load)
     options.check()
-    config = server_config({name: value for name, value in given.items() if name not in names})
+    rest = {name: value for name, value in given.items() if name not in names}
+    config = server_config(rest, designs, facts)
     if own_server:
-        replace_config(config, options).check_memory()
+        sizing.check_memory(replace_config(config, options))
     return config, options
 
 
-def numbers_of(text: str) -> tuple[int, ...]:
-    """Return the numbers of a list such as 2,1024. Raises UsageError."""
+def numbers_of(text: str, name: str, flag: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as 2,1024, each in the range of that name.
+
+    Raises OptionError.
+    """
+    from dpukv_xdp.topology import ranges
+
     try:
-        return tuple(int(size) for size in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"{text!r} is not a list of numbers such as 2,1024") from error
+        raise OptionError(
+            name, f"{flag} {text!r} is not a list of numbers: give one such as 2,1024"
+        ) from error
+    for number in numbers:
+        ranges.check(name, number, flag)
+    return numbers
 
 
-def check_mtu(mtu: int) -> None:
-    """Raise UsageError for an MTU that no batch can use."""
-    from dpukv_xdp.wire import abi
+def server_config(
+    given: dict[str, Any],
+    designs: Collection[str] = (),
+    facts: dict[str, Any] | None = None,
+    **defaults: Any,
+) -> Any:
+    """Return ServerConfig from --config's file and the options in `given`, checked.
 
-    most = abi.KV_FRAME_MAX - abi.offset("kv_packet_header", "ip_version_ihl")
-    if not MTU_MIN <= mtu <= most:
-        raise UsageError(
-            f"an MTU of {mtu} bytes is not {MTU_MIN} to {most}, the longest that a batch can use"
-        )
+    `defaults` replace ServerConfig's own; see settings_of() for `designs` and `facts`. Raises
+    UsageError.
+    """
+    from dpukv_xdp.topology import applies, validation
+    from dpukv_xdp.topology.schema import ServerConfig, load_config, read_settings
 
-
-def server_config(given: dict[str, Any], **defaults: Any) -> Any:
-    """Return ServerConfig from --config's file and the options in `given`. Raises UsageError."""
-    from dpukv_xdp.topology.config import load_config
-
-    path = given.pop("config_path")
+    path: Path | None = given.pop("config_path")
     for name in ("engine_cpus", "dpu_cpus"):
-        cpus = given.pop(name)
-        if cpus is not None:
-            try:
-                given[name] = [int(cpu) for cpu in cpus.split(",")]
-            except ValueError as error:
-                raise UsageError(f"{cpus!r} is not a list of cores such as 0,1") from error
+        if given[name] is not None:
+            given[name] = _cores_of(given[name], name)
     config = load_config(path, given, **defaults)
+    own = set(ServerConfig.__struct_fields__)
+    options = {name: text for name, text in _given().items() if name not in own}
+    try:
+        validation.check(config)
+        applies.check_settings(_command(), config, options, _values() | (facts or {}), designs)
+    except OptionError as error:
+        is_in_file = path is not None and error.option in read_settings(path)
+        if not is_in_file or given.get(error.option) is not None:
+            raise
+        raise OptionError(error.option, f"{path}: {error}") from error
+    _warn_of_full_machine(config)
+    return config
+
+
+def check_given(command: str | None = None, designs: Collection[str] = (), **facts: Any) -> None:
+    """Raise OptionError for an option of the running command that cannot have an effect.
+
+    `command` names the rows of the table; by default it is the running command.
+    """
+    from dpukv_xdp.topology import applies
+
+    applies.check(command or _command(), _given(), _values() | facts, designs)
+
+
+def _command() -> str:
+    context = click.get_current_context(silent=True)
+    return str(context.command.name) if context is not None else ""
+
+
+def _values() -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    return dict(context.params) if context is not None else {}
+
+
+def _given() -> dict[str, str]:
+    """Return the options on the command line that differ from their defaults, as typed."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return {}
+    given = {}
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        value = context.params.get(name)
+        if (
+            isinstance(parameter, click.Option)
+            and context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+            and value != parameter.get_default(context)
+        ):
+            given[name] = _as_typed(parameter, value)
+    return given
+
+
+def _as_typed(option: click.Option, value: Any) -> str:
+    if option.is_flag:
+        return option.opts[0] if value else option.secondary_opts[0]
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{option.opts[0]} {text}"
+
+
+def _cores_of(text: str, name: str) -> list[int]:
+    try:
+        return [int(cpu) for cpu in text.split(",")]
+    except ValueError as error:
+        flag = f"--{name.replace('_', '-')}"
+        raise OptionError(
+            name, f"{flag} {text!r} is not a list of cores: give one such as 0,1"
+        ) from error
+
+
+def _warn_of_full_machine(config: Any) -> None:
     cores = os.sched_getaffinity(0)
     if set(config.placement().host_cpus) == cores:
         click.echo(
@@ -67,4 +152,3 @@ def server_config(given: dict[str, Any], **defaults: Any) -> Any:
             f"anything to the XDP programs and to you: expect everything to crawl",
             err=True,
         )
-    return config

@@ -26,6 +26,7 @@ import msgspec
 
 from dpukv_xdp.base.errors import DirectoryError, RecordError, UsageError
 from dpukv_xdp.base.processes import start_ticks
+from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.wire import abi
 
 TTL_SECONDS = 10
@@ -250,9 +251,8 @@ class FileDirectory:
         fresh = self._folder / f".{name}{_UNFINISHED}"
         try:
             self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fresh.write_text(record.to_json() + "\n")
-            fresh.chmod(0o644)
-            fresh.replace(path)
+            with replacing(path, fresh):
+                fresh.write_text(record.to_json() + "\n")
             for old in (*self._folder.glob("*" + _SUFFIX), *self._folder.glob(".*" + _UNFINISHED)):
                 if self._has_expired(old) and _is_a_server_s(old):
                     old.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ import msgspec
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
 from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.kernel import kernel_headers
 
 KEPT_OBJECTS_MAX = 500
@@ -325,10 +326,8 @@ def _keep(key: str, compiled: CompiledObject) -> None:
     with suppress(DpukvError, OSError):
         directory = kernel_headers.writable_cache() / "programs"
         directory.mkdir(mode=0o755, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=".", delete=False) as file:
-            file.write(msgspec.msgpack.encode(compiled))
-        Path(file.name).chmod(0o644)
-        Path(file.name).rename(directory / key)
+        with replacing(directory / key) as fresh:
+            fresh.write_bytes(msgspec.msgpack.encode(compiled))
         kept = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in kept[KEPT_OBJECTS_MAX:]:
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from dpukv_xdp.base.errors import DpukvError, MissingError
 
 SOURCES_DIR = Path("/usr/src")
+MODULES_DIR = Path("/lib/modules")
 CACHE_DIRS = (
     Path("/var/cache/dpukv_xdp"),
     Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpukv_xdp",
@@ -41,7 +42,7 @@ def kernel_source() -> Path | None:
                 f"kernel headers, and {VARIABLE} names {named}, which has none: unset it",
             )
         return Path(named)
-    if (Path("/lib/modules") / os.uname().release / "build").exists():
+    if (own_tree() / NEEDED[0]).is_file():  # bcc finds Debian's common half by itself
         return None
     for tree in _installed_trees():
         common = _common_tree(tree)
@@ -56,12 +57,17 @@ def kernel_source() -> Path | None:
     raise MissingError("compiling BPF programs", "kernel headers: tools/setup installs them")
 
 
+def own_tree() -> Path:
+    """Return where the running kernel's own headers are, if they are installed."""
+    return MODULES_DIR / os.uname().release / "build"
+
+
 def headers_release() -> str:
     """Release of the kernel that the headers for bcc belong to, such as "6.1.0-56-amd64".
 
     Raises MissingError when no headers at all are installed.
     """
-    tree = kernel_source() or Path("/lib/modules") / os.uname().release / "build"
+    tree = kernel_source() or own_tree()
     found = re.search(r'UTS_RELEASE "(.*)"', (tree / UTS_RELEASE).read_text())
     return found[1] if found else str(tree)
 
@@ -170,7 +176,7 @@ def _main() -> int:
     except DpukvError as error:
         print(error, file=sys.stderr)  # noqa: T201 - a command of its own
         return error.exit_status
-    print(source or f"/lib/modules/{os.uname().release}/build")  # noqa: T201
+    print(source or own_tree())  # noqa: T201
     return 0
 
 

@@ -34,6 +34,11 @@ XDP_MODE_ATTRIBUTES = {
     "offload": "IFLA_XDP_HW_PROG_ID",
 }
 NO_PROGRAM_FD = -1
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h
+DEAF_KINDS = ("dummy", "ifb")
+"""Drivers whose interfaces look like Ethernet and deliver nothing that comes from outside."""
+GRO_FEATURE = "rx-gro"
+"""The name of generic receive offload among a driver's features."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class Interface:
     """The first IPv4 address, without prefix length."""
     programs: tuple[XdpProgram, ...]
     """The XDP programs on it: none, or one for each mode."""
+    link_type: int = ARPHRD_ETHER
+    """ARPHRD number of its hardware type, from linux/if_arp.h."""
+    kind: str = ""
+    """The kernel's name of a virtual interface's driver, such as veth; empty for others."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,28 @@ def find(name: str) -> Interface:
             is_up=bool(link["flags"] & IFF_UP),
             address=first,
             programs=_programs_of(link),
+            link_type=link["ifi_type"],
+            kind=_kind_of(link),
+        )
+
+
+def check_can_serve(found: Interface) -> None:
+    """Raise UsageError for an interface on which no Ethernet frame of a client can arrive."""
+    if found.link_type == ARPHRD_LOOPBACK:
+        raise UsageError(
+            f"{found.name} is the loopback interface, on which XDP's answers get lost: serve an "
+            f"Ethernet interface, or try a server with `dpukv lab up`"
+        )
+    if found.link_type != ARPHRD_ETHER:
+        raise UsageError(
+            f"{found.name} carries no Ethernet frames ({found.kind or 'link'} type "
+            f"{found.link_type}): serve an Ethernet interface, such as the one that a tunnel's "
+            f"packets arrive on"
+        )
+    if found.kind in DEAF_KINDS:
+        raise UsageError(
+            f"{found.name} is an interface of the kind {found.kind}, which receives no frame from "
+            f"elsewhere: serve an Ethernet interface, or try a server with `dpukv lab up`"
         )
 
 
@@ -188,8 +219,7 @@ def veth_peer(interface: str) -> VethPeer | None:
     """Return the other end of a veth pair; None if the interface is no veth's end."""
     with IPRoute() as netlink:
         (link,) = netlink.link("get", ifname=interface)
-    kind = link.get_attr("IFLA_LINKINFO")
-    if kind is None or kind.get_attr("IFLA_INFO_KIND") != "veth":
+    if _kind_of(link) != "veth":
         return None
     return VethPeer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID"))
 
@@ -271,6 +301,12 @@ def _programs_of(link: object) -> tuple[XdpProgram, ...]:
     return tuple(XdpProgram(id_, mode, program_name(id_)) for mode, id_ in ids.items() if id_)
 
 
+def _kind_of(link: object) -> str:
+    """Return the kind of a virtual interface, from a netlink link message; empty for others."""
+    info = link.get_attr("IFLA_LINKINFO")  # type: ignore[attr-defined] # pyroute2 has no types
+    return "" if info is None else str(info.get_attr("IFLA_INFO_KIND") or "")
+
+
 # ---- Offloads
 
 
@@ -292,6 +328,13 @@ def set_offloads(
                 ethtool.set_offload_flag(feature, is_on)
             if ethtool.get_offload_flags().get(feature) != is_on:
                 raise UsageError(f"{interface} cannot turn {feature} {'on' if is_on else 'off'}")
+
+
+def is_on(interface: str, feature: str) -> bool:
+    """Return whether a feature is in force, by its name in `ethtool -k`."""
+    with closing(IoctlEthtool(interface)) as ethtool:
+        features = ethtool.get_features()
+        return feature in features and bool(features.is_active(feature))
 
 
 def turn_off(interface: str, feature: str) -> bool:

@@ -9,28 +9,43 @@ import errno
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from pyroute2 import IPRoute
+from pyroute2.ethtool.ioctl import IoctlEthtool, NotSupportedError
 
 from dpukv_xdp.kernel import features
 from dpukv_xdp.wire import abi
 
 
 def receive_queues(interface: str) -> int:
-    """Receive queues of the interface, at most KV_QUEUES_MAX."""
-    with IPRoute() as netlink:
-        (link,) = netlink.link("get", ifname=interface)
-        return min(int(link.get_attr("IFLA_NUM_RX_QUEUES") or 1), abi.KV_QUEUES_MAX)
+    """Return the number of receive queues in use, at most KV_QUEUES_MAX.
+
+    A driver may have reserved more: a veth end has one in use and one per core in reserve.
+    """
+    with closing(IoctlEthtool(interface)) as ethtool:
+        try:
+            channels = ethtool.get_channels()
+            count = int(channels.rx_count + channels.combined_count)
+        except NotSupportedError:
+            with IPRoute() as netlink:
+                (link,) = netlink.link("get", ifname=interface)
+            count = int(link.get_attr("IFLA_NUM_RX_QUEUES") or 1)
+    return min(max(count, 1), abi.KV_QUEUES_MAX)
 
 
 def set_napi_threads(interface: str, on: bool) -> None:
     """Have the queues served by kernel threads of their own instead of softirqs.
 
     Raises MissingError where the kernel or the driver cannot. Only sysfs has the switch, and /sys
-    shows the network namespace that it was mounted in: a child mounts one of ours.
+    shows the network namespace that it was mounted in. A child mounts one of ours, after it has
+    unmounted the present one: the kernel refuses to mount the same one twice.
     """
-    script = f"mount -t sysfs none /sys && echo {int(on)} > /sys/class/net/{interface}/threaded"
+    script = (
+        "umount --lazy /sys; mount -t sysfs none /sys && "
+        f"echo {int(on)} > /sys/class/net/{interface}/threaded"
+    )
     result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
     )

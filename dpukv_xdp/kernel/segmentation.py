@@ -32,7 +32,7 @@ def keep_datagrams_apart(interface: str, cleanup: contextlib.ExitStack) -> str |
     peer = nic.veth_peer(interface)
     if peer is None:
         return None
-    namespace_fd = _namespace_fd(peer.namespace_id)
+    namespace_fd = peer_namespace_fd(peer.namespace_id)
     if namespace_fd is None:
         return (
             f"datagrams that a client sends with UDP_SEGMENT arrive at {interface} in one packet "
@@ -52,7 +52,7 @@ def _restore_in(namespace_fd: int, interface: str, feature: str) -> None:
         nic.turn_on(interface, feature)
 
 
-def _namespace_fd(namespace_id: int | None) -> int | None:
+def peer_namespace_fd(namespace_id: int | None) -> int | None:
     """A descriptor of the network namespace that the calling thread's one knows by that number, or
     of this one for None; None if no file of it is in reach.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpukv_xdp._core._native import lib
-from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.kernel import loader, nic
 from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
 from dpukv_xdp.load import workload
@@ -21,6 +21,7 @@ from dpukv_xdp.load.workload import Plan
 from dpukv_xdp.native import probes
 from dpukv_xdp.native.senders import LIVE_BATCH_FRAMES, LiveFrames, catch_stop_signal
 from dpukv_xdp.native.threads import NativeThread
+from dpukv_xdp.topology import ranges
 from dpukv_xdp.wire import abi
 
 TEMPLATES = 32768
@@ -42,8 +43,7 @@ class Loop:
 
     def check(self) -> None:
         """Raise UsageError for a window that the generator cannot keep."""
-        if not 1 <= self.window <= abi.KV_WINDOW_MAX:
-            raise UsageError(f"a window of {self.window} packets is not 1 to {abi.KV_WINDOW_MAX}")
+        ranges.check("window", self.window)
 
 
 @dataclass(frozen=True, slots=True)

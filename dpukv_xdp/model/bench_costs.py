@@ -14,9 +14,9 @@ import numpy as np
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.repeats import merged
 from dpukv_xdp.model.costs import BusCosts, ClientCosts, Cost, Costs, EngineCosts
-from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design, Place, find_design
 from dpukv_xdp.topology.profiles import find_profile
+from dpukv_xdp.topology.schema import ServerConfig
 
 AS_IT_IS = "as it is"
 """The label of a run of `bench --ablate` with nothing switched."""

@@ -15,19 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.errors import OptionError, UsageError
 from dpukv_xdp.base.plotting import pyplot, save_figure
 from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.events import run_events
 from dpukv_xdp.model.paper_costs import SPARE_HOST_CORES, costs_from_paper
 from dpukv_xdp.model.paper_values import paper_names, paper_values
 from dpukv_xdp.model.world import Machine, Observation
+from dpukv_xdp.topology import ranges
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import PROFILES
 
-CORES_MAX = 256
-WINDOW_MAX = 1 << 16
-REQUESTS_PER_PACKET_MAX = 64
 SHARED_LIMIT = 0.9
 """Of the busiest resource's utilisation: from there on a resource counts as a bottleneck."""
 TITLE_COLUMNS = 110
@@ -103,11 +101,11 @@ def simulate(costs: Costs, point: Point) -> Prediction:
     host_cores = (
         default_host_cores(design, costs, dpu_cores)
         if point.host_cores is None
-        else usable_host_cores(design, point.host_cores, dpu_cores)
+        else point.host_cores
     )
-    requests = point.requests_per_packet or costs.requests_per_packet
-    window = point.window or costs.window
-    _check(design, point, dpu_cores, host_cores, requests, window)
+    requests = _given(point.requests_per_packet, costs.requests_per_packet)
+    window = _given(point.window, costs.window)
+    _check(design, costs, point, dpu_cores, host_cores, requests, window)
     seen = run_events(
         Machine(
             design=design,
@@ -116,7 +114,7 @@ def simulate(costs: Costs, point: Point) -> Prediction:
             host_cores=host_cores,
             requests_per_packet=requests,
             window=window,
-            host_window=point.window or costs.host_window or window,
+            host_window=_given(point.window, costs.host_window or window),
             rate_mops=point.rate_mops,
             host_share=point.host_share,
             seed=point.seed,
@@ -155,19 +153,51 @@ def default_host_cores(design: Design, costs: Costs, dpu_cores: int) -> int:
             1 + SPARE_HOST_CORES * ("host" in design.communication), max(costs.host_cores, 1)
         )
     if design.pairing == "one-to-one":
-        return dpu_cores
+        return min(dpu_cores, costs.host_threads_max or dpu_cores)
     return costs.host_cores
 
 
-def usable_host_cores(design: Design, host_cores: int, dpu_cores: int) -> int:
-    """How many of the host cores at hand a design makes use of."""
-    if "host" not in (*design.communication, *design.processing):
-        return 0
-    if design.pairing == "many-to-one" and "host" not in design.communication:
-        return min(host_cores, 1)
-    if design.pairing == "one-to-one":
-        return min(host_cores, dpu_cores)
-    return host_cores
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most host cores that a design can use."""
+
+    cores: int
+    reason: str
+    """What sets the limit, as a sentence without a full stop."""
+
+
+def host_cores_limit(design: Design, costs: Costs, dpu_cores: int) -> Limit:
+    """Return the most host cores that a design can use beside so many DPU cores."""
+    machine = machine_limit(costs)
+    if not design.has_native_threads:
+        return Limit(0, f"design {design.name} runs on the DPU alone")
+    if design.pairing == "many-to-one" and not design.has_door("host"):
+        return Limit(1, f"design {design.name} has one host core, which serves all DPU cores")
+    if design.pairing == "one-to-one" and dpu_cores < machine.cores:
+        reason = (
+            f"design {design.name} has one host core for each DPU core, and there are {dpu_cores} "
+            f"(--dpu-cores)"
+        )
+        return Limit(dpu_cores, reason)
+    return machine
+
+
+def machine_limit(costs: Costs) -> Limit:
+    """Return the most host cores of the machine that the costs describe."""
+    if costs.host_threads_max:
+        reason = f"the costs are of a host with {costs.host_threads_max} hardware threads"
+        return Limit(costs.host_threads_max, reason)
+    return Limit(ranges.CORES_MAX, "the model has no more cores")
+
+
+def check_host_cores(host_cores: int, limit: Limit) -> None:
+    """Raise OptionError if there are more host cores than the limit."""
+    if host_cores > limit.cores:
+        raise OptionError(
+            "host_cores",
+            f"--host-cores {host_cores} is more than {limit.cores}: {limit.reason}; use at most "
+            f"{limit.cores}",
+        )
 
 
 def sweep(
@@ -181,8 +211,8 @@ def sweep(
     if over == "load":
         if values:
             return [simulate(costs, replace(point, rate_mops=rate)) for rate in values]
-        whole = point.window or costs.window
-        host = point.window or costs.host_window or whole
+        whole = _given(point.window, costs.window)
+        host = _given(point.window, costs.host_window or whole)
         point = replace(point, window=None)
         loads = [
             replace(
@@ -196,10 +226,21 @@ def sweep(
     base = simulate(costs, point)
     if over == "dpu-cores":
         counts = [int(value) for value in values] or range(1, (base.dpu_cores or 1) + 1)
-        return [simulate(costs, replace(point, dpu_cores=count)) for count in counts]
-    most = point.host_cores or base.host_cores
-    counts = [int(value) for value in values] or range(1, max(most, 1) + 1)
-    return [simulate(costs, replace(point, host_cores=count)) for count in counts]
+        return [simulate(costs, _with_dpu_cores(costs, point, count)) for count in counts]
+    most = _given(point.host_cores, base.host_cores)
+    counts = [int(value) for value in values] or range(1, most + 1)
+    return [simulate(costs, replace(point, host_cores=count)) for count in counts] or [base]
+
+
+def _with_dpu_cores(costs: Costs, point: Point, dpu_cores: int) -> Point:
+    """Return a point of a curve over DPU cores, with at most as many host cores as it can use."""
+    limit = host_cores_limit(find_design(point.design), costs, dpu_cores)
+    host_cores = None if point.host_cores is None else min(point.host_cores, limit.cores)
+    return replace(point, dpu_cores=dpu_cores, host_cores=host_cores)
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,17 +442,20 @@ def _bottleneck(peak_utilisation: dict[str, float]) -> str:
 
 
 def _check(
-    design: Design, point: Point, dpu_cores: int, host_cores: int, requests: int, window: int
+    design: Design,
+    costs: Costs,
+    point: Point,
+    dpu_cores: int,
+    host_cores: int,
+    requests: int,
+    window: int,
 ) -> None:
-    for name, value, least, most in (
-        ("DPU cores", dpu_cores, 1, CORES_MAX),
-        ("host cores", host_cores, 0, CORES_MAX),
-        ("requests per packet", requests, 1, REQUESTS_PER_PACKET_MAX),
-        ("a window of packets", window, 1, WINDOW_MAX),
-    ):
-        if not least <= value <= most:
-            raise UsageError(f"{value} {name} are not {least} to {most}")
-    if point.rate_mops < 0 or not 0 <= point.host_share < 1:
-        raise UsageError("a rate is not negative, and a host's share is 0 to 1")
-    if host_cores == 0 and "host" in (*design.communication, *design.processing):
-        raise UsageError(f"design {design.name} needs a host core")
+    ranges.check("model_cores", dpu_cores, "--dpu-cores")
+    ranges.check("model_requests_per_packet", requests, "--requests-per-packet")
+    ranges.check("model_window", window, "--window")
+    if point.rate_mops:
+        ranges.check("rate", point.rate_mops * 1e6)
+    ranges.check("host_share", point.host_share)
+    if design.has_native_threads:
+        ranges.check("model_cores", host_cores, "--host-cores")
+    check_host_cores(host_cores, host_cores_limit(design, costs, dpu_cores))

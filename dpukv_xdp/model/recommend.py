@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Which design to use, by the model, and why in numbers.
 
-Every design that the paper evaluates gets the cores that the paper gives it (section 6.1), as far
-as the machine has them. The paper's guidance is in sections 6.2 and 6.3.
+Every design that the paper evaluates gets the cores that the paper gives it (section 6.1), or as
+many of the machine's cores as it can use if their number is given. The paper's guidance is in
+sections 6.2 and 6.3.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.model.costs import Costs
-from dpukv_xdp.model.model import Point, Prediction, default_host_cores, simulate
+from dpukv_xdp.model.model import (
+    Point,
+    Prediction,
+    check_host_cores,
+    host_cores_limit,
+    machine_limit,
+    simulate,
+)
+from dpukv_xdp.topology import ranges
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import find_profile
 
@@ -81,12 +91,16 @@ def recommend(
 ) -> Recommendation:
     """Run the model over all designs that this DPU can run, and choose.
 
-    `host_cores` and `dpu_cores` are what the machine has. Raises UsageError if there is no core.
+    `host_cores` and `dpu_cores` are the cores of the machine. Each design gets as many of them as
+    it can use, and the fewest host cores are searched among all counts. Without `host_cores` each
+    design has the paper's count. Raises OptionError for numbers out of range.
     """
-    if not 0 < share <= 2:
-        raise UsageError(f"a share of {share:g} of the throughput is not above 0 and up to 2")
-    if min(host_cores or 1, dpu_cores or 1) < 1 or host_cores == 0:
-        raise UsageError("a recommendation needs at least one host core and one DPU core")
+    ranges.check("percent", 100 * share, "--share")
+    if host_cores is not None:
+        ranges.check("model_cores", host_cores, "--host-cores")
+        check_host_cores(host_cores, machine_limit(costs))
+    if dpu_cores is not None:
+        ranges.check("model_cores", dpu_cores, "--dpu-cores")
     profile = find_profile(dpu)
     candidates: list[Prediction] = []
     refused: dict[str, str] = {}
@@ -103,8 +117,12 @@ def recommend(
     at_one_load = [
         simulate(costs, replace(_point_of(p, seed), rate_mops=rate_mops)) for p in candidates
     ]
-    enough = [p for p in candidates if p.throughput_mops >= share * baseline.throughput_mops]
-    lean = min(enough or [fast], key=lambda p: (p.host_cores, -p.throughput_mops))
+    needed_mops = share * baseline.throughput_mops
+    enough = [p for p in candidates if p.throughput_mops >= needed_mops]
+    fewest = [_with_fewest_host_cores(costs, p, needed_mops, dpu_cores, seed) for p in enough]
+    if host_cores is not None:
+        enough = fewest
+    lean = min(enough, key=_host_cores_first)
     return Recommendation(
         dpu,
         costs.source,
@@ -117,20 +135,21 @@ def recommend(
         _choice_quick(f"lowest latency with {rate_mops:.1f} Mops for each", at_one_load),
         _choice_lean(lean, baseline, share),
         refused,
-        tuple(_notes(costs, candidates, lean, baseline, share, host_cores, dpu_cores, seed)),
+        (*_unused_cores(costs, candidates, host_cores, dpu_cores), *_notes(enough, fewest, lean)),
     )
 
 
 def _point(
     design: Design, costs: Costs, host_cores: int | None, dpu_cores: int | None, seed: int
 ) -> Point:
-    wanted = default_host_cores(design, costs, dpu_cores or costs.dpu_cores)
-    return Point(
-        design=design.name,
-        dpu_cores=dpu_cores,
-        host_cores=wanted if host_cores is None else min(wanted, host_cores),
-        seed=seed,
-    )
+    if host_cores is not None:
+        limit = host_cores_limit(design, costs, _dpu_cores(costs, dpu_cores))
+        host_cores = min(host_cores, limit.cores)
+    return Point(design=design.name, dpu_cores=dpu_cores, host_cores=host_cores, seed=seed)
+
+
+def _dpu_cores(costs: Costs, dpu_cores: int | None) -> int:
+    return costs.dpu_cores if dpu_cores is None else dpu_cores
 
 
 def _point_of(prediction: Prediction, seed: int) -> Point:
@@ -190,12 +209,11 @@ def _choice_quick(question: str, candidates: list[Prediction]) -> Choice:
 def _choice_lean(best: Prediction, baseline: Prediction, share: float) -> Choice:
     part = best.throughput_mops / baseline.throughput_mops
     saved = 1 - best.host_cores / baseline.host_cores if baseline.host_cores else 0.0
-    enough = "" if part >= share else f"no design reaches {share:.0%}; this one has the most: "
     return Choice(
         f"fewest host cores for {share:.0%} of {baseline.design}'s throughput",
         best.design,
         best.host_cores,
-        f"{enough}{best.host_cores} instead of {baseline.host_cores} host cores "
+        f"{best.host_cores} instead of {baseline.host_cores} host cores "
         f"({saved:.1%} saved), {best.throughput_mops:.1f} Mops ({part:.0%}), "
         f"{best.latency_us['mean']:.0f} us against {baseline.latency_us['mean']:.0f}; "
         f"{_limit(best)}",
@@ -240,68 +258,66 @@ def _uses_dpu(prediction: Prediction) -> bool:
     return "dpu" in (*design.communication, *design.processing)
 
 
-def _notes(
-    costs: Costs,
-    candidates: list[Prediction],
-    lean: Prediction,
-    baseline: Prediction,
-    share: float,
-    host_cores: int | None,
-    dpu_cores: int | None,
-    seed: int,
+def _host_cores_first(prediction: Prediction) -> tuple[int, float]:
+    return (prediction.host_cores, -prediction.throughput_mops)
+
+
+def _with_fewest_host_cores(
+    costs: Costs, candidate: Prediction, needed_mops: float, dpu_cores: int | None, seed: int
+) -> Prediction:
+    """Return a candidate that reaches the throughput, with the fewest host cores that suffice."""
+    found = {candidate.host_cores: candidate}
+
+    def is_enough(count: int) -> bool:
+        if count not in found:
+            point = Point(design=candidate.design, dpu_cores=dpu_cores, host_cores=count, seed=seed)
+            found[count] = simulate(costs, point)
+        return found[count].throughput_mops >= needed_mops
+
+    counts = range(1, candidate.host_cores + 1)
+    place = bisect_left(counts, True, key=is_enough)
+    return found[counts[place]] if counts else candidate
+
+
+def _unused_cores(
+    costs: Costs, candidates: list[Prediction], host_cores: int | None, dpu_cores: int | None
 ) -> list[str]:
+    """Return a sentence for each design that cannot use all host cores of the machine."""
+    if host_cores is None:
+        return []
+    notes = []
+    for each in candidates:
+        design = find_design(each.design)
+        limit = host_cores_limit(design, costs, _dpu_cores(costs, dpu_cores))
+        if each.host_cores < host_cores and design.has_native_threads:
+            notes.append(
+                f"{each.design} has {each.host_cores} of the {host_cores} host cores here: "
+                f"{limit.reason}."
+            )
+    return notes
+
+
+def _notes(enough: list[Prediction], fewest: list[Prediction], lean: Prediction) -> list[str]:
+    """Return what to know about the design with the fewest host cores.
+
+    `enough` reach the throughput, `fewest` are the same designs with no more host cores than that
+    takes; both lists are the same where the machine's host cores are given.
+    """
     notes = []
     if "dpu" in find_design(lean.design).processing:
-        on_host = [
-            p
-            for p in candidates
-            if p.throughput_mops >= share * baseline.throughput_mops
-            and "dpu" not in find_design(p.design).processing
-        ]
-        best = min(on_host, key=lambda p: (p.host_cores, -p.throughput_mops), default=None)
-        instead = (
-            f"{best.design} with {best.host_cores} host cores ({best.throughput_mops:.1f} Mops)"
-            if best
-            else "no design"
-        )
+        on_host = [p for p in enough if "dpu" not in find_design(p.design).processing]
+        best = min(on_host, key=_host_cores_first)
         notes.append(
             f"{lean.design} keeps items in the DPU's memory; if they do not fit there, it is "
-            f"{instead}."
+            f"{best.design} with {best.host_cores} host cores ({best.throughput_mops:.1f} Mops)."
         )
-    fewer = _fewer_cores(costs, candidates, lean, baseline, share, host_cores, dpu_cores, seed)
-    if fewer is not None:
+    row = find_design(lean.design)
+    others = [p for p in fewest if find_design(p.design) is not row]
+    fewer = min(others, key=_host_cores_first, default=lean)
+    if _host_cores_first(fewer) < _host_cores_first(lean):
         notes.append(
             f"With other core counts than the paper's, the model has {fewer.design} reach that "
             f"with {fewer.host_cores} host cores ({fewer.throughput_mops:.1f} Mops); the paper did "
             f"not measure it."
         )
     return notes
-
-
-def _fewer_cores(
-    costs: Costs,
-    candidates: list[Prediction],
-    lean: Prediction,
-    baseline: Prediction,
-    share: float,
-    host_cores: int | None,
-    dpu_cores: int | None,
-    seed: int,
-) -> Prediction | None:
-    """A design that does with fewer host cores, or with as many and more throughput."""
-    found = []
-    most = min(lean.host_cores, host_cores or lean.host_cores)
-    for candidate in (each for each in candidates if each is not lean):
-        for count in range(1, min(most, candidate.host_cores) + 1):
-            point = Point(design=candidate.design, dpu_cores=dpu_cores, host_cores=count, seed=seed)
-            prediction = simulate(costs, point)
-            if prediction.throughput_mops >= share * baseline.throughput_mops:
-                found.append(prediction)
-                break
-    best = min(found, key=lambda p: (p.host_cores, -p.throughput_mops), default=None)
-    if best is None or (best.host_cores, -best.throughput_mops) >= (
-        lean.host_cores,
-        -lean.throughput_mops,
-    ):
-        return None
-    return best

@@ -21,6 +21,7 @@ from typing import Any
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, UsageError
 from dpukv_xdp.base.places import BPF_DIR, BUILD_DIR
+from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.kernel.nic import Interface
 from dpukv_xdp.wire import abi
 
@@ -71,17 +72,15 @@ def build() -> bool:
     if flags is None or libraries is None:
         raise MissingError("building for DPDK", f"DPDK with its C headers: {ADVICE}")
     BUILD_DIR.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
     # no-strict-aliasing: as in build.py
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-std=gnu11", "-O3", "-g"]
     command += ["-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
     command += [f"-I{CORE_DIR}", f"-I{BPF_DIR}", *flags.split(), str(SOURCES[0])]
-    command += ["-o", str(unfinished), "-Wl,--as-needed", *libraries.split()]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        unfinished.unlink(missing_ok=True)
-        raise MissingError("building for DPDK", f"DPDK 22.11 or a near one:\n{result.stderr}")
-    unfinished.rename(path)
+    with replacing(path, mode=0o755) as fresh:
+        command += ["-o", str(fresh), "-Wl,--as-needed", *libraries.split()]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise MissingError("building for DPDK", f"DPDK 22.11 or a near one:\n{result.stderr}")
     for older in set(BUILD_DIR.glob("dpdk-*.so")) - {path}:
         older.unlink()
     return True

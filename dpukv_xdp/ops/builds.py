@@ -15,7 +15,10 @@ from dpukv_xdp.kernel.loader import Build
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import loadgen
 from dpukv_xdp.server.wiring import Wiring
-from dpukv_xdp.topology.config import (
+from dpukv_xdp.topology import validation
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.profiles import PROFILES
+from dpukv_xdp.topology.schema import (
     FRAMES,
     PREPARES,
     RESPOND_WAYS,
@@ -23,8 +26,6 @@ from dpukv_xdp.topology.config import (
     TRANSPORTS,
     ServerConfig,
 )
-from dpukv_xdp.topology.designs import DESIGNS
-from dpukv_xdp.topology.profiles import PROFILES
 from dpukv_xdp.wire import abi
 
 CPUS = 2
@@ -84,7 +85,7 @@ def _server_builds() -> Iterator[Build]:
 
 def _server_build(name: str, **settings: Any) -> Build:
     config = ServerConfig(**settings)
-    config.check()
+    validation.check(config)
     return Wiring.of(config).build(name, config, CPUS, LINK)
 
 

@@ -11,7 +11,7 @@ from dpukv_xdp.bench.bench import Bench
 from dpukv_xdp.bench.options import BenchOptions, Progress
 from dpukv_xdp.load.workload import WORKLOADS
 from dpukv_xdp.report.figures import plot_latency_throughput
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.schema import ServerConfig
 
 CURVE_WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 CURVE_SECONDS_MAX = 0.5
@@ -55,7 +55,7 @@ def run_demo(
         return lambda _, fraction: progress(what, (start + fraction) / steps)
 
     with Bench(config, options) as bench:
-        bench.config.leave_engine_cpus()
+        bench.config.placement().leave_host_cpus()
         step(f"storing {options.keys:,} keys through the network")
         load = bench.load_keys(options)
         runs = [

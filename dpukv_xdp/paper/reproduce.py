@@ -30,9 +30,10 @@ from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.bench.runs import Session, same_cpus
 from dpukv_xdp.paper.plans import Run, Settings, expand, find_plans
 from dpukv_xdp.paper.points import Points
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import sizing, validation
 from dpukv_xdp.topology.designs import find_design
 from dpukv_xdp.topology.profiles import find_profile
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 
 RUNS_NAME = "runs.jsonl"
@@ -237,11 +238,11 @@ def _run_session(runs: list[Run], writer: _Writer, progress: Progress) -> None:
 def _bench(runs: Sequence[Run]) -> Iterator[Callable[[Run], Measure]]:
     """Yield a measurement for each run, in a lab with our own server."""
     config, options = _largest(runs)
-    config.check()
+    validation.check(config)
     options.check()
-    replace_config(config, options).check_memory()
+    sizing.check_memory(replace_config(config, options))
     with Bench(config, options) as bench:
-        config.leave_engine_cpus()
+        config.placement().leave_host_cpus()
         yield _measures(bench, options)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, MissingError, SocketError, UsageError
 from dpukv_xdp.base.machine import possible_cpus
-from dpukv_xdp.kernel import features, loader, nic, queues
+from dpukv_xdp.kernel import features, live_frames, loader, nic, queues
 from dpukv_xdp.kernel.attachments import register_attachment, release_attachment
 from dpukv_xdp.kernel.segmentation import keep_datagrams_apart
 from dpukv_xdp.native import probes
@@ -28,9 +28,10 @@ from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
 from dpukv_xdp.native.stores import Store
 from dpukv_xdp.server.dpu_stats import dpu_store_stats
 from dpukv_xdp.server.wiring import Wiring, response_bytes_max
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import sizing, validation
 from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.topology.placement import door_owners, partition_table
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import network_order_word
 
@@ -48,9 +49,10 @@ class Server:
 
     def __init__(self, config: ServerConfig, interface: str) -> None:
         """Check what can be checked without changing anything. Raises UsageError."""
-        config.check()
+        validation.check(config)
         self.config = config
         self.interface = nic.find(interface)
+        nic.check_can_serve(self.interface)
         self.attachment: nic.Attachment | None = None
         self.placement = config.placement()
         self.notes: list[str] = list(self.placement.notes)
@@ -167,7 +169,7 @@ class Server:
         engines reach all of the host's stores; in XDP each has its own, or all have one.
         """
         owner = self.placement.engines[self.owners[partition]]
-        if owner.processing == "dpu" and self.config.dpu_store_count() > 1:
+        if owner.processing == "dpu" and sizing.dpu_store_count(self.config) > 1:
             return (owner.engine,)
         return tuple(
             place.engine for place in self.placement.engines if place.processing == owner.processing
@@ -309,7 +311,7 @@ class Server:
             assert place.cpu is not None
             if not own:
                 own = [
-                    self._keep(Store(config.partition_options(), partition), cleanup)
+                    self._keep(Store(sizing.partition_options(config), partition), cleanup)
                     for partition in range(len(self.owners))
                 ]
                 handles = own
@@ -478,6 +480,8 @@ class Server:
         if attachment.mode == "generic":
             merged = keep_datagrams_apart(self.interface.name, cleanup)
             self.notes += [merged] if merged else []
+        if "kv_send" in self._wiring.programs:
+            live_frames.open_way(self.attachment, "--respond sender", cleanup)
 
     def _attach_pass_program(self, cleanup: contextlib.ExitStack) -> None:
         """XDP has no part in it, and the interface must be ours all the same: another server's
@@ -491,6 +495,13 @@ class Server:
     def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:
         """Receive queues on the DPU's cores, and each endpoint's port to a queue of its own."""
         if self.config.dpu_cpus:
+            assert self.attachment is not None
+            if self.attachment.mode == "generic" and self.interface.kind == "veth":
+                raise MissingError(
+                    f"--dpu-cpus on {self.interface.name}",
+                    "receive queues with NAPI threads, which a veth end has with native XDP only: "
+                    "attach an XDP program to the other end of the pair, or leave out --dpu-cpus",
+                )
             queues.set_napi_threads(self.interface.name, True)
             cleanup.callback(queues.set_napi_threads, self.interface.name, False)
             queues.pin_napi_threads(self.interface.name, self.config.dpu_cpus)

@@ -6,8 +6,9 @@ which -D settings, and what they hand to the host.
 from dataclasses import dataclass
 
 from dpukv_xdp.kernel import loader, nic
-from dpukv_xdp.topology.config import FRAMES_PAST_XDP, Frames, ServerConfig
+from dpukv_xdp.topology import sizing
 from dpukv_xdp.topology.placement import EnginePlace, Placement
+from dpukv_xdp.topology.schema import FRAMES_PAST_XDP, Frames, ServerConfig
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import network_order_word
 
@@ -90,8 +91,8 @@ class Wiring:
             "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap"),
             "KV_SLOWER_PERCENT": config.profile_row().slower_percent,
             **(
-                config.dpu_store_sizes().settings(
-                    response_bytes_max(interface, config), stores=config.dpu_store_count()
+                sizing.dpu_store_sizes(config).settings(
+                    response_bytes_max(interface, config), stores=sizing.dpu_store_count(config)
                 )
                 if self.processes_here
                 else {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The table of designs: who communicates, who processes, and how their cores are paired (paper,
-section 4).
+"""The table of designs: where the communication and processing engines run, and how their cores are
+paired (paper, section 4).
 
-A design is a row. What serves requests reads the columns, never the name.
+A design is a row. Code that serves requests branches on the columns, never on the name.
 """
 
 from dataclasses import dataclass
@@ -16,31 +16,45 @@ Pairing = Literal["one-to-one", "many-to-one", "fused"]
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """Where the two engines run."""
+    """One composition of communication and processing engines."""
 
     name: str
     communication: tuple[Place, ...]
-    """The doors: where the communication engine runs. `dpu` is XDP on the cores that serve the NIC,
-    `host` a native thread.
+    """The doors: places where the communication engine runs. `dpu` is XDP on the cores that serve
+    the NIC, `host` a native thread.
     """
     processing: tuple[Place, ...]
-    """Where the processing engine runs."""
+    """Places where the processing engine runs."""
     pairing: Pairing
-    """Communication cores to processing cores."""
+    """Communication cores per processing core; `fused` if one core does both."""
     summary: tuple[str, str]
-    """Two lines: what it is, and what it is good for."""
+    """Two sentences: how it works, and its purpose."""
     is_compared: bool = True
     """Whether the paper evaluates it."""
 
+    def has_door(self, place: Place) -> bool:
+        """Return whether the communication engine runs there."""
+        return place in self.communication
+
     def processing_of(self, door: Place) -> Place:
-        """Where what comes in by a door is processed: right there if it can be."""
+        """Return where requests that arrive at a door are processed: at the door if that is
+        possible.
+        """
         return door if door in self.processing else self.processing[0]
 
     @property
+    def hands_over(self) -> bool:
+        """Whether XDP hands requests over to engines on the host."""
+        return self.has_door("dpu") and self.processing_of("dpu") == "host"
+
+    @property
+    def has_native_threads(self) -> bool:
+        """Whether any engine runs on a host core."""
+        return "host" in (*self.communication, *self.processing)
+
+    @property
     def has_one_store(self) -> bool:
-        """Whether several doors lead to the same store, which then any of them may ask for any
-        key.
-        """
+        """Whether several doors lead to the same store, so that each may ask for any key."""
         return len(self.communication) > len(self.processing)
 
 
@@ -54,7 +68,7 @@ DESIGNS = {
             pairing="fused",
             summary=(
                 "The host does everything; the NIC only passes packets (AF_XDP, or mapped rings).",
-                "What one has without offloading: the baseline, and many host cores.",
+                "No offloading: the baseline, which needs many host cores.",
             ),
         ),
         Design(
@@ -123,7 +137,7 @@ DESIGNS = {
 
 
 def find_design(name: str) -> Design:
-    """The row of that name. Raises UsageError for one that the table does not have."""
+    """Return the design of that name. Raises UsageError if the table has none."""
     try:
         return DESIGNS[name]
     except KeyError as error:

@@ -7,7 +7,7 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.wire import abi
 
 BUCKETS_MAX = 1 << 26
-SEGMENTS_MIN = 2  # with one the verifier knows every offset, and follows each: see bpf/store/
+SEGMENTS_MIN = 2  # with one, the verifier knows every offset and explores each: see bpf/store/
 SEGMENTS_MAX = 1 << 15
 
 

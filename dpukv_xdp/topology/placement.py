@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""From a design's columns to this machine: which engine has which port, door and core.
+"""Map a design's columns to this machine: the port, the door and the core of each engine.
 
 Engines are numbered door by door, in the order of the design's `communication`; engine e answers on
 the server's port + e. Nothing here knows a design's name.
@@ -19,46 +19,54 @@ if TYPE_CHECKING:  # importing numpy takes longer than `dpukv get`
 SHARED_PARTITIONS = 64
 """Partitions of designs with two doors: the grain in which their share of the keys can be set."""
 SPREAD = 37
-"""A step through the table that meets neighbours late."""
+"""Stride through the partition table that separates neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlace:
-    """One processing engine and the way to it."""
+    """One processing engine, its door and its core."""
 
     engine: int
     door: Place
-    """Where frames for its port are parsed."""
+    """Place where frames for its port are parsed."""
     processing: Place
     cpu: int | None
-    """The core of its native thread; None if it is part of XDP."""
+    """Core of its native thread; None if it is part of XDP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Everything that a server needs to know about who runs where."""
+    """The places of all engines of a server."""
 
     engines: tuple[EnginePlace, ...]
     host_cpus: tuple[int, ...]
-    """Cores with a native thread."""
+    """Cores that run native threads."""
     notes: tuple[str, ...]
-    """What has to share a core, one sentence each."""
+    """A sentence for each core that has to be shared."""
 
     def behind(self, door: Place) -> tuple[EnginePlace, ...]:
-        """The engines behind a door."""
+        """Return the engines behind a door."""
         return tuple(place for place in self.engines if place.door == door)
 
     def native(self) -> tuple[EnginePlace, ...]:
-        """The engines that have a native thread."""
+        """Return the engines that have a native thread."""
         return tuple(place for place in self.engines if place.cpu is not None)
+
+    def leave_host_cpus(self) -> None:
+        """Keep the calling thread, and threads that it starts later, off the engines' cores.
+
+        Engines poll with a higher priority, and the kernel does not move a thread that they starve.
+        """
+        cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus - set(self.host_cpus) or cpus)
 
 
 def place_engines(design: Design, engines_per_door: int, host_cpus: tuple[int, ...]) -> Placement:
-    """Deal the engines of a design out to cores; `host_cpus` is used from its beginning.
+    """Assign the engines of a design to `host_cpus`, from its beginning.
 
-    Many to one: all engines behind the DPU's door have the first core, and a host door's engines
-    the ones behind it. Else each engine has the next core. Too few cores are shared, and it says
-    so.
+    With many-to-one pairing all engines behind the DPU's door share the first core, and a host
+    door's engines have the cores after it. Otherwise each engine has the next core. Where there are
+    too few cores, engines share them, and a note says so.
     """
     engines: list[EnginePlace] = []
     next_core = 0
@@ -82,18 +90,18 @@ def place_engines(design: Design, engines_per_door: int, host_cpus: tuple[int, .
 
 
 def default_host_cpus() -> tuple[int, ...]:
-    """All cores that this process may use but the last one, which is left to the NIC and to the
-    client; the only one if there is no other.
+    """Return the cores that this process may use except the last one, which is left to the NIC and
+    the client; a single core is returned as it is.
     """
     cpus = sorted(os.sched_getaffinity(0))
     return tuple(cpus[:-1] or cpus)
 
 
 def partition_owners(placement: Placement, partitions: int, host_share: float) -> tuple[int, ...]:
-    """The engine that owns each partition.
+    """Return the engine that owns each partition.
 
-    With one door they are dealt out in turn. With two, the host door's engines share `host_share`
-    of them and the DPU door's the rest; each gets at least one.
+    With one door, partitions are assigned in turn. With two, the host door's engines share
+    `host_share` of them and the DPU door's engines the rest; each engine gets at least one.
     """
     doors = [placement.behind(door) for door in ("dpu", "host")]
     if not all(doors):
@@ -105,7 +113,7 @@ def partition_owners(placement: Placement, partitions: int, host_share: float) -
     owners: list[int] = []
     for places, count in zip(doors, counts, strict=True):
         owners += [places[index % len(places)].engine for index in range(count)]
-    # Spread over the whole table, so that any run of hashes meets both doors.
+    # Spread each door's partitions over the table, so that any range of hashes uses both doors.
     order = sorted(range(partitions), key=lambda partition: partition * SPREAD % partitions)
     return tuple(owners[partition] for partition in order)
 
@@ -113,7 +121,7 @@ def partition_owners(placement: Placement, partitions: int, host_share: float) -
 def owners_of_hashes(
     owners: tuple[int, ...], hashes: "npt.NDArray[np.uint64]"
 ) -> "npt.NDArray[np.intp]":
-    """The engine of each key hash: KV_PARTITION of bpf/abi/partitions.h, then the table."""
+    """Return the engine of each key hash: KV_PARTITION of bpf/abi/partitions.h, then the table."""
     import numpy as np
 
     partitions = (hashes >> np.uint64(48)) % np.uint64(len(owners))
@@ -121,7 +129,7 @@ def owners_of_hashes(
 
 
 def door_owners(placement: Placement, door: Place, partitions: int) -> tuple[int, ...]:
-    """The engine that owns each partition when all are behind one door."""
+    """Return the engine that owns each partition when all partitions are behind one door."""
     places = placement.behind(door)
     return tuple(places[index % len(places)].engine for index in range(partitions))
 
@@ -133,7 +141,7 @@ def partition_table(
     concurrent_write: bool,
     reset_allowed: bool = False,
 ) -> "npt.NDArray[np.void]":
-    """struct kv_partition_table: one element."""
+    """Return struct kv_partition_table as an array of one element."""
     import numpy as np
 
     table = np.zeros(1, abi.dtype("kv_partition_table"))

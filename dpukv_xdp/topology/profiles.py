@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""DPU profiles: what a real DPU would allow and cost, as a table (paper, sections 2.1, 4.4, 6.1).
+"""DPU profiles: the limits and costs of real DPUs, as a table (paper, sections 2.1, 4.4, 6.1).
 
-`local` is this machine as it is. The others choose the paper's burst and forbid what the DPU's mode
-cannot do; their bus and their cores' speed are emulated, and every result says so.
+`local` is this machine as it is. The others set the paper's burst and refuse designs that the DPU's
+mode cannot run. They emulate the bus and the speed of the DPU's cores, and every result says so.
 """
 
 from dataclasses import dataclass
@@ -14,50 +14,51 @@ from dpukv_xdp.wire import abi
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One kind of DPU in its host."""
+    """One kind of DPU and its host."""
 
     name: str
     description: str
     burst_requests: int
-    """Requests that one transfer carries at most: the paper's N."""
+    """Most requests in one transfer: the paper's N."""
     host_door_refused: str
-    """Why the host has no door of its own beside the DPU's, in the DPU's mode; empty if it has."""
+    """Why the DPU's mode allows the host no door of its own; empty if it allows one."""
     dpu_cores: int
     host_cores: int
-    """Of the paper's machine: what "host core usage" divides by; 0 for this machine's own."""
+    """Cores of the paper's host, the divisor of "host core usage"; 0 for this machine's cores."""
     bus_latency_us: float
-    """Emulated: added to each transfer between DPU and host; 0 = none."""
+    """Emulated latency in microseconds of each transfer between DPU and host; 0 = none."""
     bus_gbytes_per_s: float
-    """Emulated: bandwidth in each direction; 0 = unlimited."""
+    """Emulated bandwidth of the bus in each direction, in GB/s; 0 = unlimited."""
     dpu_speed: float
-    """Emulated: speed of a DPU core relative to a host core; 1 = as it is."""
+    """Emulated speed of a DPU core relative to a host core; 1 = not emulated."""
 
     @property
     def is_emulated(self) -> bool:
-        """Whether anything beside the settings differs from this machine."""
+        """Whether the bus or the cores' speed is emulated."""
         return self.bus_latency_us > 0 or self.bus_gbytes_per_s > 0 or self.dpu_speed != 1.0
 
     @property
     def request_buffer_bytes(self) -> int:
-        """A burst's request buffer: N records and the count RC in one byte (paper, section 6.1).
+        """Bytes of a burst's request buffer: N records and the count RC in one byte (paper, section
+        6.1).
 
-        One byte cannot say 256. It holds the count less one, so that 0 to 255 mean 1 to 256: a
-        buffer without requests is never sent, and the size stays the paper's N*32+1.
+        One byte cannot hold 256. It holds the count minus one, so that 0 to 255 mean 1 to 256: a
+        buffer without requests is never sent, and the size remains the paper's N*32+1.
         """
         return self.burst_requests * abi.SIZE("kv_request") + 1
 
     @property
     def response_buffer_bytes(self) -> int:
-        """A burst's response buffer, N*16+1."""
+        """Bytes of a burst's response buffer: N*16+1."""
         return self.burst_requests * abi.SIZE("kv_response") + 1
 
     @property
     def slower_percent(self) -> int:
-        """Time added to what a DPU core takes, in percent."""
+        """Emulated extra time of a DPU core, in percent of its own time."""
         return round(100 / self.dpu_speed) - 100
 
     def label(self) -> str | None:
-        """What every output of an emulated run says; None if nothing is emulated."""
+        """Return the sentence that marks an emulated run's output; None if nothing is emulated."""
         if not self.is_emulated:
             return None
         return (
@@ -120,7 +121,7 @@ PROFILES = {
 
 
 def find_profile(name: str) -> Profile:
-    """The row of that name. Raises UsageError for one that the table does not have."""
+    """Return the profile of that name. Raises UsageError if the table has none."""
     try:
         return PROFILES[name]
     except KeyError as error:

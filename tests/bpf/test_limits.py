@@ -22,7 +22,8 @@ from bpf.harness import (
 )
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import validation
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
@@ -309,5 +310,5 @@ def test_settings_over_a_limit_are_refused() -> None:
         {"depth": -1},
     ):
         with pytest.raises(UsageError):
-            ServerConfig(**wrong).check()
-    ServerConfig(engines=abi.KV_ENGINES_MAX, depth=abi.KV_PIPELINE_MAX).check()
+            validation.check(ServerConfig(**wrong))
+    validation.check(ServerConfig(engines=abi.KV_ENGINES_MAX, depth=abi.KV_PIPELINE_MAX))

@@ -28,7 +28,8 @@ from dpukv_xdp.load.loadgen import LoadGenerator, Loop, latency_summary
 from dpukv_xdp.load.workload import WORKLOADS, Plan, build_templates, requests_per_packet_max
 from dpukv_xdp.native import threads
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.topology.config import ServerConfig, load_config
+from dpukv_xdp.topology import validation
+from dpukv_xdp.topology.schema import ServerConfig, load_config
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint
 
@@ -58,6 +59,7 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
         defaults["engine_cpus"] = tuple(CPUS)
     with pinned(*CPUS), in_namespace(lab.server.namespace):
         config = load_config(None, defaults | settings)
+        validation.check(config)
         server = Server(config, lab.server.interface)
         server.start()
     try:

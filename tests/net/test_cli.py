@@ -23,7 +23,7 @@ from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab, LabRecord
 from dpukv_xdp.server.service import services
-from dpukv_xdp.topology.config import DEFAULT_DIRECTORY
+from dpukv_xdp.topology.schema import DEFAULT_DIRECTORY
 
 BENCH_FIELDS = {
     "design": str,

@@ -11,8 +11,8 @@ from net.commands import SMALL, dpukv
 from dpukv_xdp.bench import all_designs
 from dpukv_xdp.bench.all_designs import ABLATIONS, run_ablations
 from dpukv_xdp.bench.options import BenchOptions
-from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 
 pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
@@ -22,8 +22,8 @@ COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 
 def compare(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """The JSON of a bench of several runs."""
-    picture = tmp_path / "designs.png"
-    said = dpukv("bench", *SMALL, "--output", str(picture), "--json", "-", *arguments)
+    picture = () if "--ablate" in arguments else ("--output", str(tmp_path / "designs.png"))
+    said = dpukv("bench", *SMALL, *picture, "--json", "-", *arguments)
     result: dict[str, Any] = json.loads(said.stdout)
     return result
 

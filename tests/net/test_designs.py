@@ -26,8 +26,8 @@ from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop
 from dpukv_xdp.load.workload import WORKLOADS
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.topology.config import FRAMES, FRAMES_PAST_XDP, TRANSPORTS
 from dpukv_xdp.topology.designs import DESIGNS, Design
+from dpukv_xdp.topology.schema import FRAMES, FRAMES_PAST_XDP, TRANSPORTS
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.hashing import hash_key
 

@@ -24,7 +24,9 @@ STALE_IN_ITEM = (20, 24)
 CLIENT_MAC, SERVER_MAC = bytes.fromhex("020000000101"), bytes.fromhex("020000000001")
 CLIENT_IP, SERVER_IP = bytes([10, 0, 1, 1]), bytes([10, 0, 0, 1])
 PORTS = range(2)
-"""Of the captured servers: MICA2 counts them from 0."""
+"""Ports of the captured servers: MICA2 counts them from 0."""
+FIRST_PORT = PORT
+"""Port that ours have instead of 0, to which no client on a UDP socket can talk."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def item_offsets(frame: bytes) -> Iterator[int]:
 
 
 def moved_to(lab: Lab, frame: bytes) -> bytes:
-    """A captured frame with the lab's addresses in place of the captured ones."""
+    """A captured frame with the lab's addresses and our ports in place of the captured ones."""
     ours = {
         CLIENT_MAC: codec.mac_to_bytes(lab.client.mac),
         SERVER_MAC: codec.mac_to_bytes(lab.server.mac),
@@ -64,7 +66,13 @@ def moved_to(lab: Lab, frame: bytes) -> bytes:
     }
     macs = ours[frame[0:6]] + ours[frame[6:12]]
     ips = ours[frame[26:30]] + ours[frame[30:34]]
-    return macs + frame[12:26] + ips + frame[34:]
+    ports = [
+        port + FIRST_PORT * (mac == SERVER_MAC)
+        for port, mac in zip(
+            struct.unpack_from("!HH", frame, 34), (frame[6:12], frame[0:6]), strict=True
+        )
+    ]
+    return macs + frame[12:26] + ips + struct.pack("!HH", *ports) + frame[38:]
 
 
 def defined(frame: bytes) -> bytes:
@@ -83,14 +91,14 @@ def defined(frame: bytes) -> bytes:
 def test_one_request_per_packet_on_two_lcores(lab: Lab, design: str) -> None:
     engines = len(PORTS) // len(DESIGNS[design].communication)
     settings = {"engines": engines, "partitions": 2, "access": "erew"}
-    with sharing_cores(), serving(lab, design=design, port=0, **settings) as server:
+    with sharing_cores(), serving(lab, design=design, port=FIRST_PORT, **settings) as server:
         assert server.owners == (0, 1)
         replay(lab, "one_request")
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_eight_requests_per_packet_on_one_lcore(lab: Lab, design: str) -> None:
-    with sharing_cores(), serving(lab, design=design, port=0) as server:
+    with sharing_cores(), serving(lab, design=design, port=FIRST_PORT) as server:
         server.give_all_to_door(DESIGNS[design].communication[0])
         replay(lab, "eight_requests")
 
@@ -99,7 +107,7 @@ def replay(lab: Lab, name: str) -> None:
     requests, responses = frames(name)
     assert requests
     assert set(map(opaques, requests)) == set(responses)
-    with Wire(lab.client, PORTS) as wire:
+    with Wire(lab.client, range(FIRST_PORT, FIRST_PORT + len(PORTS))) as wire:
         for request in requests:
             wanted = moved_to(lab, responses[opaques(request)])
             answer = wire.exchange(moved_to(lab, request))

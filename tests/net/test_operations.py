@@ -16,8 +16,9 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import validation
 from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request
 from dpukv_xdp.wire.hashing import hash_key
@@ -101,10 +102,10 @@ def test_designs_have_the_modes_and_stores_that_the_table_says(design: str) -> N
     ):
         config = ServerConfig(design=design, **settings)  # type: ignore[arg-type]
         if DESIGN_ROWS[design][column].startswith("yes"):
-            config.check()
+            validation.check(config)
         else:
             with pytest.raises(UsageError):
-                config.check()
+                validation.check(config)
     by_default = "by default" in DESIGN_ROWS[design]["CRCW"]
     assert ServerConfig(design=design).access_mode() == ("crcw" if by_default else "erew")
 

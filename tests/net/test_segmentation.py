@@ -82,7 +82,7 @@ def test_one_packet_of_them_has_a_counter_of_its_own(
     plain: Lab, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the other end is out of reach; then the note says what to do there."""
-    monkeypatch.setattr(segmentation, "_namespace_fd", lambda _number: None)
+    monkeypatch.setattr(segmentation, "peer_namespace_fd", lambda _number: None)
     with serving(plain, **settings) as server:
         (note,) = (note for note in server.notes if "UDP_SEGMENT" in note)
         assert f"ethtool -K DEVICE {SEND_FEATURE} off" in note

@@ -39,7 +39,7 @@ from dpukv_xdp.kernel.namespaces import in_namespace, spawn
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.topology.config import RESPOND_WAYS
+from dpukv_xdp.topology.schema import RESPOND_WAYS
 from dpukv_xdp.wire import codec
 from dpukv_xdp.wire.codec import Endpoint, Request
 

@@ -174,7 +174,7 @@ def qp_bench(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[st
     ("arguments", "says"),
     [
         (["--sizes", "2,x"], "not a list of numbers"),
-        (["--sizes", "0"], "payload of 0 bytes is not 1 to 8192"),
+        (["--sizes", "0"], "--sizes 0 is not 1 to 8192"),
         (["--sizes", "8,8193"], "payload of 8193 bytes"),
         (["--sizes", ""], "not a list of numbers"),
         (["--operations", "0"], "0 operations are not"),

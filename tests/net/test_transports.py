@@ -39,7 +39,10 @@ from dpukv_xdp.kernel.loader import LoadedObject
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
-from dpukv_xdp.topology.config import (
+from dpukv_xdp.topology import validation
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.profiles import PROFILES
+from dpukv_xdp.topology.schema import (
     FRAMES,
     FRAMES_PAST_XDP,
     RESPOND_WAYS,
@@ -49,8 +52,6 @@ from dpukv_xdp.topology.config import (
     ServerConfig,
     Transfer,
 )
-from dpukv_xdp.topology.designs import DESIGNS
-from dpukv_xdp.topology.profiles import PROFILES
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Endpoint
 
@@ -94,7 +95,7 @@ def every_pair() -> Iterator[Settings]:
 def can_start(settings: Settings) -> bool:
     """Whether a server takes them; what does not concern its design must not disturb."""
     try:
-        ServerConfig(**settings).check()
+        validation.check(ServerConfig(**settings))
     except UsageError:
         return False
     return True

@@ -8,7 +8,7 @@ import pytest
 
 from dpukv_xdp.bench.bench import Bench
 from dpukv_xdp.bench.options import BenchOptions
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.schema import ServerConfig
 
 pytestmark = pytest.mark.needs("live frames", "BPF run-time statistics")
 

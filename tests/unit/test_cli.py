@@ -30,7 +30,7 @@ from dpukv_xdp.lab import lab
 from dpukv_xdp.ops.demo import story
 from dpukv_xdp.report.tables import results_table
 from dpukv_xdp.server import server
-from dpukv_xdp.topology import config, profiles
+from dpukv_xdp.topology import profiles, schema, sizing
 from dpukv_xdp.wire import abi
 
 COMMANDS = {
@@ -161,41 +161,41 @@ BAD_INPUT = [
     ([*BENCH, "--workload", "Z"], "workload 'Z'"),
     ([*BENCH, "--dist", "normal"], "distribution 'normal'"),
     ([*BENCH, "--respond", "never"], "never"),
-    ([*BENCH, "--keys", "0"], "0 keys"),
-    ([*BENCH, "--keys", "-1"], "-1 keys"),
+    ([*BENCH, "--keys", "0"], "--keys 0"),
+    ([*BENCH, "--keys", "-1"], "--keys -1"),
     ([*BENCH, "--keys", "1e6"], "1e6"),
     ([*BENCH, "--keys", "1000000000000000"], "keys"),
-    ([*BENCH, "--key-size", "0"], "key"),
+    ([*BENCH, "--key-size", "0"], "--key-size 0"),
     ([*BENCH, "--key-size", "256"], "256"),
     ([*BENCH, "--key-size", "1"], "told apart"),
-    ([*BENCH, "--value-size", "-1"], "value of -1"),
-    ([*BENCH, "--value-size", "5000"], "value of 5000"),
-    ([*BENCH, "--requests-per-packet", "-1"], "-1 requests"),
+    ([*BENCH, "--value-size", "-1"], "--value-size -1"),
+    ([*BENCH, "--value-size", "5000"], "--value-size 5000"),
+    ([*BENCH, "--requests-per-packet", "-1"], "--requests-per-packet -1"),
     ([*BENCH, "--requests-per-packet", "46"], "1 to 45"),
-    ([*BENCH, "--requests-per-packet", "1000"], "1 to 45"),
-    ([*BENCH, "--window", "0"], "window of 0"),
-    ([*BENCH, "--window", "4097"], "window of 4097"),
+    ([*BENCH, "--requests-per-packet", "1000"], "0 to 64"),
+    ([*BENCH, "--window", "0"], "--window 0"),
+    ([*BENCH, "--window", "4097"], "--window 4097"),
     ([*BENCH, "--window", "1000000000"], "window"),
-    ([*BENCH, "--seconds", "0"], "0 seconds"),
-    ([*BENCH, "--seconds", "-1"], "-1 seconds"),
-    ([*BENCH, "--seconds", "1e9"], "1e+09 seconds"),
-    ([*BENCH, "--seconds", "nan"], "nan seconds"),
-    ([*BENCH, "--rate", "-1"], "rate of -1"),
+    ([*BENCH, "--seconds", "0"], "--seconds 0"),
+    ([*BENCH, "--seconds", "-1"], "--seconds -1"),
+    ([*BENCH, "--seconds", "1e9"], "--seconds 1000000000"),
+    ([*BENCH, "--seconds", "nan"], "--seconds nan"),
+    ([*BENCH, "--rate", "-1"], "--rate -1"),
     ([*BENCH, "--rate", "0.001"], "too slow"),
-    ([*BENCH, "--rate", "1e12"], "rate of 1e+12"),
+    ([*BENCH, "--rate", "1e12"], "--rate 1000000000000"),
     ([*BENCH, "--seed", "-1"], "seed"),
-    ([*BENCH, "--engines", "0"], "0 engines"),
-    ([*BENCH, "--engines", "99"], "99 engines"),
+    ([*BENCH, "--engines", "0"], "--engines 0"),
+    ([*BENCH, "--engines", "99"], "--engines 99"),
     ([*BENCH, "--engine-cpus", "a"], "list of cores"),
-    ([*BENCH, "--engine-cpus", "999"], "cores"),
-    ([*BENCH, "--port", "70000"], "port 70000"),
-    ([*BENCH, "--port", "-1"], "port -1"),
-    ([*BENCH, "--depth", "99"], "depth of 99"),
-    ([*BENCH, "--depth", "-1"], "depth of -1"),
+    ([*BENCH, "--engine-cpus", "999"], "--engine-cpus"),
+    ([*BENCH, "--port", "70000"], "--port 70000"),
+    ([*BENCH, "--port", "-1"], "--port -1"),
+    ([*BENCH, "--depth", "99"], "--depth 99"),
+    ([*BENCH, "--depth", "-1"], "--depth -1"),
     ([*BENCH, "--flush-after-us", "nan"], "nan"),
-    ([*BENCH, "--log-bytes", "-1"], "log of -1"),
-    ([*BENCH, "--mtu", "10"], "MTU of 10"),
-    ([*BENCH, "--mtu", "100000"], "MTU of 100000"),
+    ([*BENCH, "--log-bytes", "-1"], "--log-bytes -1"),
+    ([*BENCH, "--mtu", "10"], "--mtu 10"),
+    ([*BENCH, "--mtu", "100000"], "--mtu 100000"),
     ([*BENCH, "--json", "/nonexistent/x"], "/nonexistent/x"),
     ([*BENCH, "--json", "/"], "cannot write /"),
     ([*BENCH, "--config", "/nonexistent/x"], "/nonexistent/x"),
@@ -204,19 +204,19 @@ BAD_INPUT = [
     (["demo", "--output", "/nonexistent/x.png"], "/nonexistent/x.png"),
     (["demo", "--output", "plot.xyz"], "plot.xyz"),
     (["demo", "--output", "plot"], "plot"),
-    (["demo", "--seconds", "0"], "0 seconds"),
+    (["demo", "--seconds", "0"], "--seconds 0"),
     (["serve"], "--iface"),
-    (["serve", "--iface", "lo", "--items", "0"], "0 items"),
-    ([*LAB_UP, "--mtu", "9000"], "MTU of 9000"),
+    (["serve", "--iface", "lo", "--items", "0"], "--items 0"),
+    ([*LAB_UP, "--mtu", "9000"], "--mtu 9000"),
     ([*LAB_UP, "--name", ""], "--name"),
-    ([*LAB_UP, "--port", "0"], "port 0"),
+    ([*LAB_UP, "--port", "0"], "--port 0"),
     ([*LAB_UP, "--design", "fast"], "design 'fast'"),
     (["get"], "KEY"),
     (["set", "key"], "VALUE"),
     (["get", "key", "--server", "here"], "HOST:PORT"),
     (["get", "key", "--server", "127.0.0.1:99999"], "HOST:PORT"),
     (["get", "key", "--lab", "../x"], "names no lab"),
-    ([*GET, "--engines", "0"], "ports=0"),
+    ([*GET, "--engines", "0"], "--engines 0"),
     ([*GET, "--timeout", "nan"], "nan"),
     ([*GET, "--timeout", "-1"], "-1"),
     (["role", "nobody"], "nobody"),
@@ -251,7 +251,7 @@ def test_a_bad_settings_file_is_named(run: Run, tmp_path: Path, text: str, word:
 def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "free_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(sizing, "free_memory_bytes", lambda: 1 << 30)
     for arguments in (
         ["bench", "--keys", "100000000"],
         ["bench", "--keys", "1000", "--log-bytes", str(1 << 31)],
@@ -264,28 +264,28 @@ def test_more_memory_than_there_is_is_asked_for_before_anything_is_built(
         assert "1.0 GiB are free" in outcome.errors
 
 
-@pytest.mark.parametrize("kind", config.STORE_KINDS)
+@pytest.mark.parametrize("kind", schema.STORE_KINDS)
 @pytest.mark.parametrize(
     ("design", "engines", "partitions"), [("lat", 2, 2), ("cpu-only", 3, 3), ("dual", 2, 64)]
 )
 def test_store_bytes_are_what_the_stores_take(
-    design: str, engines: int, partitions: int, kind: config.StoreKind
+    design: str, engines: int, partitions: int, kind: schema.StoreKind
 ) -> None:
     from dpukv_xdp._core._native import ffi, lib
 
-    settings = config.ServerConfig(
+    settings = schema.ServerConfig(
         design=design, items=100_000, log_bytes=3_000_000, engines=engines, store=kind
     )
     stats = ffi.new("struct kv_store_stats *")
     taken = 0
     assert settings.partition_count() == partitions
     for _ in range(partitions):
-        store = lib.kv_store_create(settings.partition_options())
+        store = lib.kv_store_create(sizing.partition_options(settings))
         lib.kv_store_get_stats(store, stats)
         taken += stats.index_bytes + stats.log_bytes
         lib.kv_store_destroy(store)
     shared_bytes = 0 if design != "dual" else partitions * 600 * 4
-    assert settings.store_bytes() == pytest.approx(taken + shared_bytes, rel=0.02)
+    assert sizing.store_bytes(settings) == pytest.approx(taken + shared_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -294,10 +294,12 @@ def test_store_bytes_are_what_the_stores_take(
 def test_memory_bytes_have_a_queue_pair_for_every_core_and_engine(
     design: str, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "possible_cpus", lambda: 8)
-    monkeypatch.setattr(config, "default_host_cpus", lambda: tuple(range(7)))
-    settings = config.ServerConfig(design=design, items=1000, engines=2)
-    assert settings.memory_bytes() - settings.store_bytes() == pairs * abi.SIZE("kv_queue_pair")
+    monkeypatch.setattr(sizing, "possible_cpus", lambda: 8)
+    monkeypatch.setattr(schema, "default_host_cpus", lambda: tuple(range(7)))
+    settings = schema.ServerConfig(design=design, items=1000, engines=2)
+    assert sizing.memory_bytes(settings) - sizing.store_bytes(settings) == pairs * abi.SIZE(
+        "kv_queue_pair"
+    )
 
 
 # ---- compare
@@ -313,12 +315,12 @@ def test_memory_bytes_have_a_queue_pair_for_every_core_and_engine(
         (["--peers", ","], "redis-mget"),
         (["--peers", "mysql"], "redis, redis-mget, memcached"),
         (["--ours", "none", "--peers", "none"], "nothing to measure"),
-        (["--keys", "0"], "0 keys are not 1"),
+        (["--keys", "0"], "--keys 0 is not 1"),
         (["--seed", "-1"], "seed"),
         (["--dist", "normal"], "uniform, zipf"),
         (["--workload", "Z"], "A, B, C"),
         (["--repeats", "0"], "1 to 100"),
-        (["--server-cores", "0"], "0 server cores are not 1"),
+        (["--server-cores", "0"], "--server-cores 0 is not 1"),
         (["--server-cores", str(len(os.sched_getaffinity(0)))], "the load generator needs one"),
         (["--import", "/nonexistent"], "cannot read"),
         (["--import", __file__], "is not JSON"),
@@ -336,7 +338,7 @@ def test_what_cannot_be_compared_is_said(run: Run, arguments: list[str], word: s
 def test_more_keys_than_memory_are_not_compared(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(config, "free_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(sizing, "free_memory_bytes", lambda: 1 << 30)
     picture = str(tmp_path / "compare.png")
     outcome = run("compare", "--keys", "100000000", "--output", picture)
     assert outcome.status == 1
@@ -404,7 +406,7 @@ def test_every_setting_is_an_option_of_serve() -> None:
         "depth": 3,
     }
     place = SimpleNamespace(server=SimpleNamespace(interface="lo"))
-    wanted = config.ServerConfig(**settings)
+    wanted = schema.ServerConfig(**settings)
     arguments = labs._serve_arguments(place, wanted)
     command = main.cli.commands["serve"]
     given = command.make_context("serve", arguments[1:]).params
@@ -493,7 +495,7 @@ def test_the_table_fits_and_cuts_nothing(changes: dict[str, object]) -> None:
 
 
 def test_the_story_says_which_core_does_what() -> None:
-    told = story(config.ServerConfig(), BenchOptions(keys=1234, seconds=1.5))
+    told = story(schema.ServerConfig(), BenchOptions(keys=1234, seconds=1.5))
     assert "1,234 keys" in told
     assert f"core {min(os.sched_getaffinity(0))}" in told
     assert max(len(line) for line in told.splitlines()) <= PLAIN_COLUMNS

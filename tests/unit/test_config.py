@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.topology.config import (
+from dpukv_xdp.topology import sizing, validation
+from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.ranges import ITEMS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN
+from dpukv_xdp.topology.schema import (
     FRAMES,
     FRAMES_PAST_XDP,
-    GIB,
-    ITEMS_MAX,
-    LOG_BYTES_MAX,
     RESPOND_WAYS,
     TRANSPORTS,
     ServerConfig,
 )
-from dpukv_xdp.topology.designs import DESIGNS
 from dpukv_xdp.wire import abi
 
 ENGINES_MAX = abi.KV_ENGINES_MAX
@@ -32,8 +31,8 @@ FINE: list[dict[str, Any]] = [
     {"engines": ENGINES_MAX},
     {"design": "dual", "engines": ENGINES_MAX // 2 - 1},
     {"design": "dual", "engines": ENGINES_MAX // 2},
-    {"port": 0},
     {"port": 1},
+    {"port": 2},
     {"port": 65534},
     {"port": 65535},
     {"port": 65531, "design": "shrd", "engines": 2},
@@ -55,6 +54,9 @@ FINE: list[dict[str, Any]] = [
     {"items": ITEMS_MAX - 1},
     {"items": ITEMS_MAX},
     {"log_bytes": 0},
+    {"log_bytes": LOG_BYTES_MIN},
+    {"log_bytes": LOG_BYTES_MIN + 1},
+    {"log_bytes": 64 * LOG_BYTES_MIN, "design": "dual"},
     {"log_bytes": LOG_BYTES_MAX - 1},
     {"log_bytes": LOG_BYTES_MAX},
     {"depth": 0},
@@ -69,26 +71,30 @@ FINE: list[dict[str, Any]] = [
 ]
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"engines": 0}, f"0 engines are not 1 to {ENGINES_MAX}"),
-    ({"engines": ENGINES_MAX + 1}, f"{ENGINES_MAX + 1} engines are not 1 to {ENGINES_MAX}"),
+    ({"engines": 0}, f"--engines 0 is not 1 to {ENGINES_MAX}"),
+    ({"engines": ENGINES_MAX + 1}, f"--engines {ENGINES_MAX + 1} is not 1 to {ENGINES_MAX}"),
     (
         {"design": "dual", "engines": ENGINES_MAX // 2 + 1},
-        f"{ENGINES_MAX // 2 + 1} engines are not 1 to {ENGINES_MAX // 2}",
+        f"--engines {ENGINES_MAX // 2 + 1} is not 1 to {ENGINES_MAX // 2}",
     ),
-    ({"port": -1}, "port -1 is not 0 to 65535"),
-    ({"port": 65536}, "port 65536 is not 0 to 65535"),
-    ({"port": 65533, "design": "shrd", "engines": 2}, "port 65533 is not 0 to 65532"),
-    ({"engine_cpus": (FOREIGN_CPU,)}, "engine cores"),
-    ({"dpu_cpus": (FOREIGN_CPU,)}, "dpu cores"),
-    ({"rx_descriptors": 32}, "32 receive descriptors"),
-    ({"rx_descriptors": 63}, "63 receive descriptors"),
-    ({"rx_descriptors": 65}, "65 receive descriptors"),
-    ({"rx_descriptors": 8191}, "8191 receive descriptors"),
-    ({"rx_descriptors": 8193}, "8193 receive descriptors"),
-    ({"rx_descriptors": 16384}, "16384 receive descriptors"),
-    ({"host_share": 1.0}, "host share of 1"),
-    ({"host_share": -0.1}, "host share of -0.1"),
-    ({"host_share": float("nan")}, "host share of nan"),
+    ({"port": -1}, "--port -1 is not 1 to 65535: choose a UDP port"),
+    ({"port": 0}, "--port 0 is not 1 to 65535: choose a UDP port"),
+    ({"port": 65536}, "--port 65536 is not 1 to 65535"),
+    ({"port": 65533, "design": "shrd", "engines": 2}, "--port 65533 is not 1 to 65532"),
+    (
+        {"engine_cpus": (FOREIGN_CPU,)},
+        f"--engine-cpus: this process may not use cores {FOREIGN_CPU}",
+    ),
+    ({"dpu_cpus": (FOREIGN_CPU,)}, f"--dpu-cpus: this process may not use cores {FOREIGN_CPU}"),
+    ({"rx_descriptors": 32}, "--rx-descriptors 32 is not"),
+    ({"rx_descriptors": 63}, "--rx-descriptors 63 is not"),
+    ({"rx_descriptors": 65}, "--rx-descriptors 65 is not"),
+    ({"rx_descriptors": 8191}, "--rx-descriptors 8191 is not"),
+    ({"rx_descriptors": 8193}, "--rx-descriptors 8193 is not"),
+    ({"rx_descriptors": 16384}, "--rx-descriptors 16384 is not"),
+    ({"host_share": 1.0}, "--host-share 1 is not 0 to below 1"),
+    ({"host_share": -0.1}, "--host-share -0.1 is not"),
+    ({"host_share": float("nan")}, "--host-share nan is not"),
     ({"profile": "bf2", "transport": "ringbuf"}, "--transport ring"),
     ({"profile": "bf2", "transport": "af_xdp"}, "--transport ring"),
     ({"profile": "bf3", "design": "dual"}, "cannot run design dual"),
@@ -99,12 +105,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"transport": "af_xdp", "respond": "sender"}, "leave out --respond sender"),
     ({"design": "fast"}, "no design 'fast'"),
     ({"profile": "bf9"}, "no profile 'bf9'"),
-    ({"items": 0}, "0 items"),
-    ({"items": ITEMS_MAX + 1}, f"{ITEMS_MAX + 1} items"),
-    ({"log_bytes": -1}, "log of -1 bytes"),
-    ({"log_bytes": LOG_BYTES_MAX + 1}, f"log of {LOG_BYTES_MAX + 1} bytes"),
-    ({"rebalance_s": -1.0}, "every -1 s"),
-    ({"rebalance_s": 3600.5}, "every 3600.5 s"),
+    ({"items": 0}, "--items 0 is not 1 to"),
+    ({"items": ITEMS_MAX + 1}, f"--items {ITEMS_MAX + 1}"),
+    ({"log_bytes": 1}, f"--log-bytes 1 is not {LOG_BYTES_MIN} to"),
+    (
+        {"log_bytes": LOG_BYTES_MIN - 1},
+        f"--log-bytes {LOG_BYTES_MIN - 1} is not {LOG_BYTES_MIN} to",
+    ),
+    ({"log_bytes": 64 * LOG_BYTES_MIN - 1, "design": "dual"}, "for each of 64 partitions"),
+    ({"move_to_head": float("inf")}, "--move-to-head inf is not 0 to 1"),
+    ({"flush_after_us": float("inf")}, "--flush-after-us inf is not 1 to 1000000 microseconds"),
+    ({"log_bytes": -1}, "--log-bytes -1"),
+    ({"log_bytes": LOG_BYTES_MAX + 1}, f"--log-bytes {LOG_BYTES_MAX + 1}"),
+    ({"rebalance_s": -1.0}, "--rebalance-s -1"),
+    ({"rebalance_s": 3600.5}, "--rebalance-s 3600.5"),
     ({"rebalance_s": 1.0}, "design lat has 1 of them here: use more --engines"),
     ({"rebalance_s": 1.0, "partitions": 64}, "design lat has 1 of them here: use more --engines"),
     ({"rebalance_s": 1.0, "engines": 2}, "use --partitions 64"),
@@ -115,20 +129,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "design dpu-only has 0 of them here: use another design",
     ),
     ({"directory": "nonsense"}, "'nonsense' is no directory"),
-    ({"depth": -1}, "depth of -1"),
-    ({"depth": abi.KV_PIPELINE_MAX + 1}, f"depth of {abi.KV_PIPELINE_MAX + 1}"),
+    ({"depth": -1}, "--depth -1"),
+    ({"depth": abi.KV_PIPELINE_MAX + 1}, f"--depth {abi.KV_PIPELINE_MAX + 1}"),
 ]
 
 
 @pytest.mark.parametrize("settings", FINE, ids=str)
 def test_settings_that_work(settings: dict[str, Any]) -> None:
-    ServerConfig(**settings).check()
+    validation.check(ServerConfig(**settings))
 
 
 @pytest.mark.parametrize(("settings", "sentence"), REFUSED, ids=str)
 def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError) as refused:
-        ServerConfig(**settings).check()
+        validation.check(ServerConfig(**settings))
     assert sentence in str(refused.value)
 
 
@@ -142,9 +156,9 @@ def test_every_design_goes_with_every_way_to_the_host(
     config = ServerConfig(design=design, **choices)
     if frames in FRAMES_PAST_XDP and len(DESIGNS[design].communication) > 1:
         with pytest.raises(UsageError, match="has a door in XDP too"):
-            config.check()
+            validation.check(config)
         return
-    config.check()
+    validation.check(config)
     assert config.endpoint_count() == len(config.placement().engines)
     assert set(config.owners()) == set(range(config.endpoint_count()))
 
@@ -173,8 +187,8 @@ def test_items_and_log_are_shared_by_the_partitions(
     config = ServerConfig(
         design=design, engines=engines, items=items, log_bytes=log_bytes, partitions=partitions
     )
-    config.check()
-    options = config.partition_options()
+    validation.check(config)
+    options = sizing.partition_options(config)
     assert config.partition_count() == len(config.owners()) == parts
     assert items / parts < options.item_count < min(items / parts * 1.1, items)
     ratio = options.item_count / (items / parts)
@@ -182,13 +196,13 @@ def test_items_and_log_are_shared_by_the_partitions(
 
 
 def test_one_partition_gets_exactly_what_was_asked_for() -> None:
-    options = ServerConfig(items=1000, log_bytes=1 << 20).partition_options()
+    options = sizing.partition_options(ServerConfig(items=1000, log_bytes=1 << 20))
     assert (options.item_count, options.log_bytes) == (1000, 1 << 20)
 
 
 def test_192_mi_items_of_8_8_bytes_fit_into_12_gib() -> None:
     config = ServerConfig(items=192 << 20)
-    assert 11 * GIB < config.store_bytes() < 12 * GIB
+    assert 11 * sizing.GIB < sizing.store_bytes(config) < 12 * sizing.GIB
 
 
 @pytest.mark.parametrize(
@@ -203,7 +217,7 @@ def test_192_mi_items_of_8_8_bytes_fit_into_12_gib() -> None:
 )
 def test_access_modes(settings: dict[str, Any], access: str) -> None:
     config = ServerConfig(**settings)
-    config.check()
+    validation.check(config)
     assert config.access_mode() == access
 
 
@@ -222,9 +236,9 @@ def test_access_modes(settings: dict[str, Any], access: str) -> None:
 )
 def test_what_a_store_cannot_be(settings: dict[str, Any], advice: str) -> None:
     with pytest.raises(UsageError, match=re.escape(advice)):
-        ServerConfig(**settings).check()
+        validation.check(ServerConfig(**settings))
 
 
 @pytest.mark.parametrize("settings", [{"partitions": 256}, {"move_to_head": 1.0}])
 def test_what_a_store_may_just_be(settings: dict[str, Any]) -> None:
-    ServerConfig(**settings).check()
+    validation.check(ServerConfig(**settings))

@@ -11,12 +11,12 @@ import pytest
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.cli.measuring import ALL_DESIGNS
-from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
+from dpukv_xdp.topology.schema import ServerConfig
 
 PACKAGE = Path(__file__).parents[2] / "dpukv_xdp"
 THE_TABLE = "topology/designs.py"
-DEFAULTS = {("topology/config.py", "ServerConfig", "design")}
+DEFAULTS = {("topology/schema.py", "ServerConfig", "design")}
 """Settings whose default is a design's name: module, class and field."""
 
 NO_ROW = {("cli/measuring.py", "given['design'] == ALL_DESIGNS")}
@@ -103,7 +103,7 @@ def test_the_word_for_all_designs_names_none() -> None:
     ],
 )
 def test_a_branch_on_a_name_would_be_seen(line: str) -> None:
-    assert len(branches_on_names("topology/config.py", line)) >= 1
+    assert len(branches_on_names("topology/schema.py", line)) >= 1
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_name_in_c_would_be_seen(line: str) -> None:
 
 def test_what_is_allowed_is_not_seen() -> None:
     fine = "class ServerConfig:\n    design: str = 'lat'\n    'A row; lat unless given.'"
-    assert branches_on_names("topology/config.py", fine) == []
+    assert branches_on_names("topology/schema.py", fine) == []
     assert len(branches_on_names("server.py", fine)) == 1
     assert branches_on_names(THE_TABLE, "NAME = 'lat'") == []
     assert names_in_c("/* lat */ late = latency; // sav\n") == []

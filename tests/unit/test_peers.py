@@ -345,7 +345,7 @@ def test_server_and_generator_have_cores_of_their_own(monkeypatch: pytest.Monkey
     assert config.placement().host_cpus == peers.cores(3)[0]
     assert (config.engines, config.placement().notes) == (3, ())
     for wrong in (0, 4):
-        with pytest.raises(UsageError, match=rf"{wrong} server cores are not 1 to 3.* 4 cores"):
+        with pytest.raises(UsageError, match=rf"--server-cores {wrong} is not 1 to 3.* 4 cores"):
             server_of(wrong)
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology import validation
 from dpukv_xdp.topology.designs import DESIGNS
 from dpukv_xdp.topology.profiles import PROFILES, find_profile
+from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 
 REFUSED = {("bf3", "dual"), ("bf3", "shrd")}
@@ -38,11 +39,11 @@ def test_what_a_dpu_cannot_run_is_refused_with_the_reason(profile: str, design: 
     row = find_profile(profile)
     if (profile, design) not in REFUSED:
         row.check(DESIGNS[design])
-        ServerConfig(profile=profile, design=design).check()
+        validation.check(ServerConfig(profile=profile, design=design))
         return
     for check in (
         lambda: row.check(DESIGNS[design]),
-        ServerConfig(profile=profile, design=design).check,
+        lambda: validation.check(ServerConfig(profile=profile, design=design)),
     ):
         with pytest.raises(UsageError) as refused:
             check()
@@ -54,7 +55,7 @@ def test_an_unknown_profile_is_named_beside_the_known() -> None:
     with pytest.raises(UsageError, match=r"no profile 'bf4': choose one of local, bf2, bf3"):
         find_profile("bf4")
     with pytest.raises(UsageError, match="no profile 'bf4'"):
-        ServerConfig(profile="bf4").check()
+        validation.check(ServerConfig(profile="bf4"))
 
 
 def test_an_emulation_says_so() -> None:

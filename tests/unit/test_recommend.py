@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.errors import OptionError, UsageError
 from dpukv_xdp.cli import model
-from dpukv_xdp.model.cost_files import MEASURED_PATH, read_results
-from dpukv_xdp.model.model import Point, Prediction, simulate
+from dpukv_xdp.model.cost_files import MEASURED_PATH, find_costs, read_results
+from dpukv_xdp.model.costs import Costs
+from dpukv_xdp.model.model import Point, Prediction, simulate, sweep
 from dpukv_xdp.model.paper_costs import costs_from_paper
 from dpukv_xdp.model.recommend import Recommendation, _choice_quick, _limit, recommend
 from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
@@ -106,9 +107,67 @@ def test_fewer_cores_at_hand_are_respected() -> None:
     assert all(candidate.dpu_cores in (0, 4) for candidate in found.candidates)
 
 
-def test_a_share_that_nobody_reaches_is_said() -> None:
-    found = recommend(costs_from_paper("bf2"), "bf2", share=2.0, host_cores=2, dpu_cores=1)
-    assert "no design reaches 200%" in found.fewest_host_cores.reason
+def cores(found: Recommendation) -> dict[str, int]:
+    """The host cores of each design that is compared."""
+    return {each.design: each.host_cores for each in found.candidates}
+
+
+@cache
+def committed() -> Costs:
+    return find_costs("committed", "local", "C")
+
+
+@pytest.mark.parametrize(("host_cores", "dpu_cores"), [(1, 1), (2, 3), (4, 1), (4, 8), (12, 8)])
+@pytest.mark.parametrize("source", ["paper", "committed"])
+def test_every_design_has_the_machine_s_cores_as_far_as_it_can_use_them(
+    source: str, host_cores: int, dpu_cores: int
+) -> None:
+    """`--host-cores 4` once compared lat on 4 cores with cpu-only on 1."""
+    costs = committed() if source == "committed" else costs_from_paper("bf2")
+    dpu = "local" if source == "committed" else "bf2"
+    found = recommend(costs, dpu, host_cores=host_cores, dpu_cores=dpu_cores)
+    assert cores(found) == {
+        "cpu-only": host_cores,
+        "dpu-only": 0,
+        "lat": min(host_cores, dpu_cores),
+        "sav": 1,
+        "dual": host_cores,
+        "shrd": host_cores,
+    }
+    told = [note for note in found.notes if "of the" in note and "host cores here" in note]
+    assert len(told) == (host_cores > 1) + (host_cores > dpu_cores)
+    assert all(f"of the {host_cores} host cores" in note for note in told)
+
+
+@pytest.mark.parametrize(("host_cores", "is_refused"), [(11, False), (12, False), (13, True)])
+def test_more_host_cores_than_the_costs_have_threads_are_refused(
+    host_cores: int, is_refused: bool
+) -> None:
+    """The paper's host has 12 hardware threads."""
+    for compute in (
+        lambda: recommend(costs_from_paper("bf2"), "bf2", host_cores=host_cores),
+        lambda: simulate(costs_from_paper("bf2"), Point(design="cpu-only", host_cores=host_cores)),
+    ):
+        if is_refused:
+            with pytest.raises(OptionError, match=r"--host-cores 13 .*12 hardware threads"):
+                compute()
+        else:
+            compute()
+
+
+def test_the_fewest_host_cores_are_searched_among_all_that_the_machine_has() -> None:
+    """With 12 host cores dual need not use them all to reach nine tenths of cpu-only's."""
+    found = recommend(costs_from_paper("bf2"), "bf2", host_cores=12)
+    fewest = found.fewest_host_cores
+    baseline = next(each for each in found.candidates if each.design == found.baseline)
+    assert fewest.host_cores < cores(found)[fewest.design]
+    point = Point(design=fewest.design, host_cores=fewest.host_cores)
+    needed_mops = found.share * baseline.throughput_mops
+    assert simulate(costs_from_paper("bf2"), point).throughput_mops >= needed_mops
+    for each in found.candidates:
+        for count in range(1, min(fewest.host_cores, each.host_cores + 1)):
+            fewer = Point(design=each.design, host_cores=count)
+            assert simulate(costs_from_paper("bf2"), fewer).throughput_mops < needed_mops
 
 
 def test_an_expensive_bus_makes_it_choose_otherwise() -> None:
@@ -117,7 +176,18 @@ def test_an_expensive_bus_makes_it_choose_otherwise() -> None:
     assert recommend(slow, "bf3").most_throughput.design == "dpu-only"
 
 
-@pytest.mark.parametrize("options", [{"share": 0.0}, {"host_cores": 0}, {"dpu_cores": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share": 0.0},
+        {"share": 1.001},
+        {"share": float("nan")},
+        {"host_cores": 0},
+        {"host_cores": 257},
+        {"dpu_cores": 0},
+        {"dpu_cores": 257},
+    ],
+)
 def test_nonsense_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         recommend(costs_from_paper("bf2"), "bf2", **options)  # type: ignore[arg-type]
@@ -151,6 +221,68 @@ def test_the_model_s_command_prints_and_plots_a_point(
     assert "lat       8    8" in result.output.replace("lat     8", "lat       8")
     assert "As a picture: dpukv-model.png" in result.output
     assert (tmp_path / "dpukv-model.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("design", "dpu_cores", "most", "reason"),
+    [
+        ("lat", 1, 1, "one host core for each DPU core"),
+        ("lat", 4, 4, "one host core for each DPU core"),
+        ("sav", 8, 1, "one host core, which serves all DPU cores"),
+    ],
+)
+def test_the_model_s_command_takes_host_cores_as_given_or_names_the_limit(
+    design: str, dpu_cores: int, most: int, reason: str
+) -> None:
+    """`--design lat --host-cores 4 --costs committed` once used 1 without a word."""
+    arguments = ["--design", design, "--costs", "committed", "--dpu-cores", str(dpu_cores)]
+    for count in (most - 1, most, most + 1):
+        given = [*arguments, "--host-cores", str(count), "--json", "-"]
+        result = CliRunner().invoke(model.model, given)
+        if 0 < count <= most:
+            (point,) = json.loads(result.output)["points"]
+            assert point["host_cores"] == count
+        else:
+            assert isinstance(result.exception, OptionError)
+            assert f"--host-cores {count}" in str(result.exception)
+            assert count == 0 or reason in str(result.exception)
+
+
+def test_all_designs_on_one_machine_say_which_cannot_use_its_cores() -> None:
+    given = ["--design", "all", "--costs", "committed", "--host-cores", "2", "--json", "-"]
+    result = CliRunner().invoke(model.model, given, catch_exceptions=False)
+    used = {point["design"]: point["host_cores"] for point in json.loads(result.stdout)["points"]}
+    assert used == {"cpu-only": 2, "dpu-only": 0, "lat": 1, "sav": 1, "dual": 2, "shrd": 2}
+    for design in ("dpu-only", "lat", "sav"):
+        assert f"note: {design} has {used[design]} of 2 host cores" in result.stderr
+
+
+def test_a_sweep_over_dpu_cores_gives_lat_no_more_host_cores_than_it_can_use() -> None:
+    given = ["--design", "lat", "--dpu-cores", "3", "--host-cores", "2", "--sweep", "dpu-cores"]
+    result = CliRunner().invoke(model.model, [*given, "--json", "-"], catch_exceptions=False)
+    points = json.loads(result.stdout)["points"]
+    assert [(point["dpu_cores"], point["host_cores"]) for point in points] == [
+        (1, 1),
+        (2, 2),
+        (3, 2),
+    ]
+
+
+def test_a_sweep_over_host_cores_has_a_point_for_a_design_without_any() -> None:
+    costs = committed()
+    for design, counts in (("dpu-only", [0]), ("sav", [1])):
+        found = sweep(costs, Point(design=design), "host-cores")
+        assert [each.host_cores for each in found] == counts
+    dual = sweep(costs, Point(design="dual", host_cores=2), "host-cores")
+    assert [each.host_cores for each in dual] == [1, 2]
+
+
+def test_a_sweep_over_the_load_ends_at_the_rate() -> None:
+    given = ["--design", "lat", "--sweep", "load", "--rate", "8e6", "--json", "-"]
+    result = CliRunner().invoke(model.model, given, catch_exceptions=False)
+    rates = [point["rate_mops"] for point in json.loads(result.stdout)["points"]]
+    assert rates == sorted(set(rates))
+    assert rates[-1] == 8.0
 
 
 def test_the_model_s_json_is_quiet_and_draws_nothing(

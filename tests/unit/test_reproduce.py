@@ -51,6 +51,7 @@ from dpukv_xdp.paper.plans import (
 from dpukv_xdp.paper.plots import DRAWINGS
 from dpukv_xdp.paper.points import METRICS, Points, Spread
 from dpukv_xdp.paper.words import text_of
+from dpukv_xdp.topology import validation
 from dpukv_xdp.topology.designs import DESIGNS, find_design
 from dpukv_xdp.topology.profiles import find_profile
 from dpukv_xdp.wire import abi
@@ -104,7 +105,7 @@ def test_settings_are_the_server_s_and_the_load_s(size: str) -> None:
     for run in expand(find_plans([]), size):
         if run.kind in ("bench", "peer"):
             config, options = runner.settings_of(run)
-            config.check()
+            validation.check(config)
             options.check()
             assert set(runner.LOAD_NAMES) <= load_names
         elif run.kind == "transfer":

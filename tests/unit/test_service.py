@@ -19,7 +19,7 @@ from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.discovery.directory import server_name
 from dpukv_xdp.server import service as service_module
 from dpukv_xdp.server.service import Service, call_service, services
-from dpukv_xdp.topology.config import ServerConfig
+from dpukv_xdp.topology.schema import ServerConfig
 
 PARTITIONS = 8
 

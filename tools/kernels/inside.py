@@ -27,8 +27,8 @@ from dpukv_xdp.kernel.loader import Build
 from dpukv_xdp.load import loadgen
 from dpukv_xdp.ops import builds
 from dpukv_xdp.server.wiring import Wiring
-from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
+from dpukv_xdp.topology.schema import ServerConfig
 
 KEYS = 4096
 SECONDS = 0.5
