@@ -16,6 +16,7 @@ from dpukv_xdp.lab.lab import Lab, remove_stale
 from dpukv_xdp.native import probes
 
 PRIVILEGED_SUITES = {"bpf", "net", "perf"}
+SHARES_CORES = "shares_cores"
 TESTS_DIR = Path(__file__).parent
 
 
@@ -32,17 +33,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the one mark that we have."""
+    """Register the marks."""
     config.addinivalue_line(
         "markers",
         "needs('live frames'): skipped where the probe of that name in "
         "dpukv_xdp/native/probes.py fails, and must pass where it succeeds",
     )
+    config.addinivalue_line(
+        "markers",
+        f"{SHARES_CORES}: neither polls on a core nor measures, so that tools/test runs it beside "
+        "others; every test of the suites that need no root has it",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the suites that need no root."""
+    for item in items:
+        if suite_of(item) not in PRIVILEGED_SUITES:
+            item.add_marker(SHARES_CORES)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what this machine cannot do, and says which."""
-    suite = item.path.relative_to(TESTS_DIR).parts[0]
+    suite = suite_of(item)
     if suite in PRIVILEGED_SUITES and os.geteuid() != 0:
         pytest.skip(f"tests/{suite} needs root: run it with sudo tools/test")
     for mark in item.iter_markers("needs"):
@@ -50,6 +63,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             reason = probes.lack_of(name)
             if reason is not None:
                 pytest.skip(f"needs {name} (Linux {FEATURES[name].since}), refused here: {reason}")
+
+
+def suite_of(item: pytest.Item) -> str:
+    """Return the name of the test's folder in tests/."""
+    return item.path.relative_to(TESTS_DIR).parts[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

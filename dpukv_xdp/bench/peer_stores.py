@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpukv_xdp.base.errors import MissingError, UsageError
 from dpukv_xdp.bench.peers_load import PROTOCOLS, Transport
@@ -91,56 +91,46 @@ def _memcached(size: PeerSize) -> list[str]:
     ]
 
 
+REDIS = Peer(
+    name="redis",
+    summary="redis-server over TCP, commands pipelined",
+    program="redis-server",
+    package="redis-server",
+    protocol="resp",
+    load_protocol="resp",
+    port=6379,
+    arguments=_redis,
+    probe=b"PING\r\n",
+    reply=b"+PONG\r\n",
+)
+MEMCACHED = Peer(
+    name="memcached",
+    summary="memcached over TCP, the GETs of a message as one multi-get, SETs pipelined",
+    program="memcached",
+    package="memcached",
+    protocol="memcached",
+    load_protocol="memcached",
+    port=11211,
+    arguments=_memcached,
+    probe=b"version\r\n",
+    reply=b"VERSION ",
+)
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(
-            name="redis",
-            summary="redis-server over TCP, commands pipelined",
-            program="redis-server",
-            package="redis-server",
-            protocol="resp",
-            load_protocol="resp",
-            port=6379,
-            arguments=_redis,
-            probe=b"PING\r\n",
-            reply=b"+PONG\r\n",
-        ),
-        Peer(
+        REDIS,
+        replace(
+            REDIS,
             name="redis-mget",
             summary="redis-server over TCP, the GETs of a message as one MGET",
-            program="redis-server",
-            package="redis-server",
             protocol="resp-mget",
-            load_protocol="resp",
-            port=6379,
-            arguments=_redis,
-            probe=b"PING\r\n",
-            reply=b"+PONG\r\n",
         ),
-        Peer(
-            name="memcached",
-            summary="memcached over TCP, the GETs of a message as one multi-get, SETs pipelined",
-            program="memcached",
-            package="memcached",
-            protocol="memcached",
-            load_protocol="memcached",
-            port=11211,
-            arguments=_memcached,
-            probe=b"version\r\n",
-            reply=b"VERSION ",
-        ),
-        Peer(
+        MEMCACHED,
+        replace(
+            MEMCACHED,
             name="memcached-udp",
             summary="memcached over UDP, a message one datagram, an answer one for each value",
-            program="memcached",
-            package="memcached",
             protocol="memcached-udp",
-            load_protocol="memcached",
-            port=11211,
-            arguments=_memcached,
-            probe=b"version\r\n",
-            reply=b"VERSION ",
         ),
     )
 }

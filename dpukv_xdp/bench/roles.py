@@ -22,7 +22,7 @@ from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import workload
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop, Snapshot
-from dpukv_xdp.load.workload import Plan
+from dpukv_xdp.load.workload import Plan, Prepared
 from dpukv_xdp.server.server import Server
 from dpukv_xdp.topology.config import ServerConfig
 
@@ -128,6 +128,8 @@ class LoadRole:
 
     def __init__(self) -> None:
         self._cleanup = contextlib.ExitStack()
+        self._plan: Plan | None = None
+        self._prepared: Prepared
 
     def open(self, interface: str, port: int, engines: int, cpu: int, frame_bytes_max: int) -> None:
         """Load the programs and attach them; pin this process to `cpu`."""
@@ -139,16 +141,23 @@ class LoadRole:
 
     def load(self, plan: dict[str, Any], window: int) -> dict[str, float]:
         """Call LoadGenerator.load()."""
+        self._plan = None  # its frames take the place of the prepared ones
         return self._generator.load(msgspec.convert(plan, Plan), window)
 
     def prepare(self, plan: dict[str, Any]) -> dict[str, int]:
-        """Prepare frames for a plan."""
-        self._plan = msgspec.convert(plan, Plan)
-        self._prepared = workload.build_templates(self._plan, self._generator.templates)
+        """Prepare frames for a plan, unless they are those of the run before: a sweep over windows
+        sends the same ones.
+        """
+        wanted = msgspec.convert(plan, Plan)
+        if wanted != self._plan:
+            self._plan = None  # as long as the frames are incomplete
+            self._prepared = workload.build_templates(wanted, self._generator.templates)
+            self._plan = wanted
         return dict(msgspec.to_builtins(self._prepared))
 
     def begin(self, loop: dict[str, Any]) -> None:
         """Start sending the prepared frames."""
+        assert self._plan is not None
         self._generator.begin(self._plan, msgspec.convert(loop, Loop), self._prepared.templates)
 
     def snapshot(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from dpukv_xdp.kernel.loader import Build, verified_instructions
 from dpukv_xdp.ops.builds import every_build
 from kernels import budget
 
+pytestmark = pytest.mark.shares_cores
+
 TABLE = budget.read()
 
 

@@ -14,6 +14,8 @@ from dpukv_xdp.base.errors import DpukvError, LoadError
 from dpukv_xdp.kernel import compiler, kernel_headers, loader
 from dpukv_xdp.wire import abi
 
+pytestmark = pytest.mark.shares_cores
+
 SOURCE = """
 #include "{header}"
 BPF_ARRAY(kv_numbers, __u64, 2);

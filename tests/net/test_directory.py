@@ -20,6 +20,8 @@ from dpukv_xdp.discovery.directory import Publisher, ServerRecord
 from dpukv_xdp.discovery.opening import open_directory
 from dpukv_xdp.discovery.watch import Watch
 
+pytestmark = pytest.mark.shares_cores
+
 SCHEMES = ("etcd2", "etcd3")
 MAC = "02:00:00:00:00:01"
 RECORD = ServerRecord(

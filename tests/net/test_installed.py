@@ -27,6 +27,8 @@ from packaging.requirements import Requirement
 
 from dpukv_xdp.lab import lab as labs
 
+pytestmark = pytest.mark.shares_cores
+
 ROOT = Path(__file__).resolve().parents[2]
 MADE_IN_CHECKOUT = ("*.so", "*.egg-info", "__pycache__", "_layouts.py", ".*", "build")
 NOT_FOR_CLIENTS = {"numpy", "bcc", "pyroute2", "dpukv_xdp._core", "click", "requests", "scapy"}

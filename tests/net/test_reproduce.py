@@ -20,10 +20,17 @@ def lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_two_figures_from_runs_to_report(tmp_path: Path) -> None:
-    said = dpukv("reproduce", *FIGURES, "--smoke", "--output", str(tmp_path))
-    found = lines(tmp_path)
-    assert f"{len(found)} of {len(found)} runs measured" in said.stdout
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output of a reproduction of both figures, and what the command said."""
+    output = tmp_path_factory.mktemp("measured")
+    return output, dpukv("reproduce", *FIGURES, "--smoke", "--output", str(output)).stdout
+
+
+def test_two_figures_from_runs_to_report(measured: tuple[Path, str]) -> None:
+    output, said = measured
+    found = lines(output)
+    assert f"{len(found)} of {len(found)} runs measured" in said
     assert {plan for line in found for plan in line["plans"]} == set(FIGURES)
     for line in found:
         assert "result" in line, line
@@ -32,21 +39,20 @@ def test_two_figures_from_runs_to_report(tmp_path: Path) -> None:
         assert line["size"] == "smoke"
     stores = [line["result"] for line in found if line["kind"] == "bench"]
     assert all((run["corrupt"], run["misses"], run["refused"]) == (0, 0, 0) for run in stores)
-    page = (tmp_path / "report.html").read_text()
+    page = (output / "report.html").read_text()
     assert page.count("<img ") == 2
     # Counted at run time: what a GET's request takes in full batches of records.
     assert "32.0" in page
-    assert (tmp_path / "report.md").read_text().count("## Figure") == 2
+    assert (output / "report.md").read_text().count("## Figure") == 2
 
 
-def test_runs_that_are_there_are_kept(tmp_path: Path) -> None:
-    dpukv("reproduce", "fig9", "--smoke", "--output", str(tmp_path))
-    before = lines(tmp_path)
-    said = dpukv("reproduce", "fig9", "--smoke", "--output", str(tmp_path), status=2)
-    assert "--resume" in said.stderr
-    said = dpukv("reproduce", "fig9", "--smoke", "--output", str(tmp_path), "--resume")
-    assert said.stdout.startswith("0 of ")
-    assert lines(tmp_path) == before
+def test_runs_that_are_there_are_kept(measured: tuple[Path, str]) -> None:
+    output, _ = measured
+    before = lines(output)
+    again = ["reproduce", *FIGURES, "--smoke", "--output", str(output)]
+    assert "--resume" in dpukv(*again, status=2).stderr
+    assert dpukv(*again, "--resume").stdout.startswith("0 of ")
+    assert lines(output) == before
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
