@@ -15,7 +15,6 @@ C_TAB_COLUMNS = 8
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70
 LEFTOVERS = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")  # in pieces, so as not to find itself
-FILE_IN_BACKTICKS = re.compile(r"`([\w./-]*(?:/|\.(?:py|c|h|md|toml)))`")
 
 
 def sources() -> Iterator[Path]:
@@ -65,18 +64,6 @@ def test_nothing_is_left_to_do() -> None:
         if LEFTOVERS.search(line)
     ]
     assert found == []
-
-
-def test_architecture_names_files_that_exist() -> None:
-    named = FILE_IN_BACKTICKS.findall((ROOT / "docs" / "ARCHITECTURE.md").read_text())
-    names_alone = {path.name for path in sources()}
-    missing = [
-        name
-        for name in named
-        if not ((ROOT / name).exists() if "/" in name else name in names_alone)
-    ]
-    assert named
-    assert missing == []
 
 
 def test_only_the_compiler_imports_bcc() -> None:
