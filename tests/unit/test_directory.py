@@ -420,7 +420,7 @@ def test_a_place_that_is_lost_at_the_end_is_no_failure(memory: Memory) -> None:
     said: list[str] = []
     with Publisher(memory, "one.1", RECORD, said.append, refresh_seconds=60):
         memory.is_lost = True
-    assert said == ["the directory is lost; the record of this server goes within 10 s"]
+    assert said == ["the directory is lost; this server's record expires within 10 s"]
 
 
 def test_a_place_that_is_lost_at_the_start_is_an_error(memory: Memory) -> None:
