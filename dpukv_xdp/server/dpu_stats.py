@@ -10,13 +10,14 @@ HIDDEN = (
     "lock", "owner", "round_tail", "wire_bytes", "payload_bytes", "scratch", "place_word",
     "place_way", "place_own",
 )  # fmt: skip
-"""Fields of struct kv_dpu_store that are no counters."""
+"""Fields of struct kv_dpu_store that are not counters."""
 
 
 def dpu_store_stats(programs: loader.LoadedObject, engines: int) -> list[dict[str, Any]]:
-    """Return the counters of the first engines' stores, by their names in struct kv_dpu_store.
+    """Return the counters of the stores of the first `engines` engines, by their names in struct
+    kv_dpu_store.
 
-    A store that all engines share is there once, as engine 0's.
+    A store that all engines share appears once, as engine 0's.
     """
     stores = programs.read_array("kv_dpu_stores", abi.dtype("kv_dpu_store"))[:engines]
     return [

@@ -200,7 +200,7 @@ def test_rebalance_as_a_command(lab: Lab, tmp_path: Path) -> None:
             (["--move", "8:0"], "partition 8 and engine 0 are not 0 to 7 and 0 to 1"),
             (["--move", "x"], "'x' is not PARTITION:ENGINE"),
             (["--server", "nobody.1"], "no server 'nobody.1' runs on this machine"),
-            (["--server", "x" * 200], "is no server on this machine"),
+            (["--server", "x" * 200], "is not a server on this machine"),
         ):
             arguments = ["--server", name, *wrong] if wrong[0] != "--server" else wrong
             refused = dpukv("rebalance", *arguments, status=2)

@@ -229,9 +229,9 @@ def test_urls_that_name_no_directory(url: str) -> None:
 def test_names_that_no_server_has(tmp_path: Path, name: str) -> None:
     for url in (f"file:{tmp_path}/below", "etcd2://127.0.0.1:1", "etcd3://127.0.0.1:1"):
         place = open_directory(url)
-        with pytest.raises(UsageError, match="no server name"):
+        with pytest.raises(UsageError, match="not a server name"):
             place.publish(name, RECORD)
-        with pytest.raises(UsageError, match="no server name"):
+        with pytest.raises(UsageError, match="not a server name"):
             place.withdraw(name)
     assert list(tmp_path.iterdir()) == []
 
@@ -514,7 +514,7 @@ def test_somebody_else_s_malformed_record_keeps_nobody_from_publishing(
 
 
 def test_a_publisher_needs_a_name(memory: Memory) -> None:
-    with pytest.raises(UsageError, match="no server name"):
+    with pytest.raises(UsageError, match="not a server name"):
         Publisher(memory, "a/b", RECORD, print)
 
 
