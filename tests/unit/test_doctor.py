@@ -93,7 +93,7 @@ def test_without_root_it_says_what_it_could_not_try(monkeypatch: pytest.MonkeyPa
     assert [check.name for check in untried] == wanted
     for check in untried:
         assert not check.ok
-        assert "it takes root" in check.found
+        assert "this needs root" in check.found
         assert check.remedy == "run it with sudo"
 
 
@@ -236,5 +236,5 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    with pytest.raises(DpukvError, match="can be written: make one writable"):
+    with pytest.raises(DpukvError, match="is writable: make one writable"):
         kernel_headers.writable_cache()

@@ -49,7 +49,7 @@ def test_without_the_privilege_nothing_is_said_of_the_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     monkeypatch.setitem(probes.PROBES, name, refusing(number))
-    with pytest.raises(MissingError, match=rf"trying whether this kernel has {name} needs root"):
+    with pytest.raises(MissingError, match=rf"probing whether this kernel has {name} needs root"):
         probes.require(name, "--some-option")
 
 

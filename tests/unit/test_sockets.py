@@ -26,7 +26,7 @@ WORDS = [
     (lib.KV_SOCKET_REGISTER, errno.EMFILE, "ulimit -n"),
     (lib.KV_SOCKET_REGISTER, errno.ENOMEM, "--rx-descriptors"),
     (lib.KV_SOCKET_REGISTER, errno.EINVAL, "power of two"),
-    (lib.KV_SOCKET_BIND, errno.ENODEV, "interface that is there"),
+    (lib.KV_SOCKET_BIND, errno.ENODEV, "interface that exists"),
     (lib.KV_SOCKET_BIND, errno.ENETDOWN, "ip link set"),
     (lib.KV_SOCKET_BIND, errno.EBUSY, "stop the program"),
     (lib.KV_SOCKET_BIND, errno.EOPNOTSUPP, "zero-copy"),
