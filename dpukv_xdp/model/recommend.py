@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Which design to use, by the model, and why in numbers.
+"""Recommend a design by the model, with the numbers behind the choice.
 
-Every design that the paper evaluates gets the cores that the paper gives it (section 6.1), as far
-as the machine has them. The paper's guidance is in sections 6.2 and 6.3.
+Every design that the paper evaluates has the paper's number of cores (section 6.1), as far as the
+machine has them. The paper's guidance is in sections 6.2 and 6.3.
 """
 
 from collections.abc import Callable
@@ -16,48 +16,48 @@ from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import find_profile
 
 SHARE = 0.9
-"""Of the throughput without offloading that "comparable" means."""
+"""Fraction of the throughput without offloading that counts as comparable."""
 ALIKE = 0.01
-"""Relative difference below which two designs are taken for equal, and host cores decide."""
+"""Relative difference below which two designs count as equal, so that host cores decide."""
 ONE_LOAD = 0.5
-"""Of the throughput of the slowest design: what all of them are offered to compare latencies."""
+"""Load at which latencies are compared, as a fraction of the slowest design's throughput."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer."""
+    """The recommended design for one goal."""
 
     question: str
     design: str
     host_cores: int
     reason: str
-    """In numbers."""
+    """The reason, in numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What the model says."""
+    """The model's recommendations for one DPU."""
 
     dpu: str
     costs: str
-    """Where they are from."""
+    """Source of the costs."""
     baseline: str
-    """The design without offloading: what the share is of."""
+    """The design without offloading, to whose throughput `share` refers."""
     share: float
     candidates: tuple[Prediction, ...]
-    """Each at its peak."""
+    """Predictions of the designs at their peak throughput."""
     at_one_load: tuple[Prediction, ...]
-    """The same with the same requests a second, which all of them can answer."""
+    """Predictions of the designs at the same load, which each of them can serve."""
     most_throughput: Choice
     lowest_latency: Choice
     lowest_latency_at_one_load: Choice
     fewest_host_cores: Choice
     refused: dict[str, str]
-    """What the DPU cannot run, and why."""
+    """Designs that the DPU cannot run, each with the reason."""
     notes: tuple[str, ...]
 
     def choices(self) -> tuple[Choice, ...]:
-        """The answers in order."""
+        """Return the choices in order."""
         return (
             self.most_throughput,
             self.lowest_latency,
@@ -66,7 +66,7 @@ class Recommendation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the recommendation as `--json` prints it."""
         return asdict(self)
 
 
@@ -79,12 +79,14 @@ def recommend(
     share: float = SHARE,
     seed: int = 1,
 ) -> Recommendation:
-    """Run the model over all designs that this DPU can run, and choose.
+    """Run the model for all designs that this DPU can run, and choose the best for each goal.
 
-    `host_cores` and `dpu_cores` are what the machine has. Raises UsageError if there is no core.
+    `host_cores` and `dpu_cores` are the machine's; None means the paper's. `share` is the fraction
+    of the baseline's throughput that the choice with fewest host cores must reach. Raises
+    UsageError for a share outside 0 to 2 or without cores.
     """
     if not 0 < share <= 2:
-        raise UsageError(f"a share of {share:g} of the throughput is not above 0 and up to 2")
+        raise UsageError(f"a share of {share:g} of the throughput is not above 0 and at most 2")
     if min(host_cores or 1, dpu_cores or 1) < 1 or host_cores == 0:
         raise UsageError("a recommendation needs at least one host core and one DPU core")
     profile = find_profile(dpu)
@@ -134,7 +136,7 @@ def _point(
 
 
 def _point_of(prediction: Prediction, seed: int) -> Point:
-    """The same again."""
+    """Return the point that a prediction is for, with its core counts made explicit."""
     return Point(
         design=prediction.design,
         dpu_cores=prediction.dpu_cores or None,
@@ -144,8 +146,8 @@ def _point_of(prediction: Prediction, seed: int) -> Point:
 
 
 def _best(candidates: list[Prediction], cost: Callable[[Prediction], float]) -> Prediction:
-    """The least cost; of those that differ by nothing that counts, the one with fewest host
-    cores.
+    """Return the candidate with the least cost; among those within ALIKE of it, the one with the
+    fewest host cores.
     """
     least = min(cost(p) for p in candidates)
     alike = [p for p in candidates if cost(p) <= least + ALIKE * abs(least)]
@@ -173,8 +175,9 @@ def _choice_fast(best: Prediction, candidates: list[Prediction]) -> Choice:
 
 
 def _choice_quick(question: str, candidates: list[Prediction]) -> Choice:
-    """At the peak each design has as much outstanding as the client lets it: there latency ranks
-    these windows as much as the designs.
+    """Return the candidate with the lowest mean latency.
+
+    At the peak, latency also reflects the client's window, which differs between designs.
     """
     best = _best(candidates, _latency)
     others = sorted((p for p in candidates if p is not best), key=_latency)
@@ -205,7 +208,7 @@ def _choice_lean(best: Prediction, baseline: Prediction, share: float) -> Choice
 def _against(
     others: list[Prediction], best: Prediction, value: Callable[[Prediction], float], form: str
 ) -> str:
-    """Beside the next two."""
+    """Return the comparison of a candidate with the next two."""
     parts = []
     for other in others[:2]:
         ratio = value(best) / value(other)
@@ -219,7 +222,7 @@ def _against(
 
 
 def _limit(prediction: Prediction) -> str:
-    """The busiest core or direction first, then the means."""
+    """Return the limiting resource with its peak utilisation, then the mean utilisations."""
     name = _limit_name(prediction)
     peak, average = prediction.peak_utilisation[name], prediction.utilisation[name]
     means = {name: average} if round(peak, 2) != round(average, 2) else {}
@@ -265,13 +268,13 @@ def _notes(
             else "no design"
         )
         notes.append(
-            f"{lean.design} keeps items in the DPU's memory; if they do not fit there, it is "
-            f"{instead}."
+            f"{lean.design} keeps items in the DPU's memory; if they do not fit there, the choice "
+            f"is {instead}."
         )
     fewer = _fewer_cores(costs, candidates, lean, baseline, share, host_cores, dpu_cores, seed)
     if fewer is not None:
         notes.append(
-            f"With other core counts than the paper's, the model has {fewer.design} reach that "
+            f"With core counts other than the paper's, {fewer.design} reaches that in the model "
             f"with {fewer.host_cores} host cores ({fewer.throughput_mops:.1f} Mops); the paper did "
             f"not measure it."
         )
@@ -288,7 +291,9 @@ def _fewer_cores(
     dpu_cores: int | None,
     seed: int,
 ) -> Prediction | None:
-    """A design that does with fewer host cores, or with as many and more throughput."""
+    """Return the design that reaches the share with fewer host cores than `lean`, or with as many
+    and more throughput; None if there is none.
+    """
     found = []
     most = min(lean.host_cores, host_cores or lean.host_cores)
     for candidate in (each for each in candidates if each is not lean):
