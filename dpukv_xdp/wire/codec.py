@@ -38,7 +38,7 @@ value's.
 """
 
 COUNTER_BYTES = 8
-"""Of a value that INCREMENT counts with, and of what it adds: little endian, wrapping around."""
+"""Bytes of an INCREMENT's counter and of its operand: little endian, wrapping around."""
 
 COMPUTE_HASH = -1
 """As `key_hash`: CityHash64 of the key, or 0 for the empty key of a probe."""
@@ -115,14 +115,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server says to one request; replies keep the order of their requests."""
+    """The server's reply to one request; replies are in the order of the requests."""
 
     operation: int
     """As in the request."""
     result: int
     """abi.Result, or a plain number that it lacks."""
     value: bytes = b""
-    """Of a GET or INCREMENT that succeeded; else empty."""
+    """Value of a GET or INCREMENT that succeeded; else empty."""
     opaque: int = 0
     """As in the request."""
     key_hash: int = 0

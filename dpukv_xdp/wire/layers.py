@@ -41,7 +41,7 @@ is DNS's, and it would take the answer for DNS.
 """
 
 Fields = list[Any]
-"""Of scapy fields; scapy's own type for such a list is private."""
+"""List of scapy fields; scapy's own type for it is private."""
 
 
 def bind(port: int) -> None:
@@ -225,7 +225,7 @@ class KVItem(Packet):
 
 
 class KVBatch(Packet):
-    """What one datagram carries: the batch header and the items."""
+    """The content of one datagram: the batch header and the items."""
 
     name = "KV batch"
     fields_desc = _batch_fields()

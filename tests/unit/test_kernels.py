@@ -196,7 +196,7 @@ def test_mmdebstrap_that_is_missing_is_named(
     missing = lambda program: None if program == "mmdebstrap" else f"/bin/{program}"  # noqa: E731
     monkeypatch.setattr(processes.shutil, "which", missing)
     monkeypatch.setattr(hosts, "_has", lambda program: False)
-    with pytest.raises(MissingError, match=r"needs mmdebstrap: sudo tools/setup --with-guests"):
+    with pytest.raises(MissingError, match=r"needs mmdebstrap: run sudo tools/setup --with-guests"):
         build("bare", tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_room_is_looked_at_first(
     if fits:
         images.check_room(tmp_path, 1 << 30)
     else:
-        with pytest.raises(DpukvError, match=r"takes 1\.0 GiB in .* make room there"):
+        with pytest.raises(DpukvError, match=r"needs 1\.0 GiB in .* make room there"):
             images.check_room(tmp_path, 1 << 30)
 
 
