@@ -50,7 +50,7 @@ _RESULTS: dict[int, int] = {int(member): member for member in abi.Result}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for. Any operation code can be expressed, also one that servers do not
+    """A client's request. Any operation code can be expressed, including those that servers do not
     know.
     """
 
