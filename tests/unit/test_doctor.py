@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What `dpukv doctor` says about a machine that lacks something."""
+"""`dpukv doctor` on machines that lack something."""
 
 import errno
 import json
@@ -113,7 +113,7 @@ def test_a_check_that_fails_is_a_finding(error: Exception) -> None:
 
 
 class FakeBuild:
-    """A build that loads, or does not."""
+    """A build that loads or fails to."""
 
     source = "kv_fake.c"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Features of kernels are found out by trying, and a lack is told with what works instead."""
+"""Kernel features are probed, and the error for a missing one says what to use instead."""
 
 import errno
 import os
