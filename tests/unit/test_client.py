@@ -649,7 +649,7 @@ def test_what_is_under_way_when_the_directory_changes_is_not_sent_again(
             if requests[0].key == first:
                 server.owners = (1, 0)
                 directory.publish("one.1", server.record())
-                time.sleep(0.3)  # the other is rejected meanwhile, so the client reads the directory
+                time.sleep(0.3)  # a rejection meanwhile makes the client read the directory
             return replies
 
         server.reply_all = slow  # type: ignore[method-assign]

@@ -154,7 +154,7 @@ def branches_on_names(module: str, text: str) -> list[str]:
 
 
 def default_nodes(tree: ast.AST, class_name: str, field: str) -> Iterator[ast.Constant]:
-    """The constant that a class gives a field as its default."""
+    """Yield the constants that are a class field's default."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for line in node.body:
