@@ -7,7 +7,8 @@ whose owner is dead.
 
 import fcntl
 from pathlib import Path
-from typing import TypeVar
+from threading import get_ident
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -59,21 +60,38 @@ def remove_unfinished() -> None:
             unfinished.unlink()
 
 
-class Locked:
-    """Lock the register against all other processes within the block.
+_lock_files: dict[int, IO[str]] = {}
+"""The open lock file of each thread, by the thread's identifier."""
 
-    This is not a generator. One that is interrupted at its `yield` stays open as long as the
-    exception lives; the register would stay locked, and the cleanup would deadlock.
+
+class Locked:
+    """Lock the register against all other processes within the block. Blocks do not nest.
+
+    An interrupt may leave a block without closing the lock file: it can arrive before the first
+    and after the last statement that a `try` protects, and the exception keeps everything alive.
+    The clean-up that follows needs the lock, too, so a thread closes the file that it left open
+    before it opens another. For the same reason this is not a generator: one that is interrupted at
+    its `yield` stays open as long as the exception lives.
     """
 
     def __enter__(self) -> None:
         REGISTER_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._lock = (REGISTER_DIR / "lock").open("w")
+        _close_lock_file()
+        lock_file = (REGISTER_DIR / "lock").open("w")
+        _lock_files[get_ident()] = lock_file
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        except BaseException:  # an interrupt, too: the cleanup takes the lock
-            self._lock.close()
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+        except BaseException:
+            _close_lock_file()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        _close_lock_file()
+
+
+def _close_lock_file() -> None:
+    """Close this thread's lock file, if it has one open; that ends its lock."""
+    lock_file = _lock_files.get(get_ident())
+    if lock_file is not None:
+        lock_file.close()  # before it is forgotten, so that an interrupt in between does not matter
+        _lock_files.pop(get_ident(), None)
