@@ -41,7 +41,7 @@ def parse_directory_url(url: str) -> FilePlace | EtcdPlace:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise UsageError(f"{url!r} is not a directory's URL: {error}") from error
+        raise UsageError(f"{url!r} is no directory: {error}") from error
     if parts.query or parts.fragment:
         raise UsageError(f"the directory {url!r} has a query ('?') or fragment ('#'): remove it")
     if parts.scheme == "file":
@@ -50,7 +50,7 @@ def parse_directory_url(url: str) -> FilePlace | EtcdPlace:
         return FilePlace(parts.path)
     if parts.scheme not in ("etcd2", "etcd3"):
         raise UsageError(
-            f"{url!r} is not a directory's URL: use file:/path, etcd2://host:{_ETCD_PORT}/mica or "
+            f"{url!r} is no directory: use file:/path, etcd2://host:{_ETCD_PORT}/mica or "
             f"etcd3://host:{_ETCD_PORT}/mica"
         )
     host, port = _host_and_port(url, parts)

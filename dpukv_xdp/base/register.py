@@ -50,7 +50,7 @@ def write(path: Path, record: msgspec.Struct) -> None:
         fresh.chmod(0o644)
         fresh.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)  # exists only if the write was interrupted
+        fresh.unlink(missing_ok=True)  # there only if the write was interrupted
 
 
 def remove_unfinished() -> None:

@@ -60,7 +60,7 @@ class Interface:
     address: str | None
     """The first IPv4 address, without prefix length."""
     programs: tuple[XdpProgram, ...]
-    """Its XDP programs: at most one per mode."""
+    """The XDP programs on it: none, or one for each mode."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dpukv_xdp.wire import abi
 
 
 def receive_queues(interface: str) -> int:
-    """Return the number of receive queues of the interface, at most KV_QUEUES_MAX."""
+    """Receive queues of the interface, at most KV_QUEUES_MAX."""
     with IPRoute() as netlink:
         (link,) = netlink.link("get", ifname=interface)
         return min(int(link.get_attr("IFLA_NUM_RX_QUEUES") or 1), abi.KV_QUEUES_MAX)
@@ -27,8 +27,8 @@ def receive_queues(interface: str) -> int:
 def set_napi_threads(interface: str, on: bool) -> None:
     """Switch threaded NAPI: kernel threads instead of softirqs serve the queues.
 
-    Raises MissingError if the kernel or the driver does not support it. Only sysfs has the switch,
-    and /sys shows the network namespace in which it was mounted, so a child mounts its own.
+    Raises MissingError where the kernel or the driver cannot. Only sysfs has the switch, and /sys
+    shows the network namespace that it was mounted in: a child mounts one of ours.
     """
     script = f"mount -t sysfs none /sys && echo {int(on)} > /sys/class/net/{interface}/threaded"
     result = subprocess.run(

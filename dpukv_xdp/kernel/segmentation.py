@@ -54,8 +54,8 @@ def _restore_in(namespace_fd: int, interface: str, feature: str) -> None:
 
 
 def _namespace_fd(namespace_id: int | None) -> int | None:
-    """Return a descriptor of the network namespace with that id in the calling thread's namespace;
-    None if no file refers to it. The id None means the calling thread's namespace.
+    """A descriptor of the network namespace that the calling thread's one knows by that number, or
+    of this one for None; None if no file of it is in reach.
     """
     if namespace_id is None:
         return open_own_namespace()

@@ -265,7 +265,7 @@ def _directory_path(lab_id: str) -> Path:
 
 def _check_lab_id(lab_id: str) -> None:
     if not lab_id.isascii() or not lab_id.replace("-", "").isalnum() or len(lab_id) > 32:
-        raise UsageError(f"{lab_id!r} is not a lab's name: use up to 32 letters, digits, hyphens")
+        raise UsageError(f"{lab_id!r} names no lab: use up to 32 letters, digits and hyphens")
 
 
 def _register_new(record: LabRecord) -> None:

@@ -163,7 +163,7 @@ def default_host_cores(design: Design, costs: Costs, dpu_cores: int) -> int:
 
 
 def usable_host_cores(design: Design, host_cores: int, dpu_cores: int) -> int:
-    """Return how many of the available host cores a design uses."""
+    """How many of the host cores at hand a design makes use of."""
     if "host" not in (*design.communication, *design.processing):
         return 0
     if design.pairing == "many-to-one" and "host" not in design.communication:
@@ -417,6 +417,6 @@ def _check(
         if not least <= value <= most:
             raise UsageError(f"{value} {name} are not {least} to {most}")
     if point.rate_mops < 0 or not 0 <= point.host_share < 1:
-        raise UsageError("a rate must not be negative, and the host's share must be 0 to below 1")
+        raise UsageError("a rate is not negative, and a host's share is 0 to 1")
     if host_cores == 0 and "host" in (*design.communication, *design.processing):
         raise UsageError(f"design {design.name} needs a host core")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Recommend a design by the model, with the numbers behind the choice.
 
-Every design that the paper evaluates has the paper's number of cores (section 6.1), as far as the
-machine has them. The paper's guidance is in sections 6.2 and 6.3.
+Every design that the paper evaluates gets the cores that the paper gives it (section 6.1), as far
+as the machine has them. The paper's guidance is in sections 6.2 and 6.3.
 """
 
 from collections.abc import Callable
@@ -81,12 +81,10 @@ def recommend(
 ) -> Recommendation:
     """Run the model for all designs that this DPU can run, and choose the best for each goal.
 
-    `host_cores` and `dpu_cores` are the machine's; None means the paper's. `share` is the fraction
-    of the baseline's throughput that the choice with fewest host cores must reach. Raises
-    UsageError for a share outside 0 to 2 or without cores.
+    `host_cores` and `dpu_cores` are what the machine has. Raises UsageError if there is no core.
     """
     if not 0 < share <= 2:
-        raise UsageError(f"a share of {share:g} of the throughput is not above 0 and at most 2")
+        raise UsageError(f"a share of {share:g} of the throughput is not above 0 and up to 2")
     if min(host_cores or 1, dpu_cores or 1) < 1 or host_cores == 0:
         raise UsageError("a recommendation needs at least one host core and one DPU core")
     profile = find_profile(dpu)
@@ -268,13 +266,13 @@ def _notes(
             else "no design"
         )
         notes.append(
-            f"{lean.design} keeps items in the DPU's memory; if they do not fit there, the choice "
-            f"is {instead}."
+            f"{lean.design} keeps items in the DPU's memory; if they do not fit there, it is "
+            f"{instead}."
         )
     fewer = _fewer_cores(costs, candidates, lean, baseline, share, host_cores, dpu_cores, seed)
     if fewer is not None:
         notes.append(
-            f"With core counts other than the paper's, {fewer.design} reaches that in the model "
+            f"With other core counts than the paper's, the model has {fewer.design} reach that "
             f"with {fewer.host_cores} host cores ({fewer.throughput_mops:.1f} Mops); the paper did "
             f"not measure it."
         )
@@ -291,9 +289,7 @@ def _fewer_cores(
     dpu_cores: int | None,
     seed: int,
 ) -> Prediction | None:
-    """Return the design that reaches the share with fewer host cores than `lean`, or with as many
-    and more throughput; None if there is none.
-    """
+    """A design that does with fewer host cores, or with as many and more throughput."""
     found = []
     most = min(lean.host_cores, host_cores or lean.host_cores)
     for candidate in (each for each in candidates if each is not lean):

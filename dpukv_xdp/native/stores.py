@@ -55,7 +55,7 @@ class Store:
 
 
 def fields_of(struct: Any) -> dict[str, int]:
-    """Return the fields of a C struct, or of the struct that a pointer refers to, by name."""
+    """Return the fields of a C struct, or of the struct that a pointer names, by name."""
     kind = ffi.typeof(struct)
     fields = (kind.item if kind.kind == "pointer" else kind).fields
     return {name: int(getattr(struct, name)) for name, _ in fields}

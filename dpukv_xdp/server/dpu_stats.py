@@ -10,7 +10,7 @@ HIDDEN = (
     "lock", "owner", "round_tail", "wire_bytes", "payload_bytes", "scratch", "place_word",
     "place_way", "place_own",
 )  # fmt: skip
-"""Fields of struct kv_dpu_store that are not counters."""
+"""Fields of struct kv_dpu_store that are no counters."""
 
 
 def dpu_store_stats(programs: loader.LoadedObject, engines: int) -> list[dict[str, Any]]:

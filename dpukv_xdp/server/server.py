@@ -49,7 +49,7 @@ class Server:
     """A server on one interface, from start() to stop(); a context manager."""
 
     def __init__(self, config: ServerConfig, interface: str) -> None:
-        """Check the settings without changing anything. Raises UsageError."""
+        """Check what can be checked without changing anything. Raises UsageError."""
         config.check()
         self.config = config
         self.interface = nic.find(interface)

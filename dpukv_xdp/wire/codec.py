@@ -38,7 +38,7 @@ value's.
 """
 
 COUNTER_BYTES = 8
-"""Bytes of an INCREMENT's counter and of its operand: little endian, wrapping around."""
+"""Of a value that INCREMENT counts with, and of what it adds: little endian, wrapping around."""
 
 COMPUTE_HASH = -1
 """As `key_hash`: CityHash64 of the key, or 0 for the empty key of a probe."""

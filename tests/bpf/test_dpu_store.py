@@ -154,7 +154,7 @@ class XdpStore:
         return reply.result, bytes(reply.value)
 
     def counted(self, *names: str) -> list[int]:
-        """Return counters of the first store."""
+        """Counters of the first store."""
         store = self.store()
         return [int(store[name]) for name in names]
 

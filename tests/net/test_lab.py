@@ -110,7 +110,7 @@ def test_absurd_sizes_are_refused_and_leave_nothing(settings: dict[str, int]) ->
 
 @pytest.mark.parametrize("lab_id", ["", "../lab", "a b", "x" * 33])
 def test_names_that_are_no_file_names_are_refused(lab_id: str) -> None:
-    with pytest.raises(UsageError, match="is not a lab's name"):
+    with pytest.raises(UsageError, match="names no lab"):
         Lab.up(lab_id=lab_id or "/")
     with pytest.raises(UsageError):
         Lab.load(lab_id)

@@ -24,7 +24,7 @@ STALE_IN_ITEM = (20, 24)
 CLIENT_MAC, SERVER_MAC = bytes.fromhex("020000000101"), bytes.fromhex("020000000001")
 CLIENT_IP, SERVER_IP = bytes([10, 0, 1, 1]), bytes([10, 0, 0, 1])
 PORTS = range(2)
-"""UDP ports of the captured servers: MICA2 counts them from 0."""
+"""Of the captured servers: MICA2 counts them from 0."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def item_offsets(frame: bytes) -> Iterator[int]:
 
 
 def moved_to(lab: Lab, frame: bytes) -> bytes:
-    """Return a captured frame with the lab's addresses."""
+    """A captured frame with the lab's addresses in place of the captured ones."""
     ours = {
         CLIENT_MAC: codec.mac_to_bytes(lab.client.mac),
         SERVER_MAC: codec.mac_to_bytes(lab.server.mac),

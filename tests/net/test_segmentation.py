@@ -81,7 +81,7 @@ def test_each_datagram_is_answered_in_generic_mode(plain: Lab, settings: dict[st
 def test_one_packet_of_them_has_a_counter_of_its_own(
     plain: Lab, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the peer is out of reach, the note says what to do there."""
+    """Where the other end is out of reach; then the note says what to do there."""
     monkeypatch.setattr(segmentation, "_namespace_fd", lambda _number: None)
     with serving(plain, **settings) as server:
         (note,) = (note for note in server.notes if "UDP_SEGMENT" in note)

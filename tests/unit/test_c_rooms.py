@@ -37,9 +37,9 @@ CORE_MAY_INCLUDE = {
     ENTRY: {"base", "port", "queue", "store", "service", "door"},
     "load": {"base", "port", "queue"},
 }
-"""Folders that each folder of _core/ may include from, besides itself."""
+"""The same for _core."""
 SHARED = {"door": {"door", "protocol", "net", "queue", "base"}}
-"""Folders of bpf/ that the host compiles, too, for frames in memory; all of _core uses bpf/abi."""
+"""Folders of bpf/ that the host compiles too, for frames in memory; all of _core reads bpf/abi."""
 
 
 def sources(root: Path) -> list[Path]:

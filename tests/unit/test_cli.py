@@ -215,7 +215,7 @@ BAD_INPUT = [
     (["set", "key"], "VALUE"),
     (["get", "key", "--server", "here"], "HOST:PORT"),
     (["get", "key", "--server", "127.0.0.1:99999"], "HOST:PORT"),
-    (["get", "key", "--lab", "../x"], "is not a lab's name"),
+    (["get", "key", "--lab", "../x"], "names no lab"),
     ([*GET, "--engines", "0"], "ports=0"),
     ([*GET, "--timeout", "nan"], "nan"),
     ([*GET, "--timeout", "-1"], "-1"),

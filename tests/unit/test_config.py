@@ -114,7 +114,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"rebalance_s": 1.0, "design": "dpu-only", "engines": 2, "partitions": 64},
         "design dpu-only has 0 of them here: use another design",
     ),
-    ({"directory": "nonsense"}, "'nonsense' is not a directory's URL"),
+    ({"directory": "nonsense"}, "'nonsense' is no directory"),
     ({"depth": -1}, "depth of -1"),
     ({"depth": abi.KV_PIPELINE_MAX + 1}, f"depth of {abi.KV_PIPELINE_MAX + 1}"),
 ]

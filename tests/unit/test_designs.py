@@ -17,7 +17,7 @@ from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 PACKAGE = Path(__file__).parents[2] / "dpukv_xdp"
 THE_TABLE = "topology/designs.py"
 DEFAULTS = {("topology/config.py", "ServerConfig", "design")}
-"""Settings with a design's name as the default: module, class and field."""
+"""Settings whose default is a design's name: module, class and field."""
 
 NO_ROW = {("cli/measuring.py", "given['design'] == ALL_DESIGNS")}
 """Allowed comparisons of --design: with the word for all designs, which is no design's name."""

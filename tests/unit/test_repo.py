@@ -14,7 +14,7 @@ COLUMNS_MAX = {".py": 100, ".c": 120, ".h": 120}
 C_TAB_COLUMNS = 8
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70
-LEFTOVERS = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")  # in pieces, to not match itself
+LEFTOVERS = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")  # in pieces, so as not to find itself
 FILE_IN_BACKTICKS = re.compile(r"`([\w./-]*(?:/|\.(?:py|c|h|md|toml)))`")
 
 
