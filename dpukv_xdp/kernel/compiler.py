@@ -304,7 +304,7 @@ def _texts(source: Path) -> Iterator[str]:
 
 
 def _bcc_version() -> str:
-    """The text of bcc's version file, read without importing bcc, which takes LLVM into memory."""
+    """Return the text of bcc's version file, without importing bcc, which would load LLVM."""
     spec = importlib.util.find_spec("bcc")
     if spec is None or spec.origin is None:
         return "none"

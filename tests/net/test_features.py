@@ -44,7 +44,7 @@ def test_a_probe_leaves_nothing(name: str) -> None:
 
 
 def descriptors() -> set[tuple[str, str]]:
-    """Each open descriptor of this process with the object that it refers to."""
+    """Return each open descriptor of this process with the object that it refers to."""
     found = set()
     for path in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # the descriptor of the listing itself
