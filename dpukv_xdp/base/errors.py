@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Every error that dpukv_xdp raises, sorted by who has to act.
+"""Every error that dpukv_xdp raises, grouped by the party that has to act.
 
 All derive from `DpukvError`. The text is one sentence that says what is wrong and what to do;
 fields hold the facts that a program may want to inspect. The command line prints the sentence and
