@@ -21,7 +21,7 @@ COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 
 
 def compare(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """Return the JSON of a bench of several runs."""
+    """The JSON of a bench of several runs."""
     picture = tmp_path / "designs.png"
     said = dpukv("bench", *SMALL, "--output", str(picture), "--json", "-", *arguments)
     result: dict[str, Any] = json.loads(said.stdout)
