@@ -76,11 +76,6 @@ class LoadedObject:
         array = np.frombuffer(values, dtype=dtype)
         return array.reshape(plan.entries, -1) if _is_per_core(plan) else array
 
-    def write_array(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Set the first entries of an array map."""
-        for index, value in enumerate(values):
-            self.write_entry(name, index, value.tobytes())
-
     def read_entry(self, name: str, index: int) -> bytes:
         """Return the value of one entry; for a per-core map, the values of all cores."""
         fd, plan = self._maps[name]
