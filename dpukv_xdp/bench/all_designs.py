@@ -12,6 +12,7 @@ from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.bench.bench import Bench
 from dpukv_xdp.bench.limits import Result
 from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.runs import relative
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS, Design
 
@@ -155,14 +156,14 @@ def _run_each(
 
 def effects(runs: Sequence[Result]) -> list[tuple[str, float, float]]:
     """Return each run's label and its relative change of throughput and of the median round trip
-    against the first run.
+    against the first run; NaN if that had no answer.
     """
     first = runs[0]
     return [
         (
             run["label"],
-            run["throughput_mops"] / first["throughput_mops"] - 1,
-            run["latency_us"]["p50"] / first["latency_us"]["p50"] - 1,
+            relative(run["throughput_mops"], first["throughput_mops"]) - 1,
+            relative(run["latency_us"]["p50"], first["latency_us"]["p50"]) - 1,
         )
         for run in runs
     ]

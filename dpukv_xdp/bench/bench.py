@@ -19,7 +19,7 @@ from dpukv_xdp.bench.intervals import CPU_METHOD, STAGE_METHOD, Interval, accoun
 from dpukv_xdp.bench.limits import limit_of
 from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.bench.roles import Role, snapshot_of, start_in
-from dpukv_xdp.bench.runs import LOAD_WINDOW, WARM_UP_SECONDS, await_end, run_result
+from dpukv_xdp.bench.runs import LOAD_WINDOW, await_end, run_result, warm_up_seconds
 from dpukv_xdp.bench.targets import Target
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.lab import lab
@@ -31,8 +31,8 @@ from dpukv_xdp.wire.codec import Endpoint
 
 CLIENT_PORT = 49152
 ACCOUNTING_FRACTION = 0.1
-ACCOUNTING_SECONDS_MIN = 0.3
-BALANCE_SECONDS = 0.4
+ACCOUNTING_SECONDS = 0.3
+BALANCE_SECONDS_MAX = 0.4
 HOST_SHARE_MIN = 0.02
 
 
@@ -91,9 +91,11 @@ class Bench:
         loop = Loop(options.window, open_loop=options.rate > 0)
         self._load.call("begin", loop=msgspec.to_builtins(loop))
         try:
-            time.sleep(WARM_UP_SECONDS)
+            time.sleep(warm_up_seconds(options.seconds))
             run = self._interval(options.seconds, progress)
-            seconds = max(ACCOUNTING_SECONDS_MIN, ACCOUNTING_FRACTION * options.seconds)
+            seconds = max(
+                min(ACCOUNTING_SECONDS, options.seconds), ACCOUNTING_FRACTION * options.seconds
+            )
             with loader.enabled_stats():
                 accounting = self._interval(seconds, lambda what, fraction: None)
         finally:
@@ -106,6 +108,7 @@ class Bench:
     def _balance_doors(self, server: Role, options: BenchOptions) -> None:
         """Measure each door with all keys behind it, then share the keys in proportion."""
         speeds = {}
+        balance_seconds = min(BALANCE_SECONDS_MAX, options.seconds)
         loop = msgspec.to_builtins(Loop(options.window))
         for door in self.config.row().communication:
             owners = tuple(server.call("give_all_to_door", door=door))
@@ -114,8 +117,8 @@ class Bench:
             self._load.call("prepare", plan=plan)
             self._load.call("begin", loop=loop)
             try:
-                time.sleep(WARM_UP_SECONDS)
-                run = self._interval(BALANCE_SECONDS, lambda what, fraction: None)
+                time.sleep(warm_up_seconds(options.seconds))
+                run = self._interval(balance_seconds, lambda what, fraction: None)
             finally:
                 self._load.call("end")
             speeds[door] = run.received("responses") / run.seconds()

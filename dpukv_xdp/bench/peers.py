@@ -41,7 +41,7 @@ from dpukv_xdp.bench.peers_load import (
     connect,
     stream_of_requests,
 )
-from dpukv_xdp.bench.runs import LOAD_WINDOW, WARM_UP_SECONDS, await_end, run_result
+from dpukv_xdp.bench.runs import LOAD_WINDOW, await_end, run_result, warm_up_seconds
 from dpukv_xdp.kernel import nic
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.kernel.veth import End
@@ -143,7 +143,7 @@ class PeerSession:
         window = self._window(options)
         with self._death_named(), self._load(self.peer.transport, window) as load:
             load.begin(plan)
-            time.sleep(WARM_UP_SECONDS)
+            time.sleep(warm_up_seconds(options.seconds))
             before, server_before = load.snapshot(), self._server_times()
             end_ns = before.at_ns + int(options.seconds * 1e9)
             await_end(end_ns, options.seconds, progress, load.is_running)

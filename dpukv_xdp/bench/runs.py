@@ -2,6 +2,7 @@
 """Common parts of every measured run, of our own stores and of others: session, pace and result."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,7 @@ from dpukv_xdp.bench.limits import Result
 from dpukv_xdp.bench.options import BenchOptions, Progress
 from dpukv_xdp.load.loadgen import latency_summary
 
-WARM_UP_SECONDS = 0.3
-"""Time between the first packet and the first snapshot of the counters."""
+WARM_UP_SECONDS_MAX = 0.3
 LOAD_WINDOW = 16
 """Packets outstanding while the keys are stored."""
 PROGRESS_SECONDS = 0.25
@@ -43,6 +43,18 @@ def same_cpus() -> Iterator[set[int]]:
         yield cpus
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+def warm_up_seconds(run_seconds: float) -> float:
+    """Return the time between the first packet and the first snapshot of the counters: no longer
+    than the run itself, so that a short trial is short.
+    """
+    return min(WARM_UP_SECONDS_MAX, run_seconds)
+
+
+def relative(value: float, base: float) -> float:
+    """Return `value` relative to `base`; NaN to a base of 0, a run that had no answer."""
+    return value / base if base else math.nan
 
 
 def await_end(

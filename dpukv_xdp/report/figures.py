@@ -7,6 +7,7 @@ from typing import Any
 
 from dpukv_xdp.base.plotting import pyplot, save_figure
 from dpukv_xdp.bench.limits import Result
+from dpukv_xdp.bench.runs import relative
 from dpukv_xdp.report.lines import load_line, short_number
 
 
@@ -22,7 +23,7 @@ def plot_designs(results: Sequence[Result], path: Path) -> None:
     _labelled_bars(
         left,
         names,
-        [value / base["throughput_mops"] for value in throughput],
+        [relative(value, base["throughput_mops"]) for value in throughput],
         [f"{value:.1f}" for value in throughput],
         f"throughput relative to {base['design']} (Mops on top)",
     )
@@ -30,7 +31,7 @@ def plot_designs(results: Sequence[Result], path: Path) -> None:
     _labelled_bars(
         right,
         names,
-        [value / base["latency_us"]["p50"] for value in latency],
+        [relative(value, base["latency_us"]["p50"]) for value in latency],
         [short_number(value) for value in latency],
         f"median round trip relative to {base['design']} (µs on top)",
     )

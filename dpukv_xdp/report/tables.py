@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Results as tables on the terminal."""
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -114,13 +115,17 @@ def ablations_table(results: Sequence[Result]) -> Table:
         table.add_row(
             label,
             f"{result['throughput_mops']:.2f}",
-            f"{throughput:+.0%}",
+            _change(throughput),
             short_number(result["latency_us"]["p50"]),
-            f"{latency:+.0%}",
+            _change(latency),
             short_number(result["latency_us"]["p99"]),
             str(result["lost"]),
         )
     return table
+
+
+def _change(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:+.0%}"
 
 
 KEY_COUNTS_KEY = """

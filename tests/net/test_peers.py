@@ -23,7 +23,7 @@ from dpukv_xdp.bench.peers import PeerSession
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.load.draws import Distribution
 
-OPTIONS = BenchOptions(keys=20_000, seconds=0.3, window=16)
+OPTIONS = BenchOptions(keys=20_000, seconds=0.2, window=16)
 FAST = ["--keys", "20000", "--seconds", "0.1", "--repeats", "1"]
 OURS = ("lat",)
 EXAMPLE = Path(__file__).parents[2] / "docs" / "results" / "bluefield_from_paper.json"

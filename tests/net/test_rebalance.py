@@ -69,7 +69,7 @@ def move_around(name: str, stop: threading.Event) -> None:
             partition, engine = choices.randrange(PARTITIONS), choices.randrange(2)
             owners = call_service(name, "move", partition=partition, engine=engine)
             assert owners[partition] == engine
-            time.sleep(0.005)
+            time.sleep(0.002)
     finally:
         stop.set()
 

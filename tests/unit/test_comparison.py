@@ -2,6 +2,7 @@
 """The runs that make up a comparison, and its table; no server is built here."""
 
 import io
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from dpukv_xdp.bench import all_designs
 from dpukv_xdp.bench.all_designs import ABLATIONS, effects, run_ablations, run_designs
 from dpukv_xdp.bench.options import BenchOptions, Progress
+from dpukv_xdp.report.figures import plot_designs
 from dpukv_xdp.report.tables import ablations_table
 from dpukv_xdp.topology.config import ServerConfig
 from dpukv_xdp.topology.designs import DESIGNS
@@ -91,6 +93,18 @@ def test_the_table_has_every_switch_with_its_effect() -> None:
     assert "+100%" in said
     for run in runs:
         assert run["label"] in said
+
+
+def test_a_first_run_without_an_answer_is_no_base(tmp_path: Path) -> None:
+    """As on a machine whose cores other programs have for the whole of a short run."""
+    runs = run_ablations(ServerConfig(design="lat"), BenchOptions(), nothing).runs
+    runs[0] |= {"throughput_mops": 0.0, "latency_us": {"p50": 0.0, "p99": 0.0}}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ablations_table(runs))
+    assert "nan" not in console.export_text()
+    bars = [run | {"roles": {"host": {"cores": 1.0}}, "host_core_usage": 0.5} for run in runs]
+    plot_designs(bars, tmp_path / "designs.png")
+    assert (tmp_path / "designs.png").stat().st_size > 10_000
 
 
 def test_a_profile_names_what_it_cannot_run() -> None:
