@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What pyproject.toml cannot say: files from outside the package, a module written from the C
-headers, and whether the native core is built.
+"""Build steps that pyproject.toml cannot express: files from outside the package, a module that is
+generated from the C headers, and the optional native core.
 
-DPUKV_NATIVE in the environment: 1 builds the native core or fails, 0 leaves it out: a client only.
-By default it is built where there is a C compiler with the headers of libxdp, libbpf and Python.
+The environment variable DPUKV_NATIVE selects: 1 builds the native core or fails; 0 leaves it out,
+which makes a client only. By default it is built if there is a C compiler with the headers of
+libxdp, libbpf and Python.
 """
 
 import logging
@@ -19,7 +20,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # an isolated build has it not
+sys.path.insert(0, str(ROOT))  # isolated builds do not have it on the path
 
 from dpukv_xdp.wire.headers import make_layouts  # noqa: E402 - needs the line above
 
@@ -31,7 +32,7 @@ OUTSIDE = {
 """Folders of the checkout that a wheel has inside the package: see dpukv_xdp/base/places.py."""
 
 BUILD = "dpukv_xdp/_core/build.py"
-"""Has the builders of the native core."""
+"""The script with cffi's builders of the native core."""
 
 PROBE = """
 #include <Python.h>
@@ -42,7 +43,7 @@ int main(void) { return Py_IsInitialized() + xsk_umem__fd(0) + libbpf_num_possib
 
 
 def main() -> None:
-    """Run the command that the installer asks for."""
+    """Run the setuptools command on the command line."""
     native = has_native()
     setup(
         packages=[*find_packages(include=["dpukv_xdp*"]), *OUTSIDE],
@@ -55,7 +56,7 @@ def main() -> None:
             "dpukv_xdp.model": ["data/*.csv"],
             "dpukv_xdp.results": ["model_*.json"],
         },
-        include_package_data=False,  # not all of MANIFEST.in
+        include_package_data=False,  # MANIFEST.in lists more than a wheel needs
         cmdclass={"build_py": BuildPy},
         cffi_modules=[f"{BUILD}:native_builder", f"{BUILD}:bench_builder"] if native else [],
         options={"bdist_wheel": {"py_limited_api": "cp311"}} if native and has_stable_abi() else {},
@@ -63,8 +64,8 @@ def main() -> None:
 
 
 class BuildPy(build_py):
-    """Write the layouts beside wire/abi.py: into the build, or for an editable install into the
-    checkout.
+    """Build command that also writes the layouts beside wire/abi.py: in the build directory, or in
+    the checkout for an editable install.
     """
 
     def run(self) -> None:
@@ -84,14 +85,14 @@ def has_native() -> bool:
     if can_compile():
         return True
     logging.warning(
-        "without the native core, so a client only: a C compiler, or the headers of libxdp, libbpf "
-        "or Python are missing"
+        "building a client only, without the native core: a C compiler or the headers of libxdp, "
+        "libbpf or Python are missing"
     )
     return False
 
 
 def can_compile() -> bool:
-    """Return whether a program for our libraries can be compiled and linked."""
+    """Return whether a program that uses our libraries can be compiled and linked."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     includes = sysconfig.get_path("include")
     with tempfile.TemporaryDirectory() as folder:
@@ -106,8 +107,8 @@ def can_compile() -> bool:
 
 
 def has_stable_abi() -> bool:
-    """Return whether cffi compiles for the stable ABI of this Python: not for one without the
-    global lock or with reference debugging.
+    """Return whether cffi compiles for this Python's stable ABI; free-threaded builds and those
+    with reference debugging have none.
     """
     return not sysconfig.get_config_var("Py_GIL_DISABLED") and not hasattr(sys, "gettotalrefcount")
 

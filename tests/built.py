@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""C programs of the tests, built once for each content: they stay in build/tests."""
+"""Build the tests' C programs, cached by content in build/tests."""
 
 import fcntl
 import hashlib
@@ -15,19 +15,19 @@ INCLUDES = [f"-I{CORE}", f"-I{BPF}"]
 
 
 class RefusedError(Exception):
-    """A compiler's words about a source that it does not compile."""
+    """A compiler's message about a source that it refuses."""
 
 
 def built(compiler: str, flags: Sequence[str], sources: Sequence[Path]) -> Path:
-    """Return the program that `compiler` makes of `sources`, which may include our headers.
+    """Return the program that `compiler` builds from `sources`, which may include our headers.
 
-    It is made anew when the compiler, a flag, a source or any header of ours has changed. Raises
-    RefusedError when the compiler does not take it.
+    It is rebuilt when the compiler, a flag, a source or any header of ours has changed. Raises
+    RefusedError if the compiler refuses a source.
     """
     command = [compiler, *flags, *INCLUDES, *map(str, sources)]
     BUILT_DIR.mkdir(parents=True, exist_ok=True)
     target = BUILT_DIR / f"{sources[0].stem}-{_digest(command, sources)}"
-    with target.with_suffix(".lock").open("w") as lock:  # several workers may want the same one
+    with target.with_suffix(".lock").open("w") as lock:  # several workers may build the same one
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             unfinished = target.with_suffix(".new")

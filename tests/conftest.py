@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What every suite shares: what a test needs, and the lab.
+"""Hooks and fixtures of all suites: the requirements of tests, and the lab.
 
-A skip must not hide a bug: only a missing privilege and a kernel feature that a probe did not find
-skip a test, each by name. Whatever tools/setup installs is taken for granted, so its absence fails.
+A skip must not hide a bug: a test is skipped only for a missing privilege or a kernel feature that
+its probe did not find, and the skip names it. A missing package of tools/setup is a failure.
 """
 
 import os
@@ -21,7 +21,7 @@ TESTS_DIR = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the random conversation with each design is."""
+    """Add the option for the length of the random conversation with each design."""
     parser.addoption(
         "--conversation",
         type=int,
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks."""
+    """Register the markers."""
     config.addinivalue_line(
         "markers",
         "needs('live frames'): skipped where the probe of that name in "
@@ -41,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        f"{SHARES_CORES}: neither polls on a core nor measures, so that tools/test runs it beside "
-        "others; every test of the suites that need no root has it",
+        f"{SHARES_CORES}: neither polls on a core nor measures, so that tools/test runs it in "
+        "parallel with others; every test of the suites that need no root has it",
     )
 
 
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what this machine cannot do, and says which."""
+    """Skip a test that this machine cannot run, with the reason."""
     suite = suite_of(item)
     if suite in PRIVILEGED_SUITES and os.geteuid() != 0:
         pytest.skip(f"tests/{suite} needs root: run it with sudo tools/test")
@@ -71,7 +71,7 @@ def suite_of(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Repeat at the end what tools/test has found to fail before these tests."""
+    """Repeat at the end the failures that tools/test found before these tests."""
     failed = os.environ.get("DPUKV_FAILED_BEFORE")
     if failed:
         terminalreporter.write_line(f"failed before these tests: {failed}", red=True)
@@ -79,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab of the test's own; parametrise it indirectly with Lab.up's settings."""
+    """Yield a lab for one test; parametrise it indirectly with Lab.up's settings."""
     remove_stale()
     with Lab.up(**getattr(request, "param", {})) as up:
         yield up

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The store that every server must agree with: a dict."""
+"""The reference that every server must agree with: a dict."""
 
 import sys
 
@@ -8,15 +8,15 @@ from dpukv_xdp.wire.codec import Request, item_bytes
 
 NOOPS = (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE)
 COUNTER_BYTES = 8
-"""Of a value that INCREMENT takes."""
+"""Bytes of a value that INCREMENT accepts."""
 
 Answer = tuple[abi.Result, bytes]
 
 
 def execute(values: dict[bytes, bytes], request: Request, room: int = sys.maxsize) -> Answer:
-    """Do what a request wants, as docs/PROTOCOL.md says: the result, and the reply's value.
+    """Execute a request as docs/PROTOCOL.md says; return the result and the reply's value.
 
-    `room` are the bytes that the reply may take, its header included. RESET is not allowed.
+    `room` is the most bytes of the reply, its header included. RESET is not allowed.
     """
     operation, key = request.operation, request.key
     if operation in NOOPS:

@@ -21,9 +21,9 @@ INCLUDE_DIRS = [HERE, BPF_DIR]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
 BENCH_ROOM = "load"
 OUTSIDE = ("port/dpdk.c",)
-"""Built where DPDK is installed, see dpukv_xdp/native/dpdk.py."""
+"""Sources built only where DPDK is installed: see dpukv_xdp/native/dpdk.py."""
 SHARED = ("base/bpf_run.c", "base/memory.c", "port/socket.c")
-"""What the measurements use of the product; each extension has a copy of it."""
+"""Sources of the product that the benchmarks use, too; each extension has its own copy."""
 
 NATIVE_INCLUDES = ("<bpf/bpf.h>", "<bpf/libbpf.h>", '"kv_core.h"')
 BENCH_INCLUDES = (*NATIVE_INCLUDES, '"load/kv_bench.h"')

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """URLs of directories of servers: file:/path, etcd2://host:port/prefix or etcd3://host:port/prefix.
 
-Parsing one touches nothing and needs no library of etcd.
+Parsing a URL opens nothing and needs no etcd library.
 """
 
 import re
@@ -21,7 +21,7 @@ class FilePlace:
     """A folder of this machine."""
 
     path: str
-    """Absolute."""
+    """Absolute path of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +29,21 @@ class EtcdPlace:
     """A prefix in etcd."""
 
     version: Literal[2, 3]
-    """Of etcd's interface."""
+    """Version of etcd's interface."""
     host: str
     port: int
     prefix: str
-    """Begins with a slash and ends without one."""
+    """Prefix of all keys: begins with a slash and does not end with one."""
 
 
 def parse_directory_url(url: str) -> FilePlace | EtcdPlace:
-    """Return the place that a URL names. Raises UsageError if it names none."""
+    """Return the place that a URL names. Raises UsageError if the URL is malformed."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise UsageError(f"{url!r} is no directory: {error}") from error
     if parts.query or parts.fragment:
-        raise UsageError(f"the directory {url!r} has a '?' or '#': a plain address will do")
+        raise UsageError(f"the directory {url!r} has a query ('?') or fragment ('#'): remove it")
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/"):
             raise UsageError(f"the directory {url!r} is not file:/ and an absolute path")
@@ -56,7 +56,7 @@ def parse_directory_url(url: str) -> FilePlace | EtcdPlace:
     host, port = _host_and_port(url, parts)
     prefix = parts.path.rstrip("/") or _DEFAULT_PREFIX
     if not _PREFIX.fullmatch(prefix):
-        raise UsageError(f"{prefix!r} in {url!r} is no etcd prefix such as /mica")
+        raise UsageError(f"{prefix!r} in {url!r} is not an etcd prefix: use one such as /mica")
     return EtcdPlace(2 if parts.scheme == "etcd2" else 3, host, port, prefix)
 
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Every error that dpukv_xdp raises, sorted by who has to act.
+"""Every error that dpukv_xdp raises, grouped by the party that has to act.
 
-One root, `DpukvError`. Its text is one sentence that says what is wrong and what to do; what a
-program may want to look at is in fields. The command line prints the sentence and leaves with
-`exit_status`.
+All derive from `DpukvError`. The text is one sentence that says what is wrong and what to do;
+fields hold the facts that a program may want to inspect. The command line prints the sentence and
+exits with `exit_status`.
 """
 
 
 class DpukvError(Exception):
-    """Something that the person at the keyboard can be told in one sentence."""
+    """An expected failure, explained to the user in one sentence."""
 
     exit_status = 1
-    """What the process leaves with when nobody catches the error."""
+    """Exit status of a command that ends with this error."""
 
 
 class UsageError(DpukvError):
-    """An option, a name or a size is wrong: whoever typed it has to change it."""
+    """An option, a name or a size is wrong: the user has to change it."""
 
     exit_status = 2
 
@@ -30,35 +30,35 @@ class OptionError(UsageError):
 
 
 class KeyValueError(UsageError):
-    """A key or a value breaks a limit of bpf/abi: the client's caller has to change it."""
+    """A key or a value exceeds a limit of bpf/abi: the client's caller has to change it."""
 
 
 class MissingError(DpukvError):
     """This machine lacks a privilege, a kernel feature or a package."""
 
     def __init__(self, feature: str, needs: str) -> None:
-        """`feature` is what was asked for; `needs` is what is missing and how to get it."""
+        """`feature` names the request; `needs` says what is missing and how to get it."""
         super().__init__(f"{feature} needs {needs}")
         self.feature = feature
         self.needs = needs
 
 
 def install_advice(extra: str) -> str:
-    """Return how to get the Python packages of one of pyproject.toml's extras."""
+    """Return the advice that tells how to install one of pyproject.toml's extras."""
     return f"install them all by pip install 'dpukv_xdp[{extra}]'"
 
 
 class SocketError(MissingError):
-    """AF_XDP cannot be had on an interface, or is had and receives nothing."""
+    """AF_XDP is unavailable on an interface, or its socket is bound but receives nothing."""
 
 
 class BusyError(DpukvError):
-    """An interface already carries somebody else's XDP program; nothing was changed."""
+    """An interface already runs another owner's XDP program; nothing was changed."""
 
     def __init__(self, interface: str, program_id: int, program_name: str) -> None:
         super().__init__(
             f"{interface} already runs XDP program {program_id} ({program_name or 'no name'}), "
-            "which was left alone: detach it, or choose another interface"
+            "which was not touched: detach it, or choose another interface"
         )
         self.interface = interface
         self.program_id = program_id
@@ -69,26 +69,26 @@ class LoadError(DpukvError):
     """A BPF program did not compile, or the kernel's verifier refused it."""
 
     def __init__(self, summary: str, log: str = "") -> None:
-        """`summary` is the telling line; `log` is all that the compiler or the verifier wrote."""
+        """`summary` is the log's decisive line; `log` is the compiler's or the verifier's log."""
         super().__init__(summary)
         self.summary = summary
         self.log = log
 
 
 class DirectoryError(DpukvError):
-    """The place where servers are listed cannot be used, or lists none that was asked for."""
+    """The directory of servers cannot be used, or lists no server that matches."""
 
 
 class RecordError(DirectoryError):
-    """What is said of a server breaks MICA2's format: whoever published it has to act."""
+    """A server's record violates MICA2's format: its publisher has to act."""
 
 
 class ServerError(DpukvError):
-    """The server answered with a failure, or cannot go on."""
+    """The server answered with a failure, or cannot continue."""
 
 
 class NoResponseError(ServerError):
-    """No answer came in time: nobody serves that address, or every attempt was lost."""
+    """No answer arrived in time: no server has that address, or every attempt was lost."""
 
     def __init__(self, endpoint: str, waited_seconds: float, note: str = "") -> None:
         """`note` is appended to the sentence."""
@@ -122,20 +122,20 @@ class ResultError(ServerError):
 
 
 class ProtocolError(DpukvError):
-    """Received bytes break the protocol; each subclass names how."""
+    """Received bytes violate the protocol; each subclass is one kind of violation."""
 
 
 class FrameError(ProtocolError):
-    """Not an IPv4/UDP frame without options and fragments, or its lengths contradict each other."""
+    """The frame is not plain IPv4/UDP (no options, no fragments), or its lengths disagree."""
 
 
 class MagicError(ProtocolError):
-    """The datagram does not begin as a batch of the wanted kind."""
+    """The datagram does not begin with the expected batch header."""
 
 
 class TruncatedError(ProtocolError):
-    """A header, key or value runs past the end of the datagram."""
+    """A header, key or value extends beyond the end of the datagram."""
 
 
 class BatchLengthError(ProtocolError):
-    """More items than KV_BATCH_MAX in one datagram."""
+    """The datagram holds more than KV_BATCH_MAX items."""

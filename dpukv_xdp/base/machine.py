@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a result must say about the machine that it was measured on."""
+"""Facts about the machine, which every measured result states."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, memory, kernel and architecture."""
+    """Return the processor, cores, memory, kernel, architecture and clock source, by name."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -21,9 +21,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Return the memory that a process has: its own pages, small and huge, and mapped ones; 0 if
-    it has ended.
-    """
+    """Return the resident memory of a process in bytes, huge pages included; 0 if it has ended."""
     try:
         lines = _read(f"/proc/{pid}/status").splitlines()
     except ProcessLookupError:
@@ -46,6 +44,6 @@ def _read(path: str) -> str:
 
 
 def possible_cpus() -> int:
-    """One more than the highest core number that the kernel may ever use."""
+    """Return the number of possible CPUs: the highest number that the kernel may use, plus one."""
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(ranges.rpartition("-")[2].rpartition(",")[2]) + 1

@@ -2,8 +2,8 @@
 """Time-outs for start-up, readiness and commands on machines of any speed.
 
 The constants were chosen on a server's cores. An emulated guest runs everything 8 to 20 times
-slower, so every such wait is multiplied by how slow this machine is. Not scaled: constants of the
-data path, and times that the user sets.
+slower, so every such time-out is multiplied by this machine's slowness factor. Constants of the
+data path and times that the user sets are not scaled.
 """
 
 import math
@@ -14,18 +14,19 @@ from functools import cache
 from dpukv_xdp.base.errors import UsageError
 
 VARIABLE = "DPUKV_SLOWNESS"
-"""Environment variable that replaces the measurement."""
+"""Environment variable that states the slowness factor and so replaces the measurement."""
 STATED_MAX = 100.0
+"""Largest slowness factor that the environment may state."""
 MEASURED_MAX = 40.0
-"""Limit of what is measured: a wait must end, whatever the machine does meanwhile."""
+"""Upper limit of the measured factor: every wait must end, however busy the machine is."""
 REFERENCE_SECONDS = 0.002
-"""CPU time of _work() on the machines that the time-outs were chosen on, rounded up."""
+"""CPU time of _work() on the machines for which the time-outs were chosen, rounded up."""
 TRIES = 3
 TURNS = 40_000
 
 
 def patient(seconds: float) -> float:
-    """Return a time-out in seconds that was chosen on a fast machine as it has to be on this one.
+    """Return a time-out in seconds, scaled by this machine's slowness.
 
     Raises UsageError as slowness() does.
     """
@@ -33,17 +34,17 @@ def patient(seconds: float) -> float:
 
 
 def slowness() -> float:
-    """Return how many times slower this machine runs than those that the time-outs were chosen on.
+    """Return the factor by which this machine is slower than the reference machines; at least 1.
 
-    At least 1. Measured once per process, in 5 ms on a usual machine, unless DPUKV_SLOWNESS states
-    it. Raises UsageError if that is not a number from 1 to 100.
+    It is measured once per process, which takes 5 ms on a usual machine, unless DPUKV_SLOWNESS
+    states it. Raises UsageError if DPUKV_SLOWNESS is not a number from 1 to 100.
     """
     stated = os.environ.get(VARIABLE)
     return _measured() if stated is None else _stated(stated)
 
 
 def check_stated() -> None:
-    """Raise UsageError if DPUKV_SLOWNESS is there and wrong, before anything is started."""
+    """Raise UsageError if DPUKV_SLOWNESS is set to a wrong value; call it before starting work."""
     stated = os.environ.get(VARIABLE)
     if stated is not None:
         _stated(stated)
@@ -64,7 +65,7 @@ def _stated(text: str) -> float:
 
 @cache
 def _measured() -> float:
-    """By CPU time, so that other programs on this core do not count."""
+    """Measure the factor by CPU time, so that other programs on this core do not count."""
     best = math.inf
     for _ in range(TRIES):
         start = time.thread_time()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Where the files that are not Python lie: in a checkout beside the package, in a wheel inside it.
+"""Folders of the files that are not Python: beside the package in a checkout, inside it in a wheel.
 
-setup.py maps the one to the other.
+setup.py maps the former to the latter.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ def _folder(in_checkout: str, in_wheel: str) -> Path:
 
 
 BPF_DIR = _folder("bpf", "bpf")
-"""BPF programs, and the headers that all sides share."""
+"""BPF programs, and the headers that BPF C, the native core and Python share."""
 
 RESULTS_DIR = _folder("docs/results", "results")
 """Measured results that the model and its validation read."""
@@ -24,4 +24,4 @@ PLANS_DIR = _folder("tools/experiments", "experiments")
 """Plans of `dpukv reproduce`."""
 
 BUILD_DIR = _folder("build", "build")
-"""Where our port for DPDK is built, if it is."""
+"""Build directory of the DPDK port, which exists only where it was built."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""matplotlib for pictures in files: imported on first use, because importing it takes long."""
+"""matplotlib for pictures in files, imported on first use because the import is slow."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ def pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure in the format of the path's suffix, and close it. Raises UsageError."""
+    """Write a figure in the format of the path's suffix, and close it.
+
+    Raises UsageError if the file cannot be written.
+    """
     try:
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except OSError as error:

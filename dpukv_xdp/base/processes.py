@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Processes that a later one with the same number is not mistaken for: naming and ending them."""
+"""Identify and end processes without mistaking a later process with the same number for them."""
 
 import os
 import select
@@ -19,11 +19,11 @@ KILL_TIMEOUT_SECONDS = 10.0
 
 
 class Process(msgspec.Struct, frozen=True):
-    """A process, told apart from later ones with the same number by its start."""
+    """A process, identified by its number and its start time."""
 
     pid: int
     start_ticks: int
-    """When it started, in clock ticks since boot: field 22 of /proc/<pid>/stat."""
+    """Start time in clock ticks since boot: field 22 of /proc/<pid>/stat."""
 
     def is_self(self) -> bool:
         """Return whether this is the calling process."""
@@ -31,12 +31,12 @@ class Process(msgspec.Struct, frozen=True):
 
 
 def is_alive(process: Process) -> bool:
-    """Return whether this very process still runs; a zombie does not."""
+    """Return whether this very process still runs; a zombie does not count."""
     return start_ticks(process.pid) == process.start_ticks
 
 
 def terminate(processes: Sequence[Process]) -> None:
-    """End processes, except the calling one: by SIGTERM, then by SIGKILL if they do not go.
+    """End processes, except the calling one: by SIGTERM, then by SIGKILL if they do not end.
 
     Raises DpukvError if the kernel cannot end one.
     """
@@ -65,9 +65,7 @@ def this_process() -> Process:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None if there is none, or only a
-    zombie.
-    """
+    """Return a process's start time in clock ticks since boot; None if it is gone or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -84,8 +82,9 @@ def require_root(feature: str) -> None:
 
 
 def _open_process(process: Process) -> int | None:
-    """Return a descriptor of the process; None if it is gone. Opened before it is compared, so that
-    the number cannot change hands in between.
+    """Return a descriptor of the process; None if it is gone.
+
+    Opens it before comparing the start time, so that the number cannot be reused in between.
     """
     try:
         handle = os.pidfd_open(process.pid)
@@ -98,7 +97,7 @@ def _open_process(process: Process) -> int | None:
 
 
 def _signal_and_wait(handles: Sequence[int], number: int, timeout_seconds: float) -> list[int]:
-    """Send a signal and return the descriptors whose process has not ended in time."""
+    """Send a signal; return the descriptors of the processes that have not ended in time."""
     poller = select.poll()
     remaining = set(handles)
     for handle in handles:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The register: a JSON file in /run/dpukv for each thing that outlives a killed process.
+"""The register: a JSON file in /run/dpukv for each resource that outlives a killed process.
 
-The file is written before the thing is made. A later command reads it and removes what no living
-process owns.
+The file is written before the resource is created. A later command reads it and removes resources
+whose owner is dead.
 """
 
 import fcntl
@@ -16,56 +16,58 @@ from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.scratch import replacing
 
 REGISTER_DIR = Path("/run/dpukv")
-UNFINISHED = ".new"  # the end of a file's name while it is written
+UNFINISHED = ".new"  # suffix of a file's name while it is being written
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 def read(path: Path, kind: type[Record]) -> Record | None:
-    """Return the record in a file; None if there is no such file. Raises DpukvError if the file
-    holds anything else.
+    """Return the record in a file; None if there is no such file.
+
+    Raises DpukvError if the file holds no valid record.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        raise DpukvError(f"{path} cannot be understood ({error}): delete it") from error
+        raise DpukvError(f"{path} is not a valid record ({error}): delete it") from error
 
 
 def read_all(pattern: str, kind: type[Record]) -> list[Record]:
-    """Return the records in the files of the register that match a pattern, by name of file."""
+    """Return the records in the register's files that match a pattern, sorted by file name."""
     records = (read(path, kind) for path in sorted(REGISTER_DIR.glob(pattern)))
     return [record for record in records if record is not None]
 
 
 def write(path: Path, record: msgspec.Struct) -> None:
-    """Write a record whole or not at all, for readers and for kills at any moment. Call it under
-    the lock.
+    """Write a record atomically: neither a reader nor a kill sees half of it.
+
+    The caller holds the lock.
     """
     with replacing(path, path.with_name(path.name + UNFINISHED)) as fresh:
         fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
 
 
 def remove_unfinished() -> None:
-    """Remove the files that a killed process was writing."""
+    """Remove files that killed processes left half written."""
     with Locked():
         for unfinished in REGISTER_DIR.glob(f"*{UNFINISHED}"):
             unfinished.unlink()
 
 
 _lock_files: dict[int, IO[str]] = {}
-"""By thread: the lock file that it has open."""
+"""The open lock file of each thread, by the thread's identifier."""
 
 
 class Locked:
-    """Keep all other processes from changing the register within the block. Blocks do not nest.
+    """Lock the register against all other processes within the block. Blocks do not nest.
 
     An interrupt may leave a block without closing the lock file: it can arrive before the first
     and after the last statement that a `try` protects, and the exception keeps everything alive.
-    The clean-up that follows wants the lock, too, so that a thread closes the file that it left
-    open before it opens another. For the same reason this is not a generator: interrupted at its
-    `yield`, it would stay open as long as the exception lives.
+    The clean-up that follows needs the lock, too, so a thread closes the file that it left open
+    before it opens another. For the same reason this is not a generator: one that is interrupted at
+    its `yield` stays open as long as the exception lives.
     """
 
     def __enter__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Repeats of one run as one result."""
+"""Combine repeated runs into one result."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import median
@@ -9,7 +9,7 @@ Result = dict[str, Any]
 
 
 def merged(results: Iterable[Result], point_of: Callable[[Result], Hashable]) -> list[Result]:
-    """One result for each point, in the order in which they come: see median_result()."""
+    """Return one result per point, in order of first appearance: see median_result()."""
     points: dict[Hashable, list[Result]] = {}
     for result in results:
         points.setdefault(point_of(result), []).append(result)
@@ -17,8 +17,9 @@ def merged(results: Iterable[Result], point_of: Callable[[Result], Hashable]) ->
 
 
 def median_result(repeats: Sequence[Result]) -> Result:
-    """Every number the median of those that the repeats have; all else as in the first. `repeats`
-    says of how many runs.
+    """Return the median of each number over the repeats, and all else from the first.
+
+    The result's `repeats` is the number of runs.
     """
     runs = sum(result.get("repeats", 1) for result in repeats)
     return {**_median_of(repeats), "repeats": runs}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Calls between processes: a line of JSON each way, over any stream.
+"""Remote procedure calls between processes: a line of JSON each way, over any stream.
 
-A call is {"call": name, "arguments": {...}}, its answer {"result": ...}, or {"error": sentence,
+A call is {"call": name, "arguments": {...}}. Its answer is {"result": ...}, or {"error": sentence,
 "exit_status": number} if the method raised a DpukvError.
 """
 
@@ -13,12 +13,12 @@ from dpukv_xdp.base.errors import DpukvError, UsageError
 
 
 def call_line(name: str, arguments: dict[str, Any]) -> bytes:
-    """Return a call as a line."""
+    """Return a call, encoded as a line."""
     return _line({"call": name, "arguments": arguments})
 
 
 def answer_line(target: Any, call: dict[str, Any]) -> bytes:
-    """Call the method of `target` that a decoded call names; return the answer as a line."""
+    """Call the method of `target` that a decoded call names; return the answer's line."""
     try:
         result = getattr(target, call["call"])(**call["arguments"])
         return _line({"result": result})
@@ -27,12 +27,12 @@ def answer_line(target: Any, call: dict[str, Any]) -> bytes:
 
 
 def error_line(error: DpukvError) -> bytes:
-    """Return the answer to a call that failed, as a line."""
+    """Return the answer's line for a call that failed."""
     return _line({"error": str(error), "exit_status": error.exit_status})
 
 
 def result_of(answer: bytes) -> Any:
-    """Return the result in an answer's line, as plain data.
+    """Return the result that an answer's line holds, as plain data.
 
     Raises the callee's error: UsageError or DpukvError.
     """

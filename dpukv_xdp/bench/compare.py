@@ -48,7 +48,7 @@ class Contender:
 
 
 def our_design(label: str, summary: str, **changes: Any) -> Contender:
-    """One of our designs: the configuration with some changes.
+    """Return one of our designs as a contender: the configuration with some changes.
 
     Another way to get frames to an engine, such as another `frames`, is another entry in OURS.
     """
@@ -65,7 +65,7 @@ def our_design(label: str, summary: str, **changes: Any) -> Contender:
 
 
 def other_store(name: str) -> Contender:
-    """A row of peer_stores.PEERS."""
+    """Return a store of peer_stores.PEERS as a contender."""
     peer = find_peer(name)
 
     @contextlib.contextmanager

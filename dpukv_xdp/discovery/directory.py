@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The directory: where servers say who they are, and clients look it up.
+"""The directory: servers publish their records in it, and clients look them up.
 
-A server's record is MICA2's JSON, to the byte. It lies in a place that a URL names:
+A server's record is MICA2's JSON, byte for byte. Its place is named by a URL:
 
     file:/run/dpukv/directory    files of this machine, NAME.json each
     etcd2://host:2379/mica       etcd's version 2, which public MICA2 reads: /mica/servers/NAME
     etcd3://host:2379/mica       etcd's version 3: the same keys under a lease
 
-Whoever publishes repeats it every REFRESH_SECONDS; what nobody repeats is gone after TTL_SECONDS.
+A publisher repeats its record every REFRESH_SECONDS. A record that is not repeated expires after
+TTL_SECONDS.
 """
 
 import re
@@ -30,17 +31,17 @@ from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.wire import abi
 
 TTL_SECONDS = 10
-"""How long a record outlives its server. A client of MICA2 crashes over a record that goes between
-its two looks, so this is many REFRESH_SECONDS.
+"""Lifetime of a record beyond its server. A MICA2 client crashes if a record expires between its
+two reads, so this is many times REFRESH_SECONDS.
 """
 REFRESH_SECONDS = 1.0
 ENDPOINTS_MAX = 32
-"""Endpoints of a server: as many as MICA2's clients have room for, unchecked."""
+"""Most endpoints of a server: MICA2's clients have room for no more, and do not check."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _SUFFIX = ".json"
-_UNFINISHED = ".new"  # the end of a file's name while it is written
+_UNFINISHED = ".new"  # suffix of a file's name while it is being written
 
 Endpoint = tuple[str, str, int]
 """MAC with colons, dotted IPv4 address, UDP port."""
@@ -48,16 +49,16 @@ Endpoint = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """What clients need to know of a server. RecordError for what none of them could use."""
+    """The description of a server that clients need. Raises RecordError if it is unusable."""
 
     concurrent_read: bool
-    """Whether any engine answers a GET or TEST (CREW, CRCW), not only the partition's owner."""
+    """Whether any engine serves GET and TEST (CREW, CRCW), not only the partition's owner."""
     concurrent_write: bool
-    """The same of everything else (CRCW)."""
+    """Whether any engine serves all other operations, too (CRCW)."""
     owners: tuple[int, ...]
-    """The engine of each partition; of one that is being moved, the engine that will have it."""
+    """The owning engine of each partition; for one that is being moved, the new owner."""
     endpoints: tuple[Endpoint, ...]
-    """Where each engine listens."""
+    """The endpoint of each engine."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.owners) <= abi.KV_PARTITIONS_MAX:
@@ -72,11 +73,11 @@ class ServerRecord:
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
-        """IPv4 address and UDP port of each engine."""
+        """The IPv4 address and UDP port of each engine."""
         return tuple((address, port) for _, address, port in self.endpoints)
 
     def to_json(self) -> str:
-        """One line as MICA2's servers write it: engine e is endpoint e on lcore e."""
+        """Return the line that MICA2's servers write: engine e is endpoint e on lcore e."""
         partitions = list(enumerate(self.owners))
         endpoints = [(index, index, *where) for index, where in enumerate(self.endpoints)]
         members = {
@@ -89,8 +90,10 @@ class ServerRecord:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """The record in a line of JSON, also of a server that numbers its lcores in another way:
-        the first endpoint of an lcore takes what the lcore owns. RecordError says what is wrong.
+        """Return the record that a line of JSON holds.
+
+        Servers may number their lcores differently: the first endpoint of an lcore gets the lcore's
+        partitions. Raises RecordError, which says what is wrong.
         """
         try:
             wire = msgspec.json.decode(text, type=_Wire)
@@ -99,7 +102,7 @@ class ServerRecord:
         for members, name in ((wire.partitions, "partition"), (wire.endpoints, "endpoint")):
             for index, member in enumerate(members):
                 if member[0] != index:
-                    raise RecordError(f"{name} {member[0]} stands where {index} belongs")
+                    raise RecordError(f"{name} {member[0]} is at the place of {name} {index}")
         lcores = [lcore for _, lcore, *_ in wire.endpoints]
         try:
             owners = tuple(lcores.index(lcore) for _, lcore in wire.partitions)
@@ -111,36 +114,35 @@ class ServerRecord:
 
 
 class Directory(Protocol):
-    """A place for records. Every method raises DirectoryError if the place cannot be reached."""
+    """A store of records. Every method raises DirectoryError if it cannot be reached."""
 
     def publish(self, name: str, record: ServerRecord) -> None:
-        """Put a record there, or repeat it before it expires; readers see it whole."""
+        """Write a record, or repeat it before it expires; readers never see half of it."""
 
     def withdraw(self, name: str) -> None:
-        """Take a record away; harmless if there is none."""
+        """Remove a record, if it exists."""
 
     def servers(self) -> "Listing":
-        """All that have not expired, sorted by name."""
+        """Return all records that have not expired, sorted by name."""
 
 
 Listing = dict[str, ServerRecord | RecordError]
-"""Names of servers with their records, or with what is wrong with those: one that is malformed
-takes nothing from the others.
+"""The record of each server by name, or the error of a malformed one: it does not hide the others.
 """
 
 
 def usable(listing: Listing) -> dict[str, ServerRecord]:
-    """The records that are not malformed."""
+    """Return the records that are not malformed."""
     return {name: each for name, each in listing.items() if isinstance(each, ServerRecord)}
 
 
 def malformed(listing: Listing) -> list[RecordError]:
-    """What is wrong with the others."""
+    """Return the errors of the malformed records."""
     return [each for each in listing.values() if isinstance(each, RecordError)]
 
 
 class Publisher:
-    """Keeps one record in a directory as long as its block lasts, by a thread of its own."""
+    """A thread that keeps one record in a directory; a context manager."""
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class Publisher:
         say: Callable[[str], None],
         refresh_seconds: float = REFRESH_SECONDS,
     ) -> None:
-        """`say` gets a sentence, from that thread, when the place is lost and when it is back."""
+        """`say` is called from that thread when the directory is lost and when it is back."""
         check_name(name)
         self.name = name
         self._directory = directory
@@ -163,17 +165,17 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="directory", daemon=True)
 
     def update(self, record: ServerRecord) -> None:
-        """Publish another record at once; does not wait for it."""
+        """Publish another record at once, without waiting for the directory."""
         self._record = record
         self._wake.set()
 
     def __enter__(self) -> Self:
-        """Published on return, or DirectoryError if the place cannot be reached."""
+        """Publish the record. Raises DirectoryError if the directory cannot be reached."""
         self._supersede()
         try:
             self._directory.publish(self.name, self._record)
             self._thread.start()
-        except BaseException:  # an interrupt too: it may be listed already
+        except BaseException:  # an interrupt, too: the record may be listed already
             self._withdraw()
             raise
         return self
@@ -184,16 +186,16 @@ class Publisher:
     def _withdraw(self) -> None:
         self._is_stopping = True
         self._wake.set()
-        if self._thread.ident is not None:  # else it was never started
+        if self._thread.ident is not None:  # None: the thread was never started
             self._thread.join()
         try:
             self._directory.withdraw(self.name)
         except DirectoryError as failure:
-            tell(self._say, f"{failure}; the record of this server goes within {TTL_SECONDS} s")
+            tell(self._say, f"{failure}; this server's record expires within {TTL_SECONDS} s")
 
     def _supersede(self) -> None:
-        """Remove what killed servers of this host have left, wherever they were: clients would send
-        them a share of their keys until it expires. What other hosts have left does expire.
+        """Remove the records of killed servers of this host: until these records expire, clients
+        would send requests to dead servers. Records of other hosts are left to expire.
         """
         for name, found in self._directory.servers().items():
             if name == self.name:
@@ -201,10 +203,10 @@ class Publisher:
             if is_dead(name):
                 self._directory.withdraw(name)
             elif isinstance(found, RecordError):
-                tell(self._say, f"{found}; until then clients do without that server")
+                tell(self._say, f"{found}; until then clients do not use that server")
 
     def _run(self) -> None:
-        pthread_sigmask(SIG_BLOCK, valid_signals())  # the main thread waits for them
+        pthread_sigmask(SIG_BLOCK, valid_signals())  # the main thread handles signals
         while True:
             self._wake.wait(self._refresh_seconds)
             self._wake.clear()
@@ -212,11 +214,11 @@ class Publisher:
                 return
             try:
                 self._directory.publish(self.name, self._record)
-            except Exception as failure:  # noqa: BLE001 whatever it is, the record must not expire
+            except Exception as failure:  # noqa: BLE001 keep publishing: the record must not expire
                 self._lose(failure)
                 continue
             if self._is_lost:
-                tell(self._say, "the directory is back, and this server in it")
+                tell(self._say, "the directory is back, and this server is published in it again")
             self._is_lost = False
 
     def _lose(self, failure: Exception) -> None:
@@ -224,20 +226,20 @@ class Publisher:
         if not isinstance(failure, DirectoryError):
             reason = f"cannot publish in {self._directory}: {failure!r}"
         if not self._is_lost:
-            tell(self._say, f"{reason}; clients keep what they know, and we keep trying")
+            tell(self._say, f"{reason}; clients keep the last record, and publishing is retried")
         self._is_lost = True
 
 
 def tell(say: Callable[[str], None], sentence: str) -> None:
-    """Say it, unless nobody listens any more: who has more to do than to talk goes on."""
+    """Call `say` with a sentence; ignore a closed output stream."""
     with suppress(OSError, ValueError):
         say(sentence)
 
 
 class FileDirectory:
-    """A folder of NAME.json files. The time of a file's last change says whether its server lives.
+    """A folder of NAME.json files. A file's modification time tells whether its server is alive.
 
-    One machine's servers and clients see it, whatever their network namespaces.
+    All servers and clients of one machine see it, whatever their network namespaces.
     """
 
     def __init__(self, folder: Path, ttl_seconds: int = TTL_SECONDS) -> None:
@@ -245,7 +247,7 @@ class FileDirectory:
         self._ttl_seconds = ttl_seconds
 
     def publish(self, name: str, record: ServerRecord) -> None:
-        """As in Directory; removes what expired."""
+        """As in Directory; also removes expired records."""
         check_name(name)
         path = self._folder / (name + _SUFFIX)
         fresh = self._folder / f".{name}{_UNFINISHED}"
@@ -268,11 +270,11 @@ class FileDirectory:
             raise self._failure("be written", error) from error
 
     def servers(self) -> Listing:
-        """As in Directory. A folder that is not there yet has no servers."""
+        """As in Directory. A folder that does not exist yet has no servers."""
         records: Listing = {}
         try:
             for path in sorted(self._folder.glob("[!.]*" + _SUFFIX)):
-                with suppress(FileNotFoundError):  # gone since
+                with suppress(FileNotFoundError):  # removed meanwhile
                     if not self._has_expired(path):
                         name = path.name.removesuffix(_SUFFIX)
                         records[name] = read_record(str(self), name, path.read_bytes())
@@ -284,7 +286,7 @@ class FileDirectory:
         return f"file:{self._folder}"
 
     def _has_expired(self, path: Path) -> bool:
-        """A clock that was set back must not let the dead live on, hence abs()."""
+        """Return whether a record has expired. abs(): a clock set back must not keep it alive."""
         try:
             return abs(time.time() - path.stat().st_mtime) > self._ttl_seconds
         except FileNotFoundError:
@@ -298,8 +300,8 @@ class FileDirectory:
 
 
 def _is_a_server_s(path: Path) -> bool:
-    """Whether a file is one that publish() has written, or left half written: all others in the
-    folder are somebody else's.
+    """Return whether publish() has written the file, completely or partly; other files in the
+    folder are not touched.
     """
     if path.name.endswith(_UNFINISHED):
         return bool(_NAME.fullmatch(path.name.removeprefix(".").removesuffix(_UNFINISHED)))
@@ -311,41 +313,41 @@ def _is_a_server_s(path: Path) -> bool:
 
 
 def server_name(process_id: int) -> str:
-    """What MICA2 calls a server: its host and process."""
+    """Return MICA2's name for a server: host and process number."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")
     return f"{host or 'localhost'}.{process_id}"
 
 
 def host_of(name: str) -> str:
-    """The part of a server's name that outlives the server."""
+    """Return the host in a server's name, which stays the same when the server restarts."""
     return name.rpartition(".")[0] or name
 
 
 def is_dead(name: str) -> bool:
-    """Whether that server was a process of this host, which has ended."""
+    """Return whether that server was a process of this host and has ended."""
     process = name.rpartition(".")[2]
     is_ours = process.isdecimal() and name == server_name(int(process))
     return is_ours and start_ticks(int(process)) is None
 
 
 def check_name(name: str) -> None:
-    """UsageError for a server name that no file and no key of etcd can have."""
+    """Raise UsageError for a server name that is invalid as a file name or an etcd key."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no server name: use up to 200 letters, digits, '.-_'")
+        raise UsageError(f"{name!r} is not a server name: use up to 200 letters, digits, '.-_'")
 
 
 def read_record(place: str, name: str, text: str | bytes) -> ServerRecord | RecordError:
-    """from_json() for listings: an error that names the culprit instead of a record."""
+    """Return the record of a listing, or a RecordError that names the server and its directory."""
     try:
         return ServerRecord.from_json(text)
     except RecordError as error:
         return RecordError(
-            f"the record of server {name} in {place} is malformed ({error}): have it removed"
+            f"the record of server {name} in {place} is malformed ({error}): remove it"
         )
 
 
 class _Wire(msgspec.Struct):
-    """The JSON's shape; members that we do not know are left alone, as MICA2 does."""
+    """The members of the JSON; unknown members are ignored, as MICA2 does."""
 
     concurrent_read: bool
     concurrent_write: bool
@@ -359,10 +361,10 @@ def _compact(value: object) -> str:
 
 def _check_endpoint(mac: str, address: str, port: int) -> None:
     if not _MAC.fullmatch(mac):
-        raise RecordError(f"{mac!r} is no MAC address")
+        raise RecordError(f"{mac!r} is not a MAC address")
     try:
         IPv4Address(address)
     except AddressValueError as error:
-        raise RecordError(f"{address!r} is no IPv4 address") from error
+        raise RecordError(f"{address!r} is not an IPv4 address") from error
     if not 0 <= port <= 0xFFFF:
-        raise RecordError(f"{port} is no UDP port")
+        raise RecordError(f"{port} is not a UDP port")

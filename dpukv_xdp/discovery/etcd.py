@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Directories in etcd: version 2 of its interface for MICA2, version 3 for whatever is current.
+"""Directories in etcd: version 2 of its interface, which MICA2 reads, and version 3, the current.
 
 The keys are MICA2's in both: PREFIX/servers/NAME.
 """
@@ -22,13 +22,13 @@ from dpukv_xdp.base.patience import patient
 from dpukv_xdp.discovery.directory import Listing, ServerRecord, check_name, read_record
 
 TIMEOUT_SECONDS = 2.0
-"""For connecting and for each answer: well below the TTL, so that a lost one can be repeated."""
+"""Time-out of a connection and of an answer: well below the TTL, so that a retry is in time."""
 
 _KEY_NOT_FOUND = 100  # errorCode of version 2
 
 
 class Etcd2Directory:
-    """Keys with a TTL: what public MICA2 clients read. etcd 3.4 and 3.5 have it with
+    """Keys with a TTL, which public MICA2 clients read. etcd 3.4 and 3.5 offer this interface with
     --enable-v2=true.
     """
 
@@ -63,7 +63,7 @@ class Etcd2Directory:
         return self._place
 
     def _call(self, method: str, path: str, form: dict[str, str] | None = None) -> dict[str, Any]:
-        """etcd's answer; empty if the key is not there."""
+        """Return etcd's answer; empty if the key does not exist."""
         with _failures_named(self._place):
             answer = self._session.request(
                 method, self._servers_url + path, data=form, timeout=patient(TIMEOUT_SECONDS)
@@ -87,7 +87,7 @@ class Etcd2Directory:
 
 
 class Etcd3Directory:
-    """Keys under a lease each, which publishing keeps alive."""
+    """Keys with a lease each, which publishing keeps alive."""
 
     def __init__(self, host: str, port: int, prefix: str, ttl_seconds: int) -> None:
         self._place = f"etcd3://{_bracketed(host)}:{port}{prefix}"
@@ -97,12 +97,12 @@ class Etcd3Directory:
         self._leases: dict[str, Lease] = {}
 
     def publish(self, name: str, record: ServerRecord) -> None:
-        """As in Directory. Writes only what etcd does not have: it keeps every version."""
+        """As in Directory. Writes only changed records, because etcd keeps every version."""
         check_name(name)
         key, text = self._prefix + name, record.to_json()
         with _failures_named(self._place):
             lease = self._leases.get(name)
-            if lease is None or lease.refresh() <= 0:  # expired, or etcd has forgotten it
+            if lease is None or lease.refresh() <= 0:  # the lease has expired, or etcd lost it
                 self._leases[name] = lease = self._client.lease(self._ttl_seconds)
             there = [
                 (value, metadata.get("lease"))
@@ -134,7 +134,7 @@ class Etcd3Directory:
 
 
 def _session() -> requests.Session:
-    """Whatever proxy the environment names for the web, etcd is not behind it."""
+    """Return a session that ignores the environment's web proxies: etcd is not behind them."""
     session = requests.Session()
     session.trust_env = False
     return session
@@ -146,7 +146,7 @@ def _bracketed(host: str) -> str:
 
 @contextmanager
 def _failures_named(place: str) -> Iterator[None]:
-    """Whatever can go wrong on the way to etcd and in its answer, as a DirectoryError."""
+    """Turn every failure to reach etcd or to read its answer into a DirectoryError."""
     try:
         yield
     except (requests.Timeout, ConnectionTimeoutError) as error:

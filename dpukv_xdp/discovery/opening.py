@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Directories by their URL: the one module that knows every kind."""
+"""Open a directory by its URL: the only module that knows every kind."""
 
 from pathlib import Path
 
@@ -9,14 +9,15 @@ from dpukv_xdp.discovery.directory import TTL_SECONDS, Directory, FileDirectory
 
 
 def open_directory(url: str, ttl_seconds: int = TTL_SECONDS) -> Directory:
-    """Return the directory that a URL names, without touching it. Raises UsageError if it names
-    none, MissingError without the packages for etcd.
+    """Return the directory that a URL names, without connecting to it.
+
+    Raises UsageError for a malformed URL, MissingError without the packages for etcd.
     """
     place = parse_directory_url(url)
     if isinstance(place, FilePlace):
         return FileDirectory(Path(place.path), ttl_seconds)
     try:
-        from dpukv_xdp.discovery.etcd import Etcd2Directory, Etcd3Directory  # slow: brings requests
+        from dpukv_xdp.discovery.etcd import Etcd2Directory, Etcd3Directory  # slow: needs requests
     except ModuleNotFoundError as error:
         raise MissingError(
             f"the directory {url}", f"the Python package {error.name}: {install_advice('etcd')}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a client knows of a directory, kept up to date beside its requests.
+"""A client's copy of a directory's servers, kept up to date beside its requests.
 
-A thread reads, so that no request waits for a directory that is slow or gone: what was known before
-stays in force until a newer list is there.
+A thread reads the directory, so that no request waits for one that is slow or gone: the last list
+remains valid until a newer one has been read.
 """
 
 import os
@@ -23,16 +23,18 @@ from dpukv_xdp.discovery.directory import (
 from dpukv_xdp.discovery.opening import open_directory
 
 PAUSE_SECONDS = 0.02
-"""From one look into the directory to the next, however many ask for it."""
+"""Least time between two reads of the directory, however often they are requested."""
 
 
 class Watch:
-    """The servers of a directory, or those of them that were asked for."""
+    """The servers of a directory, or those of one host or name."""
 
     def __init__(self, url: str, server: str | None, refresh_seconds: float) -> None:
-        """`server` is a name in the directory, or a host: then all of its servers, whatever their
-        process ids. DirectoryError if the directory cannot be read or lists none of them that is
-        not malformed; UsageError for a URL that is none.
+        """Read the directory and start the thread.
+
+        `server` is a name in the directory, or a host, which selects all of its servers. Raises
+        DirectoryError if the directory cannot be read or lists no valid record of these servers,
+        UsageError for a malformed URL.
         """
         self._directory: Directory = open_directory(url)
         self._server = server
@@ -41,11 +43,11 @@ class Watch:
         listing = self._chosen()
         self._known = usable(listing)
         self.servers = _in_order(self._known)
-        """Sorted by what a server that starts again keeps, so that each has its keys again: host
-        and addresses. Replaced as a whole when they change.
+        """Known servers, sorted by host and addresses: a restarted server keeps these, and with
+        them its keys. The tuple is replaced as a whole when the servers change.
         """
         self.failure: DirectoryError | None = next(iter(malformed(listing)), None)
-        """What was wrong with the last look, if anything."""
+        """Error of the last read, if it failed."""
         if not self.servers:
             what = "server" if server is None else f"server {server!r}"
             raise self.failure or DirectoryError(
@@ -56,16 +58,16 @@ class Watch:
         self._closing = threading.Event()
         self._bell = threading.Lock()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable once `servers` has changed: see hear()."""
+        """Event descriptor, readable once `servers` has changed: see hear()."""
         threading.Thread(target=self._run, name="directory-watch", daemon=True).start()
 
     def use(self) -> None:
-        """Look again if the last time is `refresh_seconds` ago; does not wait for it."""
+        """Request a read if the last one is `refresh_seconds` old, without waiting for it."""
         if time.monotonic() - self._read_at >= self._refresh_seconds:
             self._asked.set()
 
     def ask(self) -> None:
-        """Look again: something suggests that `servers` is out of date. Does not wait for it."""
+        """Request a read because `servers` may be out of date, without waiting for it."""
         self._asked.set()
 
     def hear(self) -> None:
@@ -74,7 +76,7 @@ class Watch:
             os.eventfd_read(self.fd)
 
     def close(self) -> None:
-        """No more looks."""
+        """Stop the thread and close `fd`."""
         self._closing.set()
         self._asked.set()
         with self._bell:
@@ -101,7 +103,7 @@ class Watch:
         self._read_at = time.monotonic()
 
     def _take(self, listing: Listing, now: float) -> None:
-        """An empty list changes nothing: a server that starts again is away for a moment."""
+        """Adopt a list. An empty one changes nothing: a restarting server is briefly absent."""
         known = self._trusted(listing, now) | usable(listing)
         if not known:
             return
@@ -115,9 +117,10 @@ class Watch:
                 os.eventfd_write(self.fd, 1)
 
     def _trusted(self, listing: Listing, now: float) -> dict[str, ServerRecord]:
-        """What was known before and stays so until a new record is there. A server that is missing
-        keeps its place for TTL_SECONDS, as the records of several come back one after the other
-        when etcd was away; unless another has come in its place.
+        """Return the known servers that stay valid until they have a new record.
+
+        A missing server keeps its place for TTL_SECONDS, unless another server has replaced it:
+        after an outage of etcd, the records of several servers return one after the other.
         """
         arrived = {name: new for name, new in usable(listing).items() if name not in self._known}
         missing_since = {
@@ -150,7 +153,7 @@ def _in_order(known: dict[str, ServerRecord]) -> tuple[ServerRecord, ...]:
 
 
 def _takes_the_place(old_name: str, old: ServerRecord, name: str, new: ServerRecord) -> bool:
-    """Whether a server that has come is one that has gone, started again: on the same host, or with
-    an address of it.
+    """Return whether a new server is a restart of an old one: on the same host, or with one of its
+    addresses.
     """
     return host_of(old_name) == host_of(name) or not set(old.addresses).isdisjoint(new.addresses)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""XDP programs of ours on interfaces, in the register, so that a killed process leaves none behind.
+"""Register of our XDP programs on interfaces, so that those of a killed process are removed.
 
-Every function but list_attachments() works in the network namespace of the calling thread.
+Every function except list_attachments() works in the network namespace of the calling thread.
 """
 
 import os
@@ -15,10 +15,10 @@ from dpukv_xdp.kernel import nic
 from dpukv_xdp.kernel.namespaces import namespace_inode
 
 NAPI_PROGRAM = "kv_lab_napi"
-"""The XDP program that lets every frame pass on a lab's client's interface, until one of ours
-replaces it. A veth end that transmits with XDP_TX wakes its peer only if the peer has an XDP
-program (veth_xdp_flush() in the kernel): without one, answers would lie in the peer's ring until
-another frame comes.
+"""The XDP program that passes every frame on a lab client's interface, until one of ours replaces
+it. A veth end that transmits with XDP_TX wakes its peer only if the peer has an XDP program
+(veth_xdp_flush() in the kernel): without one, answers would stay in the peer's ring until another
+frame arrives.
 """
 
 
@@ -29,19 +29,19 @@ class AttachmentRecord(msgspec.Struct, frozen=True):
     index: int
     program_id: int
     namespace_inode: int
-    """The network namespace that the interface is in."""
+    """Inode of the interface's network namespace."""
     owner: Process
     replaces_napi: bool = False
-    """Whether it took the place of NAPI_PROGRAM, which then comes back."""
+    """Whether the program replaced NAPI_PROGRAM, which has to be put back."""
 
 
 def register_attachment(
     interface: str, program_fd: int, *, modes: tuple[str, ...] = nic.DEFAULT_MODES
 ) -> nic.Attachment:
-    """Attach a program as nic.attach_xdp does, so that it is found and removed after a kill.
+    """Register a program and attach it as nic.attach_xdp does, so that it is removed after a kill.
 
-    Programs that a dead process of ours left behind go first, and NAPI_PROGRAM makes room. Raises
-    what nic.attach_xdp raises.
+    Stale programs of dead processes are removed first, and NAPI_PROGRAM is replaced. Raises the
+    errors of nic.attach_xdp.
     """
     require_root("attaching XDP")
     remove_stale_attachments()
@@ -67,10 +67,10 @@ def register_attachment(
 
 
 def release_attachment(attachment: nic.Attachment) -> bool:
-    """Take our program off again; return whether it was there."""
+    """Detach our program; return whether it was attached."""
     path = _path(namespace_inode(), attachment.index, attachment.program_id)
     record = register.read(path, AttachmentRecord)
-    if record is None:  # somebody emptied the register
+    if record is None:  # the register has been emptied
         return nic.detach_xdp(attachment.index, attachment.program_id)
     was_there = _take_off(record)
     path.unlink(missing_ok=True)
@@ -78,14 +78,14 @@ def release_attachment(attachment: nic.Attachment) -> bool:
 
 
 def remove_stale_attachments() -> list[str]:
-    """Take off the programs of dead processes, in this network namespace; one sentence for each."""
+    """Detach dead processes' programs in this network namespace; return a sentence for each."""
     removed = []
     here = namespace_inode()
     for record in list_attachments():
         if record.namespace_inode != here or is_alive(record.owner):
             continue
         if _take_off(record):
-            removed.append(f"XDP program {record.program_id} taken off {record.interface}")
+            removed.append(f"XDP program {record.program_id} detached from {record.interface}")
         _path(here, record.index, record.program_id).unlink(missing_ok=True)
     return removed
 
@@ -96,13 +96,13 @@ def list_attachments() -> list[AttachmentRecord]:
 
 
 def forget_attachments(inode: int) -> None:
-    """Remove the records of a network namespace that is gone, and its programs with it."""
+    """Remove the records of a network namespace that is gone together with its programs."""
     for path in register.REGISTER_DIR.glob(f"attachment-{inode}-*.json"):
         path.unlink(missing_ok=True)
 
 
 def attach_napi_program(interface: str) -> None:
-    """Attach NAPI_PROGRAM, unregistered: it stays as long as the interface."""
+    """Attach NAPI_PROGRAM without registering it: it stays as long as the interface."""
     napi_fd = nic.load_pass_program(NAPI_PROGRAM)
     try:
         nic.attach_xdp(interface, napi_fd)
@@ -111,7 +111,7 @@ def attach_napi_program(interface: str) -> None:
 
 
 def _take_off(record: AttachmentRecord) -> bool:
-    """Detach the program and put NAPI_PROGRAM back; return whether the program was there."""
+    """Detach the program and restore NAPI_PROGRAM; return whether the program was attached."""
     if not record.replaces_napi:
         return nic.detach_xdp(record.index, record.program_id)
     napi_fd = nic.load_pass_program(NAPI_PROGRAM)

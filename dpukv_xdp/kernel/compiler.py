@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Compile BPF programs with bcc, once: what was compiled is kept. The only module that knows bcc.
+"""Compile BPF programs with bcc and cache the result. The only module that uses bcc.
 
-clang takes 1 to 5 seconds for one of our sources, and a bench needs two; loading what it made takes
-a tenth of that. bcc compiles and makes the maps at the same time, so what is kept is described as
-the kernel sees it: its maps, its programs' instructions, and the types (BTF) that a map with a lock
-is refused without.
+clang takes 1 to 5 seconds for one of our sources, and a bench needs two; loading a compiled one
+takes a tenth of that. bcc creates the maps while it compiles, so a cached object describes what the
+kernel was given: the maps, the programs' instructions, and the types (BTF), without which the
+kernel refuses a map with a lock.
 """
 
 import ctypes
@@ -29,29 +29,30 @@ from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.kernel import kernel_headers
 
 KEPT_OBJECTS_MAX = 500
-"""Compiled objects that stay; the oldest go first."""
+"""Most compiled objects in the cache; the oldest are removed first."""
 
 # clang warns about the kernel's own headers, not ours.
 _WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
 _KEEPS = "2"
-"""Changes with the layout of CompiledObject, and with what its key is made of."""
+"""Version of the cache: change it with the layout of CompiledObject or the parts of its key."""
 _INSTRUCTION = struct.Struct("=BBhi")
 _WIDE_LOAD = struct.Struct("=BBhIII")
-"""An instruction of two: the lower word of the number is in the first, the upper in the second."""
+"""A double instruction: the first half has the constant's lower word, the second its upper word."""
 _LOAD_WORD = 0x18
-"""Of an instruction that loads 64 bits: BPF_LD | BPF_IMM | BPF_DW."""
+"""Opcode of the instruction that loads 64 bits: BPF_LD | BPF_IMM | BPF_DW."""
 _MAP_FD = 1
-"""In its source register: the number is a map's file descriptor, BPF_PSEUDO_MAP_FD."""
+"""Its source register if the constant is a map's file descriptor: BPF_PSEUDO_MAP_FD."""
 _NUMBER = 0
-"""In its source register: the number is a number."""
+"""Its source register if the constant is a plain number."""
 SETTINGS_AT_LOAD = ("KV_PORT", "KV_ADDRESS", "KV_PORT_COUNT")
-"""Settings that are filled in when a program is loaded; each has its index in place of a value."""
+"""Settings that are filled in at load time; compiled code has their index here instead of a value.
+"""
 _SETTING_MARKER = 0x4B56A70A
-"""Upper word of such a place: see KV_AT_LOAD in bpf/side.h."""
+"""Upper word of a constant that is such a setting: see KV_AT_LOAD in bpf/side.h."""
 
 
 class MapPlan(msgspec.Struct, frozen=True):
-    """A map as bpf_map_create() takes it."""
+    """The arguments of bpf_map_create() for one map."""
 
     name: str
     type: int
@@ -60,8 +61,9 @@ class MapPlan(msgspec.Struct, frozen=True):
     entries: int
     flags: int
     key_type: int
-    """In the object's BTF; 0 = none."""
+    """Number of the key's type in the object's BTF; 0 = none."""
     value_type: int
+    """Number of the value's type in the object's BTF; 0 = none."""
 
 
 class CompiledObject(msgspec.Struct, frozen=True):
@@ -69,8 +71,8 @@ class CompiledObject(msgspec.Struct, frozen=True):
 
     maps: tuple[MapPlan, ...]
     programs: dict[str, bytes]
-    """Their instructions. In place of a map's file descriptor they have its index in `maps`, and in
-    place of a setting of SETTINGS_AT_LOAD a marker: see `filled_in`.
+    """Instructions of each program by name. They contain the index in `maps` instead of a map's
+    file descriptor, and a marker instead of a setting of SETTINGS_AT_LOAD: see `filled_in`.
     """
     btf: bytes
 
@@ -78,11 +80,10 @@ class CompiledObject(msgspec.Struct, frozen=True):
 def compile_source(
     source: Path, programs: Sequence[str], settings: Mapping[str, int]
 ) -> CompiledObject:
-    """`source` with `settings` as -D, or what was kept of the last time.
+    """Return `source` compiled with `settings` as -D options, from the cache if possible.
 
-    The values of SETTINGS_AT_LOAD make no difference to it: `filled_in` puts them in.
-
-    Raises MissingError without bcc, LoadError when clang refuses.
+    The result does not depend on the values of SETTINGS_AT_LOAD, which `filled_in` inserts. Raises
+    MissingError without bcc, LoadError if clang refuses the source.
     """
     defines = tuple(f"-D{name}={_in_source(name, value)}" for name, value in settings.items())
     key = _key(source, programs, defines)
@@ -94,8 +95,8 @@ def compile_source(
 
 
 def telling_line(source: Path, log: str, error: str) -> str:
-    """The line that says what is wrong: clang's first error, or the verifier's last words before
-    its summary.
+    """Return the line of a log that says what is wrong: clang's first error, or the verifier's last
+    line before its summary.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in lines:
@@ -119,7 +120,7 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
                 src_file=str(source).encode(),
                 cflags=[*_include_flags(source), *_WARNINGS, *defines],
             )
-        except Exception as error:  # bcc raises bare Exception; its reason is on stderr
+        except Exception as error:  # bcc raises bare Exception, and clang writes to stderr
             log = read_log()
             raise LoadError(telling_line(source, log, str(error)), log) from error
     try:
@@ -139,7 +140,7 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
 
 
 def _include_flags(source: Path) -> list[str]:
-    """Return where clang looks for our headers: beside the source, then in bpf/.
+    """Return the -I options for our headers: the source's folder, then bpf/.
 
     The paths must be absolute, because bcc compiles in the kernel tree.
     """
@@ -147,7 +148,10 @@ def _include_flags(source: Path) -> list[str]:
 
 
 def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
-    """All maps by name; bcc has no Python for it, and so has not said what the functions take."""
+    """Return the file descriptors of all maps by name.
+
+    bcc's Python offers no list of maps, so the C functions are declared here.
+    """
     table_count, table_name = bcc.lib.bpf_num_tables, bcc.lib.bpf_table_name
     table_count.argtypes = [ctypes.c_void_p]
     table_name.argtypes, table_name.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_char_p
@@ -169,7 +173,7 @@ def _map_plan(name: str, info: Any) -> MapPlan:
 
 
 def _btf(btf_ids: set[int]) -> bytes:
-    """The types that the maps' plans name, which are all in one place; empty if none does."""
+    """Return the BTF that the maps refer to, which is one for all; empty if no map has types."""
     for btf_id in btf_ids:
         fd = lib.bpf_btf_get_fd_by_id(btf_id)
         if fd < 0:
@@ -185,7 +189,10 @@ def _btf(btf_ids: set[int]) -> bytes:
 
 
 def _info(kind: str, fd: int, **asked: int) -> Any:
-    """What the kernel says of a map or of types; `asked` says where more of it is to go."""
+    """Return the kernel's information on a map or BTF object.
+
+    `asked` presets fields of the structure, such as the buffer for further data.
+    """
     info = ffi.new(f"{kind} *", asked)
     status = lib.bpf_obj_get_info_by_fd(fd, info, ffi.new("__u32 *", ffi.sizeof(kind)))
     if status < 0:
@@ -194,7 +201,7 @@ def _info(kind: str, fd: int, **asked: int) -> Any:
 
 
 def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
-    """The instructions with other numbers where maps are named."""
+    """Return the instructions with each map reference replaced by `number_of` it."""
     found = bytearray(instructions)
     for at in range(0, len(found), _INSTRUCTION.size):
         code, registers, offset, number = _INSTRUCTION.unpack_from(found, at)
@@ -204,7 +211,7 @@ def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
 
 
 def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
-    """Return the instructions with the values of SETTINGS_AT_LOAD, each below 2^32."""
+    """Return the instructions with the values of SETTINGS_AT_LOAD filled in, each below 2^32."""
     found = bytearray(instructions)
     for at in range(0, len(found) - _WIDE_LOAD.size + 1, _INSTRUCTION.size):
         code, registers, _, index, rest, marker = _WIDE_LOAD.unpack_from(found, at)
@@ -215,7 +222,7 @@ def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
 
 
 def _in_source(name: str, value: int) -> str:
-    """Return what -D says of a setting."""
+    """Return the value of a setting's -D option."""
     return f"KV_AT_LOAD({SETTINGS_AT_LOAD.index(name)})" if name in SETTINGS_AT_LOAD else str(value)
 
 
@@ -229,9 +236,7 @@ def _import_bcc() -> Any:
 
 @contextmanager
 def _named_headers() -> Iterator[None]:
-    """Tell bcc where the kernel headers are, within the block only: child processes find them by
-    themselves.
-    """
+    """Set BCC_KERNEL_SOURCE within the block only; child processes choose for themselves."""
     source = kernel_headers.kernel_source()
     before = os.environ.get(kernel_headers.VARIABLE)
     if source is None or before:
@@ -246,7 +251,10 @@ def _named_headers() -> Iterator[None]:
 
 @contextmanager
 def _captured_stderr() -> Iterator[Any]:
-    """File descriptor 2 into a file: clang writes there from C++."""
+    """Redirect file descriptor 2 into a file, because clang writes there from C++.
+
+    Yields a function that returns the text so far.
+    """
     saved = os.dup(2)
     with tempfile.TemporaryFile() as capture:
         os.dup2(capture.fileno(), 2)
@@ -262,15 +270,15 @@ def _captured_stderr() -> Iterator[Any]:
             os.close(saved)
 
 
-# ---- Keeping
+# ---- The cache
 
 
 def _key(source: Path, programs: Sequence[str], defines: Sequence[str]) -> str:
-    """Digest of all that the result depends on: our sources, the settings, bcc, the architecture
-    and the release of the kernel headers.
+    """Return a digest of everything that the result depends on: our sources, the settings, bcc, the
+    architecture and the release of the kernel headers.
 
-    Neither the running kernel nor the checkout's path is part of it: what one kernel's machine
-    compiled loads on another that has the same headers, as in the guests of tools/test --kernels.
+    Neither the running kernel nor the checkout's path is part of it. An object compiled on one
+    machine loads on another one with the same headers, as in the guests of tools/test --kernels.
     """
     digest = hashlib.sha256()
     headers = kernel_headers.headers_release()
@@ -282,7 +290,7 @@ def _key(source: Path, programs: Sequence[str], defines: Sequence[str]) -> str:
 
 
 def _texts(source: Path) -> Iterator[str]:
-    """The source and all headers of ours that it includes."""
+    """Yield the text of the source and of all our headers that it includes."""
     waiting, seen = [source], set[Path]()
     while waiting:
         path = waiting.pop()
@@ -297,7 +305,7 @@ def _texts(source: Path) -> Iterator[str]:
 
 
 def _bcc_version() -> str:
-    """The text of bcc's version file, read without importing bcc, which takes LLVM into memory."""
+    """Return the text of bcc's version file, without importing bcc, which would load LLVM."""
     spec = importlib.util.find_spec("bcc")
     if spec is None or spec.origin is None:
         return "none"
@@ -305,7 +313,9 @@ def _bcc_version() -> str:
 
 
 def _kept(key: str) -> CompiledObject | None:
-    """None if it is not there, or not ours alone to write: it would run in the kernel."""
+    """Return a cached object; None if there is none, or if other users could have written it,
+    because it would run in the kernel.
+    """
     for cache in kernel_headers.CACHE_DIRS:
         path = cache / "programs" / key
         try:
@@ -322,7 +332,7 @@ def _kept(key: str) -> CompiledObject | None:
 
 
 def _keep(key: str, compiled: CompiledObject) -> None:
-    """For the next time. Where nothing can be written it is compiled again."""
+    """Add an object to the cache; do nothing if no cache directory is writable."""
     with suppress(DpukvError, OSError):
         directory = kernel_headers.writable_cache() / "programs"
         directory.mkdir(mode=0o755, exist_ok=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What we want of a kernel beyond XDP itself: since when it exists, what fails without it, and what
-works instead.
+"""Kernel features that are used beyond XDP itself: the first Linux with each, what fails without
+it, and what to use instead.
 
-Whether a kernel has it is found out by trying (probes.py), never by its version: distributions add
+Probes (probes.py) find out whether a kernel has a feature, never its version: distributions add
 features to old kernels, and builds leave them out of new ones.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dpukv_xdp.base.errors import MissingError
 
 TRIED_KERNELS = ("6.1", "6.12", "6.18")
-"""Kernels that our programs and tests have run on, major and minor version."""
+"""Kernels on which our programs and tests have run, as major and minor version."""
 UPGRADE = "use a later kernel"
 
 
@@ -22,11 +22,11 @@ class Feature:
     since: str
     """The first Linux that has it."""
     lost: str
-    """What does not work without it."""
+    """Options and commands that fail without it."""
     instead: str
-    """What works all the same, or how to get it."""
+    """What to use without it, or how to get it."""
     is_required: bool = False
-    """Whether nothing works without it."""
+    """Whether dpukv_xdp as a whole depends on it."""
 
 
 FEATURES = {
@@ -67,16 +67,16 @@ FEATURES = {
         "5.8", "bench, which measures XDP's CPU time by them", "serve, and measure with perf"
     ),
     "verified instruction counts": Feature(
-        "5.16", "doctor's count of them", "whether a program loads is told all the same"
+        "5.16", "doctor's count of them", "whether a program loads is reported all the same"
     ),
 }
-"""By name; the names are those of `@needs("…")` in the tests, too."""
+"""Features by name; `@needs("…")` in the tests uses the same names."""
 
 
 def missing(name: str, wanted: str, reason: str) -> MissingError:
     """Return the error for a feature that this kernel lacks.
 
-    `wanted` is what was asked for, `reason` what the kernel said when the feature was tried.
+    `wanted` names the request that needs it; `reason` is the kernel's answer to the probe.
     """
     feature = FEATURES[name]
     return MissingError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Kernel headers for bcc where the running kernel has none of its own.
+"""Kernel headers for bcc where the running kernel's own headers are not installed.
 
-Our programs use only structures that are part of the kernel's user interface, so any distribution's
-headers will do. Debian splits them into two trees, one common and one for the architecture: they
-are merged once into a directory of symbolic links, which bcc takes as BCC_KERNEL_SOURCE.
+Our programs use only structures of the kernel's user interface, so the headers of any release are
+sufficient. Debian splits them into a common tree and one for the architecture. These are merged
+once into a directory of symbolic links, which bcc uses as BCC_KERNEL_SOURCE.
 """
 
 import os
@@ -23,16 +23,17 @@ CACHE_DIRS = (
     Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpukv_xdp",
 )
 VARIABLE = "BCC_KERNEL_SOURCE"
-"""Environment variable in which bcc looks for the tree of headers."""
+"""Environment variable that tells bcc the tree of kernel headers."""
 UTS_RELEASE = "include/generated/utsrelease.h"
 NEEDED = ("include/generated/autoconf.h", "include/linux/kconfig.h", "include/uapi/linux/bpf.h")
 
 
 def kernel_source() -> Path | None:
-    """The tree for BCC_KERNEL_SOURCE, made if need be; None where the kernel has its own headers.
+    """Return the tree for BCC_KERNEL_SOURCE, merged if necessary; None if the running kernel's own
+    headers are installed.
 
-    One that the environment names already is taken as it is. Raises MissingError when no headers at
-    all are installed.
+    A tree that the environment names is used as it is. Raises MissingError if no headers are
+    installed at all.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -63,9 +64,9 @@ def own_tree() -> Path:
 
 
 def headers_release() -> str:
-    """Release of the kernel that the headers for bcc belong to, such as "6.1.0-56-amd64".
+    """Return the kernel release of bcc's headers, such as "6.1.0-56-amd64".
 
-    Raises MissingError when no headers at all are installed.
+    Raises MissingError if no headers are installed at all.
     """
     tree = kernel_source() or own_tree()
     found = re.search(r'UTS_RELEASE "(.*)"', (tree / UTS_RELEASE).read_text())
@@ -73,10 +74,10 @@ def headers_release() -> str:
 
 
 def source_in(root: Path) -> Path:
-    """Return one tree of the headers that lie under another system's root directory, made if need
-    be in that directory.
+    """Return one tree of the headers below another system's root directory, merged in that
+    directory if necessary.
 
-    Raises MissingError when there are none.
+    Raises MissingError if there are none.
     """
     for tree in _installed_trees(root / SOURCES_DIR.relative_to("/")):
         common = _common_tree(tree)
@@ -90,7 +91,7 @@ def source_in(root: Path) -> Path:
 
 
 def _installed_trees(sources_dir: Path = SOURCES_DIR) -> list[Path]:
-    """Header trees of an architecture, newest first."""
+    """Return the architecture's header trees, newest first."""
     trees = [tree for tree in sources_dir.glob("linux-headers-*") if (tree / NEEDED[0]).is_file()]
     return sorted(trees, key=_version, reverse=True)
 
@@ -100,7 +101,9 @@ def _version(tree: Path) -> list[int]:
 
 
 def _common_tree(tree: Path) -> Path | None:
-    """The common half that Debian's Makefile in the architecture's half includes; None if whole."""
+    """Return the common tree that the Makefile of Debian's architecture tree includes; None if the
+    tree is complete by itself.
+    """
     makefile = tree / "Makefile"
     found = re.match(r"include (/\S+)/Makefile\s*$", makefile.read_text()[:4096])
     return Path(found[1]) if found else None
@@ -114,7 +117,7 @@ def _is_complete(tree: Path) -> bool:
 
 
 def _merged_tree(tree: Path, common: Path) -> Path:
-    """A directory in which the two trees lie on top of each other; found again the next time."""
+    """Return a directory that merges the two trees; it is cached."""
     key = f"{tree.name}-{int(max(tree.stat().st_mtime, common.stat().st_mtime))}"
     for cache in CACHE_DIRS:
         if _is_complete(cache / key):
@@ -129,9 +132,11 @@ def _merged_tree(tree: Path, common: Path) -> Path:
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
-    """Rename; a whole tree that somebody else finished meanwhile stays, a broken one goes."""
+    """Rename the tree to its place. A complete tree that another process put there is kept, an
+    incomplete one replaced.
+    """
     if target.exists() and not _is_complete(target):
-        with suppress(FileNotFoundError):  # another process may have moved it just now
+        with suppress(FileNotFoundError):  # another process may have moved it already
             target.rename(fresh.with_name("broken"))
     try:
         fresh.rename(target)
@@ -141,7 +146,7 @@ def _put_in_place(fresh: Path, target: Path) -> None:
 
 
 def _merge(target: Path, sources: tuple[Path, ...]) -> None:
-    """Links in `target` to everything in `sources`; of two files of one name, the first wins."""
+    """Fill `target` with links to all files in `sources`; of two with one name, the first wins."""
     target.mkdir()
     for name, paths in _entries(sources):
         if len(paths) > 1 and all(path.is_dir() for path in paths):
@@ -153,12 +158,15 @@ def _merge(target: Path, sources: tuple[Path, ...]) -> None:
 def _entries(sources: tuple[Path, ...]) -> Iterator[tuple[str, tuple[Path, ...]]]:
     for name in sorted({path.name for source in sources for path in source.iterdir()}):
         paths = tuple(source / name for source in sources if (source / name).exists())
-        if paths:  # a link that leads nowhere does not exist
+        if paths:  # exists() is false for a dangling link
             yield name, paths
 
 
 def writable_cache() -> Path:
-    """The first of CACHE_DIRS that can be written, made if need be; DpukvError if none can."""
+    """Return the first writable directory of CACHE_DIRS, created if necessary.
+
+    Raises DpukvError if none is writable.
+    """
     for cache in CACHE_DIRS:
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -166,11 +174,11 @@ def writable_cache() -> Path:
             continue
         if os.access(cache, os.W_OK):
             return cache
-    raise DpukvError(f"none of {', '.join(map(str, CACHE_DIRS))} can be written: make one writable")
+    raise DpukvError(f"none of {', '.join(map(str, CACHE_DIRS))} is writable: make one writable")
 
 
 def _main() -> int:
-    """`python -m dpukv_xdp.kernel_headers`: make the tree, say which headers bcc will use."""
+    """Make the tree and print the headers that bcc will use."""
     try:
         source = kernel_source()
     except DpukvError as error:

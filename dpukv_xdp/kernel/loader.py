@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Load BPF programs into the kernel, and reach their maps. compiler.py makes them; file descriptors
-are all that leaves this module.
+"""Load BPF programs that compiler.py has compiled into the kernel, and access their maps.
+
+Programs and maps leave this module as file descriptors.
 """
 
 import errno
@@ -23,65 +24,60 @@ from dpukv_xdp.kernel import compiler, features
 from dpukv_xdp.kernel.compiler import CompiledObject, MapPlan
 
 VERIFIER_LOG_BYTES = 16 << 20
-"""Room for what the verifier says of a program that it refuses."""
+"""Size of the buffer for the verifier's log of a refused program."""
 _MODEL_SUFFIX = "_model"
-"""A map so named is never used: it says what a map of maps holds, see bpf/base/maps.h."""
+"""Suffix of a map that only declares the inner map of a map of maps: see bpf/base/maps.h."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One of our sources with the settings of one use, and the programs that are wanted of it."""
+    """One of our sources, its settings, and the programs to load from it."""
 
     name: str
-    """For people: a design and what differs from its default, or what else the build is for."""
+    """Name for users: a design and its settings that are not defaults, or another purpose."""
     source: str
-    """File in bpf/."""
+    """Name of the file in bpf/."""
     programs: tuple[str, ...]
     settings: Mapping[str, int]
     """Passed as -D, or filled in: see compiler.SETTINGS_AT_LOAD."""
     tail_calls: tuple[str, ...] = ()
 
     def load(self) -> "LoadedObject":
-        """Compile it, or take what was kept, and load all its programs.
+        """Compile the source, or take the cached object, and load all its programs.
 
-        Raises MissingError without bcc, LoadError when clang or the verifier refuses.
+        Raises MissingError without bcc, LoadError if clang or the verifier refuses.
         """
         return load(self.source, self.programs, self.settings, self.tail_calls)
 
 
 class LoadedObject:
-    """One compiled source file: its programs' and maps' file descriptors live as long as this
-    object.
-    """
+    """The loaded programs and maps of one source file; close() closes their file descriptors."""
 
     def __init__(
         self, maps: Mapping[str, tuple[int, MapPlan]], programs: Mapping[str, int], kept: ExitStack
     ) -> None:
-        """`kept` closes the file descriptors."""
+        """`kept` closes the file descriptors of `maps` and `programs`."""
         self._maps = dict(maps)
         self._kept = kept
         self.programs = dict(programs)
 
     def map_fd(self, name: str) -> int:
-        """The file descriptor of a map."""
+        """Return the file descriptor of a map."""
         return self._maps[name][0]
 
     def read_array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """A copy of an array map, all entries: shape [entries], or [entries, cores] for a per-core
-        map. Values are multiples of eight bytes, which the kernel rounds them up to.
+        """Return a copy of all entries of an array map: shape [entries], or [entries, cores] for a
+        per-core map.
+
+        `dtype` is a multiple of eight bytes, to which the kernel rounds values up.
         """
         plan = self._maps[name][1]
         values = b"".join(self.read_entry(name, index) for index in range(plan.entries))
         array = np.frombuffer(values, dtype=dtype)
         return array.reshape(plan.entries, -1) if _is_per_core(plan) else array
 
-    def write_array(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Set an array map's first entries."""
-        for index, value in enumerate(values):
-            self.write_entry(name, index, value.tobytes())
-
     def read_entry(self, name: str, index: int) -> bytes:
-        """The value of one entry; of a per-core map, the values of all cores."""
+        """Return the value of one entry; for a per-core map, the values of all cores."""
         fd, plan = self._maps[name]
         cores = lib.libbpf_num_possible_cpus() if _is_per_core(plan) else 1
         value = ffi.new("uint8_t[]", cores * plan.value_bytes)
@@ -91,7 +87,7 @@ class LoadedObject:
         return bytes(ffi.buffer(value))
 
     def write_entry(self, name: str, index: int, value: bytes) -> None:
-        """Set one entry, of a map that is not per core."""
+        """Set one entry of a map that is not per-core. Raises DpukvError if the kernel refuses."""
         fd, plan = self._maps[name]
         if len(value) != plan.value_bytes:
             raise DpukvError(f"{name} has values of {plan.value_bytes} bytes, not {len(value)}")
@@ -101,11 +97,11 @@ class LoadedObject:
             raise DpukvError(f"cannot set entry {index} of {name}: {reason.strerror}") from reason
 
     def set_fd(self, name: str, index: int, fd: int) -> None:
-        """Put a socket or a map into a map of such."""
+        """Enter a socket or a map, by its descriptor, into a map of sockets or maps."""
         self.write_entry(name, index, fd.to_bytes(4, sys.byteorder))
 
     def close(self) -> None:
-        """Unload the programs and maps that nothing else holds."""
+        """Close the descriptors; the kernel frees programs and maps that have no other users."""
         self._kept.close()
 
 
@@ -121,8 +117,8 @@ def load(
 ) -> LoadedObject:
     """Compile bpf/`source_name` with `settings` and load `programs` as XDP programs.
 
-    `tail_calls` names those that other programs call through kv_programs, by their index there.
-    Raises MissingError without bcc, LoadError when clang or the verifier refuses.
+    `tail_calls` names programs that others call through kv_programs, in the order of their index
+    there. Raises MissingError without bcc, LoadError if clang or the verifier refuses.
     """
     source = BPF_DIR / source_name
     compiled = compiler.compile_source(source, [*programs, *tail_calls], settings)
@@ -147,7 +143,7 @@ def load(
 def _make_maps(
     source: Path, compiled: CompiledObject, kept: ExitStack
 ) -> dict[str, tuple[int, MapPlan]]:
-    """Each map's file descriptor and plan, by name, in the order of their numbers."""
+    """Create the maps; return their file descriptors and plans by name, in the object's order."""
     maps: dict[str, tuple[int, MapPlan]] = {}
     with ExitStack() as temporary:
         btf_fd = 0
@@ -202,7 +198,7 @@ def _check(status: int, what: str) -> None:
 
 
 def map_memory(map_fd: int, element: str, count: int) -> Any:
-    """A mapped BPF_F_MMAPABLE array as a C array pointer, for example of "struct kv_queue_pair".
+    """Map a BPF_F_MMAPABLE array; return a C pointer to `count` elements of the C type `element`.
 
     The mapping stays until the process ends. Raises DpukvError if the kernel refuses it.
     """
@@ -213,15 +209,17 @@ def map_memory(map_fd: int, element: str, count: int) -> Any:
 
 
 def map_array(map_fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    """A mapped BPF_F_MMAPABLE array as a numpy array: reading and writing it is reading and writing
-    the map.
+    """Return a BPF_F_MMAPABLE array, mapped, as a numpy array of shape [count]: reads and writes
+    access the map itself.
     """
     memory = map_memory(map_fd, "uint8_t", count * dtype.itemsize)
     return np.frombuffer(ffi.buffer(memory, count * dtype.itemsize), dtype=dtype)
 
 
 def program_stats(program_fd: int) -> tuple[int, int]:
-    """Run time in nanoseconds and number of runs, counted while `enabled_stats` was on anywhere."""
+    """Return a program's run time in nanoseconds and its number of runs, counted while any process
+    had `enabled_stats`.
+    """
     info = ffi.new("struct bpf_prog_info *")
     info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
     status = lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes)
@@ -231,7 +229,9 @@ def program_stats(program_fd: int) -> tuple[int, int]:
 
 
 def verified_instructions(program_fd: int) -> int:
-    """Return how many instructions the verifier walked to accept a program: at most a million."""
+    """Return the number of instructions that the verifier processed to accept a program, at most a
+    million. Raises MissingError if the kernel does not report it.
+    """
     text = Path(f"/proc/self/fdinfo/{program_fd}").read_text()
     found = re.search(r"^verified_insns:\s*(\d+)", text, re.MULTILINE)
     if found is None:
@@ -242,8 +242,8 @@ def verified_instructions(program_fd: int) -> int:
 
 @contextmanager
 def enabled_stats() -> Iterator[None]:
-    """The kernel's BPF run-time statistics are on within the block; they cost two clock reads a
-    run.
+    """Enable the kernel's BPF run-time statistics within the block; they cost two clock reads per
+    run of a program. Raises MissingError without the privilege or the feature.
     """
     stats_fd = lib.bpf_enable_stats(lib.BPF_STATS_RUN_TIME)
     if stats_fd in (-errno.EPERM, -errno.EACCES):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Network namespaces: making and entering them, and starting processes inside."""
+"""Make and enter network namespaces, and start processes inside them."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def enter(namespace: str) -> None:
-    """Move the calling thread into a network namespace; threads that it starts later follow.
+    """Move the calling thread into a network namespace; threads that it starts later inherit it.
 
     Raises UsageError if there is no such namespace.
     """
@@ -41,7 +41,7 @@ def in_namespace(namespace: str) -> Iterator[None]:
 
 @contextmanager
 def in_namespace_fd(namespace_fd: int) -> Iterator[None]:
-    """Run the block inside the network namespace of a descriptor."""
+    """Run the block inside the network namespace that a descriptor refers to."""
     with _returning():
         netns.setns(namespace_fd)
         yield
@@ -61,7 +61,8 @@ def in_unnamed_namespace() -> Iterator[None]:
 def make_namespace(name: str) -> None:
     """Make a network namespace that stays until it is removed by name.
 
-    The calling thread makes it: another one, or a child, could finish after an interrupt.
+    The calling thread does the work: a helper thread or a child could complete it after an
+    interrupt has begun the cleanup.
     """
     with in_unnamed_namespace():
         netns.attach(name, threading.get_native_id())
@@ -82,8 +83,9 @@ def spawn(
 ) -> subprocess.Popen[Any]:
     """Start a process inside a network namespace; `options` are subprocess.Popen's.
 
-    With `die_with_parent` the kernel kills it when the calling thread ends, however that happens:
-    call from a thread that lives as long as the process shall.
+    With `die_with_parent` the kernel kills the process when the calling thread ends for any reason,
+    so the calling thread has to live as long as the process. Raises UsageError if there is no such
+    namespace.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     parent_pid = os.getpid()
@@ -98,7 +100,7 @@ def spawn(
             raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
         if die_with_parent:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent_pid:  # it died before the line above
+            if os.getppid() != parent_pid:  # the parent died before prctl()
                 os._exit(1)
 
     try:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Network interfaces: what they are, their offloads, and the XDP program on them.
+"""Network interfaces: their properties, offloads and XDP programs.
 
-Every function works in the network namespace of the calling thread. A program is attached by
-netlink, so it stays when its process is killed: attachments.py keeps the register that cleans up
-after that.
+Every function works in the network namespace of the calling thread. Programs are attached by
+netlink, so they stay when their process is killed; attachments.py registers them for the cleanup.
 """
 
 import errno
@@ -50,12 +49,12 @@ class XdpProgram:
     mode: str
     """`native`, `generic` or `offload`."""
     name: str
-    """What its author called it, at most 15 characters; empty if it cannot be asked."""
+    """The program's name, at most 15 characters; empty if the kernel does not tell it."""
 
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface as it was when asked for."""
+    """A snapshot of a network interface's properties."""
 
     name: str
     index: int
@@ -79,7 +78,7 @@ class VethPeer:
 
     index: int
     namespace_id: int | None
-    """Number of its network namespace as seen from the interface's; None if it is the same."""
+    """Id of its network namespace within the interface's; None if both are in the same one."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,11 @@ class Attachment:
     mode: str
     """`native` or `generic`."""
     native_refused: str | None = None
-    """One sentence on why the mode is generic; None when native was had, or not asked for."""
+    """Why the driver refused native mode, as one sentence; None if it did not or was not asked."""
 
 
 def find(name: str) -> Interface:
-    """The interface of that name. Raises UsageError if there is none."""
+    """Return the interface of that name. Raises UsageError if there is none."""
     with IPRoute() as netlink:
         try:
             (link,) = netlink.link("get", ifname=name)
@@ -146,7 +145,7 @@ def check_can_serve(found: Interface) -> None:
 
 
 def programs(index: int) -> tuple[XdpProgram, ...]:
-    """The XDP programs on the interface of that index; empty also if the interface is gone."""
+    """Return the XDP programs on the interface of that index; none if the interface is gone."""
     with IPRoute() as netlink:
         try:
             (link,) = netlink.link("get", index=index)
@@ -167,11 +166,11 @@ def attach_xdp(
     modes: tuple[str, ...] = DEFAULT_MODES,
     instead_of: int | None = None,
 ) -> Attachment:
-    """Our program on the interface, in the first of `modes` that it takes, read back to be sure.
+    """Attach our program in the first of `modes` that the interface accepts, and verify it.
 
-    It may take the place of the program with the number `instead_of`. Raises BusyError, with
-    nothing changed, if another program is there; UsageError if there is no such interface;
-    MissingError without the privilege; DpukvError if no mode was taken.
+    It may replace the program with the id `instead_of`. Raises BusyError, with nothing changed, if
+    another program is attached; UsageError if there is no such interface; MissingError without the
+    privilege; DpukvError if the interface accepts no mode.
     """
     index = find(interface).index
     program_id = program_info(program_fd)[0]
@@ -187,10 +186,10 @@ def attach_xdp(
 
 
 def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD) -> bool:
-    """Take the program off the interface if it is the one that runs there; whether it was.
+    """Detach the program if the interface runs it, or replace it with a successor; return whether
+    the interface ran it.
 
-    A successor takes its place. The kernel compares and removes in one step, so somebody else's
-    program is never taken off.
+    The kernel compares and removes in one step, so another owner's program is never removed.
     """
     mode = next((p.mode for p in programs(index) if p.program_id == program_id), None)
     if mode is None:
@@ -216,7 +215,7 @@ def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD
 
 
 def veth_peer(interface: str) -> VethPeer | None:
-    """Return the other end of a veth pair; None if the interface is no veth's end."""
+    """Return the other end of a veth pair; None if the interface is not a veth's end."""
     with IPRoute() as netlink:
         (link,) = netlink.link("get", ifname=interface)
     if _kind_of(link) != "veth":
@@ -225,18 +224,19 @@ def veth_peer(interface: str) -> VethPeer | None:
 
 
 def name_of(index: int) -> str:
-    """Return the name of the interface with that number. Raises NetlinkError if there is none."""
+    """Return the name of the interface with that index. Raises NetlinkError if there is none."""
     with IPRoute() as netlink:
         (link,) = netlink.link("get", index=index)
     return str(link.get_attr("IFLA_IFNAME"))
 
 
 def deaf_veth_peer(interface: str) -> str | None:
-    """One sentence if what native XDP sends back on the interface would not arrive; else None.
+    """Return a sentence if frames that native XDP transmits on the interface would not be received
+    by its veth peer; else None.
 
-    The kernel wakes a veth peer for such frames only if it runs a native XDP program itself
-    (veth_xdp_flush(); GRO, which is enough for redirected frames, is not). A peer in a namespace
-    that we may not look into counts as awake.
+    The kernel wakes a veth peer for such frames only if the peer runs a native XDP program itself
+    (veth_xdp_flush()); GRO suffices for redirected frames only. A peer in a namespace that we may
+    not inspect is assumed to be woken.
     """
     found = veth_peer(interface)
     if found is None:
@@ -253,14 +253,14 @@ def deaf_veth_peer(interface: str) -> str | None:
         return None
     return (
         f"{interface} is one end of a veth pair whose other end runs no XDP program, and the "
-        "kernel would leave native answers lying there: attach one to it for native mode"
+        "kernel would not deliver native answers to it: attach one there for native mode"
     )
 
 
 def _try_attach(
     interface: str, index: int, program_fd: int, mode: str, instead_of: int | None
 ) -> str | None:
-    """None on success, else the driver's reason for not taking this mode."""
+    """Attach a program; return None on success, else the driver's reason to refuse the mode."""
     if instead_of is not None and detach_xdp(index, instead_of, successor_fd=program_fd):
         return None
     try:
@@ -288,12 +288,12 @@ def _set_xdp(index: int, program_fd: int, flags: int, expected_fd: int | None = 
     attributes = [("IFLA_XDP_FD", program_fd), ("IFLA_XDP_FLAGS", flags)]
     if expected_fd is not None:
         attributes.append(("IFLA_XDP_EXPECTED_FD", expected_fd))
-    with IPRoute(ext_ack=True) as netlink:  # ext_ack: the driver's own words on a refusal
+    with IPRoute(ext_ack=True) as netlink:  # ext_ack: a refusal has the driver's own message
         netlink.link("set", index=index, xdp={"attrs": attributes})
 
 
 def _programs_of(link: object) -> tuple[XdpProgram, ...]:
-    """From a netlink link message."""
+    """Return the XDP programs that a netlink link message lists."""
     xdp = link.get_attr("IFLA_XDP")  # type: ignore[attr-defined] # pyroute2 has no types
     if xdp is None:
         return ()
@@ -313,18 +313,18 @@ def _kind_of(link: object) -> str:
 def set_offloads(
     interface: str, *, tx_checksum: bool | None = None, gro: bool | None = None
 ) -> None:
-    """Turn offloads on or off; None leaves one as it is.
+    """Turn offloads on or off; None leaves one unchanged.
 
-    Without transmit checksumming, UDP checksums are complete before XDP at the far end of a veth
-    pair sees them. With GRO a veth end has NAPI, which the far end's XDP_TX needs. Raises
-    UsageError if the interface cannot.
+    Without transmit checksum offload, UDP checksums are complete before XDP at the far end of a
+    veth pair sees them. With GRO a veth end has NAPI, which the far end's XDP_TX needs. Raises
+    UsageError if the interface does not support the change.
     """
     wanted = {"tx-checksumming": tx_checksum, "generic-receive-offload": gro}
     with closing(IoctlEthtool(interface)) as ethtool:
         for feature, is_on in wanted.items():
             if is_on is None:
                 continue
-            with suppress(NotSupportedError):  # the read-back below says it in one sentence
+            with suppress(NotSupportedError):  # the read-back below reports it
                 ethtool.set_offload_flag(feature, is_on)
             if ethtool.get_offload_flags().get(feature) != is_on:
                 raise UsageError(f"{interface} cannot turn {feature} {'on' if is_on else 'off'}")
@@ -338,19 +338,19 @@ def is_on(interface: str, feature: str) -> bool:
 
 
 def turn_off(interface: str, feature: str) -> bool:
-    """Turn a feature off, by its name in `ethtool -k`; whether it was wanted."""
+    """Turn a feature off, by its name in `ethtool -k`; return whether it was requested before."""
     with closing(IoctlEthtool(interface)) as ethtool:
         features = ethtool.get_features()
         if feature not in features or not features.is_requested(feature):
             return False
         features[feature] = False
-        with suppress(NotSupportedError):  # the driver insists: the counters tell
+        with suppress(NotSupportedError):  # a fixed feature shows in the counters of drops
             ethtool.set_features(features)
     return True
 
 
 def turn_on(interface: str, feature: str) -> None:
-    """Turn a feature on that turn_off() has turned off, unless the interface has gone."""
+    """Turn on a feature that turn_off() has turned off, unless the interface is gone."""
     with closing(IoctlEthtool(interface)) as ethtool:
         try:
             features = ethtool.get_features()
@@ -370,7 +370,7 @@ DROP_PROGRAM = bytes.fromhex("b700000001000000 9500000000000000")  # r0 = XDP_DR
 
 
 def load_pass_program(name: str = "kv_pass") -> int:
-    """A descriptor of an XDP program that lets every frame pass. Raises OSError."""
+    """Return a descriptor of an XDP program that passes every frame. Raises OSError."""
     return load_program(PASS_PROGRAM, name)
 
 
@@ -382,7 +382,7 @@ def load_program(instructions: bytes, name: str) -> int:
 
 
 def program_info(program_fd: int) -> tuple[int, str]:
-    """The number and the name of a loaded program. Raises OSError if it is not one."""
+    """Return the id and the name of a loaded program. Raises OSError for another descriptor."""
     info = ffi.new("struct bpf_prog_info *")
     info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
     checked(lib.bpf_obj_get_info_by_fd(program_fd, info, info_bytes))
@@ -390,7 +390,7 @@ def program_info(program_fd: int) -> tuple[int, str]:
 
 
 def program_name(program_id: int) -> str:
-    """The name of the program with that number; empty if it is gone, or not ours to ask."""
+    """Return the name of the program with that id; empty if it is gone, or without privilege."""
     try:
         program_fd = _program_fd(program_id)
     except (FileNotFoundError, PermissionError):
@@ -406,10 +406,7 @@ def _program_fd(program_id: int) -> int:
 
 
 def checked(result: int) -> int:
-    """Return what a function of libbpf or of the core returned, if it is no negative errno.
-
-    Raises OSError.
-    """
+    """Return the result of a libbpf or core function. Raises OSError if it is a negative errno."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return int(result)

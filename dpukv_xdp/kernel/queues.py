@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Receive queues of an interface: how many, on which cores, and which UDP port goes to which.
+"""Receive queues of an interface: their number, their cores, and the UDP ports steered to them.
 
 Every function works in the network namespace of the calling thread.
 """
@@ -36,7 +36,7 @@ def receive_queues(interface: str) -> int:
 
 
 def set_napi_threads(interface: str, on: bool) -> None:
-    """Have the queues served by kernel threads of their own instead of softirqs.
+    """Switch threaded NAPI: kernel threads instead of softirqs serve the queues.
 
     Raises MissingError where the kernel or the driver cannot. Only sysfs has the switch, and /sys
     shows the network namespace that it was mounted in. A child mounts one of ours, after it has
@@ -57,12 +57,12 @@ def set_napi_threads(interface: str, on: bool) -> None:
 
 
 def napi_threads(interface: str) -> dict[int, dict[str, int]]:
-    """The kernel threads that serve the interface: process number, then core and CPU time in
-    nanoseconds.
+    """Return the kernel threads that serve the interface, by process number: `cpu`, and `cpu_ns`,
+    the CPU time in nanoseconds.
     """
     found = {}
     for path in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             if path.read_text().startswith(f"napi/{interface}-"):
                 pid = int(path.parent.name)
                 cpu_ns = int((path.parent / "schedstat").read_text().split()[0])
@@ -71,7 +71,7 @@ def napi_threads(interface: str) -> dict[int, dict[str, int]]:
 
 
 def pin_napi_threads(interface: str, cpus: Sequence[int]) -> None:
-    """Deal the queues' threads out to cores."""
+    """Pin the queues' threads to cores in turn."""
     for index, pid in enumerate(sorted(napi_threads(interface))):
         os.sched_setaffinity(pid, {cpus[index % len(cpus)]})
 
@@ -79,11 +79,11 @@ def pin_napi_threads(interface: str, cpus: Sequence[int]) -> None:
 def steer_udp_ports(
     interface: str, ports: Sequence[int], cleanup: contextlib.ExitStack
 ) -> str | None:
-    """Each UDP port to a receive queue in turn, by the NIC's ntuple filters; `cleanup` takes them
-    out again.
+    """Steer each UDP port to a receive queue in turn, by ntuple filters of the NIC; `cleanup`
+    removes them.
 
-    One sentence if the NIC cannot: then its hash spreads packets, any queue may get any port, and
-    all works, with less locality. None if there is nothing to steer.
+    Return a sentence if the NIC does not support it: then its hash spreads packets over all queues,
+    which costs locality only. Return None otherwise, and if there is nothing to steer.
     """
     queues = receive_queues(interface)
     if queues == 1 or len(ports) == 1:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Keep kernels from handing generic XDP several datagrams as one packet.
+"""Prevent kernels from handing several datagrams to generic XDP as one packet.
 
-A sender that uses UDP_SEGMENT (GSO) leaves segmenting to the last device. A veth end with native
-XDP has its peer segment before it sends; for generic XDP nobody does, and the packet arrives whole.
-So may what our own kernel has merged (GRO). Such packets cannot be answered, because XDP can send
-one frame for one frame: they are counted as KV_COUNTER_DROP_SUPER_PACKET.
+A sender that uses UDP_SEGMENT (GSO) leaves segmentation to the last device. The peer of a veth end
+with native XDP segments before it transmits; for generic XDP the packet arrives unsegmented. GRO in
+our own kernel merges datagrams, too. Such packets cannot be answered, because XDP can send only one
+frame per received frame: they are counted as KV_COUNTER_DROP_SUPER_PACKET.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ SEND_FEATURE = "tx-udp-segmentation"
 
 
 def keep_datagrams_apart(interface: str, cleanup: contextlib.ExitStack) -> str | None:
-    """Turn off what merges datagrams on an interface, and at the other end if it is a veth's.
+    """Turn off the features that merge datagrams on an interface, and on its veth peer if any.
 
-    `cleanup` turns it on again. Returns a sentence with the cure if the other end is out of reach.
+    `cleanup` turns them on again. Return a sentence with the remedy if the peer is out of reach;
+    else None.
     """
     for feature in RECEIVE_FEATURES:
         if nic.turn_off(interface, feature):
@@ -63,7 +64,7 @@ def peer_namespace_fd(namespace_id: int | None) -> int | None:
         for path in (*NAMESPACE_DIR.glob("*"), *Path("/proc").glob("[0-9]*/ns/net")):
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # the process has ended, or is not ours to look into
+            except OSError:  # the process has ended, or we may not inspect it
                 continue
             if (inode := os.fstat(fd).st_ino) not in seen and _number(netlink, fd) == namespace_id:
                 return fd
@@ -73,7 +74,7 @@ def peer_namespace_fd(namespace_id: int | None) -> int | None:
 
 
 def _number(netlink: IPRoute, fd: int) -> int | None:
-    """The number that our namespace has for another one; None if the file is of none."""
+    """Return the id of another namespace in ours; None if the descriptor is not a namespace's."""
     try:
         return int(netlink.get_netnsid(fd=fd)["nsid"])
     except NetlinkError:

@@ -37,18 +37,18 @@ class End(msgspec.Struct, frozen=True):
     interface: str
     mac: str
     address: str
-    """IPv4, without prefix length."""
+    """IPv4 address without prefix length."""
 
 
 def make_pair(one: End, other: End, *, queues: int, mtu: int) -> None:
-    """Make a pair between two namespaces that are there, ready for traffic.
+    """Make a pair between two existing namespaces, ready for traffic.
 
     Raises UsageError for sizes that the kernel refuses, MissingError without the veth driver,
     DpukvError if an end does not come up.
     """
     sizes = {"num_rx_queues": queues, "num_tx_queues": queues, "mtu": mtu}
     with in_namespace(one.namespace):
-        # Both ends at once, each in its namespace: neither ever shows up outside.
+        # Made in one step, each end in its namespace, so that neither ever appears outside.
         peer = {"ifname": other.interface, "address": other.mac, "net_ns_fd": other.namespace}
         _add_pair(sizes, ifname=one.interface, address=one.mac, peer=peer | sizes)
     for end, peer_end in ((one, other), (other, one)):
@@ -75,9 +75,9 @@ def scratch_pair() -> Iterator[str]:
 
 
 def remove_end(end: End) -> None:
-    """Remove an end with its namespace, if they are there.
+    """Remove an end and its namespace, if they exist.
 
-    The link goes at once; the kernel keeps the namespace until its last user has left.
+    The link is removed at once; the kernel keeps the namespace until its last user has left.
     """
     path = NAMESPACE_DIR / end.namespace
     try:
@@ -136,7 +136,7 @@ def _start_end(interface: str, **attributes: Any) -> int:
 
 
 def _disable_ipv6() -> None:
-    """Keep neighbour discovery from putting frames on the wire that nobody asked for."""
+    """Prevent neighbour discovery from sending frames on the link."""
     for scope in ("all", "default"):
         setting = Path("/proc/sys/net/ipv6/conf") / scope / "disable_ipv6"
         if setting.exists():
@@ -144,7 +144,10 @@ def _disable_ipv6() -> None:
 
 
 def _wait_until_up(interface: str) -> None:
-    """Wait until the kernel would really send: before that it drops frames without a word."""
+    """Wait until the kernel transmits on the link: before that, it drops frames silently.
+
+    Raises DpukvError if that takes too long.
+    """
     timeout_seconds = patient(LINK_TIMEOUT_SECONDS)
     deadline = time.monotonic() + timeout_seconds
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as events, IPRoute() as netlink:

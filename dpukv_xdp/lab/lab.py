@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """The lab: a server's and a client's network namespace, joined by one veth pair.
 
-A lab is in the register with its namespaces, link and processes before they are made, so that a
-later command can remove what a killed one left. Removing is safe to repeat, on halves, and by
-several processes at once.
+A lab's namespaces, link and processes are registered before they are made, so that a later command
+can remove what a killed one left. Removal may be repeated, works on partly made labs, and may run
+in several processes at once.
 """
 
 import secrets
@@ -45,17 +45,17 @@ class LabRecord(msgspec.Struct, frozen=True):
     mtu: int
     """Bytes of the largest IP packet."""
     owner: Process
-    """The process that made it: when it dies, the lab is stale, unless it is persistent."""
+    """The process that made the lab. When it dies, the lab is stale, unless it is persistent."""
     persistent: bool = False
-    """True for labs that stay until somebody takes them down."""
+    """Whether the lab stays until it is taken down explicitly."""
     processes: tuple[Process, ...] = ()
-    """Processes that run in it and are ended with it."""
+    """Processes that run in the lab and are ended with it."""
     details: dict[str, Any] = {}
-    """Facts that its maker wants to find again, such as the server's port."""
+    """Facts that the lab's maker wants to find again, such as the server's port."""
 
 
 class Lab:
-    """A lab that is up. As a context manager it goes down at the end."""
+    """A lab that is up; a context manager that takes it down at the end."""
 
     def __init__(self, record: LabRecord) -> None:
         self.record = record
@@ -69,14 +69,16 @@ class Lab:
         persistent: bool = False,
         lab_id: str | None = None,
     ) -> "Lab":
-        """Make a lab, ready for traffic; nothing of it stays when this fails.
+        """Make a lab that is ready for traffic; a failure leaves nothing behind.
 
         Raises UsageError for sizes that the kernel refuses or a name in use, MissingError without
         root or veth.
         """
         require_root("a lab")
         if not (0 < queues < 1 << 16 and 0 < mtu < 1 << 16):
-            raise UsageError(f"no link can have {queues} queues and an MTU of {mtu} bytes")
+            raise UsageError(
+                f"a link cannot have {queues} queues and an MTU of {mtu} bytes: use 1 to 65535"
+            )
         record = _new_record(lab_id or new_lab_id(), queues, mtu)
         _register_new(record)
         try:
@@ -91,7 +93,7 @@ class Lab:
 
     @classmethod
     def load(cls, lab_id: str) -> "Lab":
-        """Return a lab from the register. Raises UsageError if there is none of that name."""
+        """Return the lab of that name from the register. Raises UsageError if there is none."""
         record = register.read(_lab_path(lab_id), LabRecord)
         if record is None:
             known = ", ".join(other.lab_id for other in list_labs()) or "none is up"
@@ -100,7 +102,7 @@ class Lab:
 
     @property
     def lab_id(self) -> str:
-        """Its name in the register."""
+        """The lab's name in the register."""
         return self.record.lab_id
 
     @property
@@ -114,19 +116,19 @@ class Lab:
         return self.record.client
 
     def down(self) -> None:
-        """Remove everything; nothing happens if it is gone already."""
+        """Remove everything, unless it is gone already."""
         remove(self.lab_id)
 
     def keep(self) -> None:
-        """Let the lab outlive its owner."""
+        """Make the lab persistent, so that it outlives its owner."""
         self._update(persistent=True)
 
     def note(self, **details: Any) -> None:
-        """Add to the details in the register: anything that JSON can hold."""
+        """Add to the details in the register; values are any that JSON can hold."""
         self._update(details=details)
 
     def register_process(self, pid: int) -> None:
-        """Have the process ended when the lab goes down. Raises DpukvError if the lab is gone."""
+        """Register a process to be ended with the lab. Raises DpukvError if the lab is gone."""
         started = start_ticks(pid)
         if started is not None:
             self._update(process=Process(pid, started))
@@ -175,29 +177,32 @@ class Lab:
 
 
 def new_lab_id() -> str:
-    """Return a random name."""
+    """Return a random name for a lab."""
     return secrets.token_hex(3)
 
 
 def directory_url(lab_id: str) -> str:
     """Return the URL of the lab's own directory of servers, which is removed with the lab.
 
-    Addresses are the same in all labs, so that nobody else has a use for its server's.
+    Addresses are the same in all labs, so a lab's server is useless outside it.
     """
     return f"file:{_directory_path(lab_id)}"
 
 
 def list_labs() -> list[LabRecord]:
-    """Return every lab in the register, by name. Needs no privilege."""
+    """Return every lab in the register, sorted by name. Needs no privilege."""
     return register.read_all("lab-*.json", LabRecord)
 
 
 def remove(lab_id: str) -> bool:
-    """Take a lab down with its processes, link and namespaces; return whether it was up."""
+    """Take a lab down with its processes, link and namespaces; return whether it was up.
+
+    Raises MissingError without root.
+    """
     require_root("taking a lab down")
     path = _lab_path(lab_id)
     while (record := register.read(path, LabRecord)) is not None:
-        # Not under the lock: a process may want the register while it ends.
+        # Not under the lock: an ending process may need the register.
         terminate(record.processes)
         with register.Locked():
             record = register.read(path, LabRecord)
@@ -207,7 +212,7 @@ def remove(lab_id: str) -> bool:
                 continue  # registered meanwhile
             for end in (record.server, record.client):
                 remove_end(end)
-            with suppress(FileNotFoundError):  # published elsewhere
+            with suppress(FileNotFoundError):  # nothing was published there
                 shutil.rmtree(_directory_path(lab_id))
             path.unlink()
             return True
@@ -226,7 +231,7 @@ def remove_stale() -> list[str]:
 
 
 def _new_record(lab_id: str, queues: int, mtu: int) -> LabRecord:
-    """Return a record with the addresses that all labs have: each is in namespaces of its own."""
+    """Return a record with the same addresses as all labs: each has its own namespaces."""
     return LabRecord(
         lab_id=lab_id,
         server=End(f"dpukv-s-{lab_id}", "veth-server", "02:00:00:00:77:01", SERVER_ADDRESS),
@@ -267,5 +272,7 @@ def _register_new(record: LabRecord) -> None:
     path = _lab_path(record.lab_id)
     with register.Locked():
         if path.exists():
-            raise UsageError(f"lab {record.lab_id} is up already: take it down, or choose a name")
+            raise UsageError(
+                f"lab {record.lab_id} is up already: take it down, or choose another name"
+            )
         register.write(path, record)

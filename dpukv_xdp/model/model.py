@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A model of what two cores cannot show: throughput, latency and utilisation of any design, with
+"""A model of machines that we do not have: throughput, latency and utilisation of any design, with
 any number of cores, on any DPU.
 
-`simulate` is one point, `sweep` a curve, `figure12` the paper's scaling beside the model's. Costs
-come from costs.py, events from events.py.
+`simulate` computes one point, `sweep` a curve, and `figure12` the scaling that the paper measured.
+Costs come from costs.py, the event loop from events.py.
 """
 
 import textwrap
@@ -27,75 +27,76 @@ from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import PROFILES
 
 SHARED_LIMIT = 0.9
-"""Of the busiest resource's utilisation: from there on a resource counts as a bottleneck."""
+"""Peak utilisation from which the busiest resource counts as the bottleneck."""
 TITLE_COLUMNS = 110
 LOAD_FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-"""Of the windows, in a sweep over the load."""
+"""Fractions of the window, or of the rate, in a sweep over the load."""
 
 SCALING = ("arm_cores_at_saturation", "scaling_with_arm_cores_1_to_8", "arm_cores_at_peak")
-"""What the paper says about curves over cores (section 6.4)."""
+"""Metrics of the paper's statements about curves over cores (section 6.4)."""
 
 Sweep = Literal["dpu-cores", "host-cores", "load"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What to simulate; None is what the costs and the design suggest."""
+    """A point to simulate; None stands for the default of the costs and the design."""
 
     design: str
     dpu_cores: int | None = None
     host_cores: int | None = None
-    """All that the design may use."""
+    """Host cores that the design may use."""
     requests_per_packet: int | None = None
     window: int | None = None
-    """Packets outstanding, for each endpoint (in the veth lab: in all)."""
+    """Packets outstanding per endpoint (in the veth lab: in total)."""
     rate_mops: float = 0.0
-    """Of an open loop; 0 for a closed one."""
+    """Offered load of an open loop in million requests per second; 0 for a closed loop."""
     host_share: float = 0.0
-    """Of the requests, behind the host's door; 0 = endpoints are alike."""
+    """Fraction of the requests that arrive at the host's door, 0 to 1; 0 = equal endpoints."""
     seed: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One simulated point."""
+    """The result of one simulated point."""
 
     design: str
     costs: str
-    """Their name."""
+    """Name of the costs."""
     dpu_cores: int
     host_cores: int
-    """That work: the paper's host core use."""
+    """Host cores that work: the paper's host core usage."""
     requests_per_packet: int
     window: int
     rate_mops: float
     throughput_mops: float
     interval: float
-    """Half of the throughput's 95 % confidence interval, relative."""
+    """Half of the throughput's 95 % confidence interval, relative to the throughput."""
     latency_us: dict[str, float]
-    """mean, p50, p99: of what the model knows. No time slices of other programs."""
+    """Round trip in microseconds: mean, p50, p99. Interference by other programs is not modelled.
+    """
     door_mops: dict[str, float]
-    """Of the throughput, what came in by each door."""
+    """Throughput by door, in million requests per second."""
     transfer_us: float
-    """Mean time from handing a transfer over to its arrival beyond the bus; 0 without any."""
+    """Mean time from the start of a transfer to its arrival beyond the bus; 0 without transfers."""
     utilisation: dict[str, float]
-    """By resource: client, wire, bus, and the cores of dpu and host (mean)."""
+    """Mean utilisation by resource, 0 to 1: client, wire, bus, and the cores of dpu and host."""
     peak_utilisation: dict[str, float]
-    """The same of the busiest core: cores of one side need not have the same to do."""
+    """Utilisation of each resource's busiest core or direction, 0 to 1."""
     bottleneck: str
-    """The resource with the busiest part; `none` if nothing is busy for most of the time."""
+    """The resource with the highest peak utilisation; `none` if that is below SHARED_LIMIT."""
     is_saturated: bool
-    """An open loop asked for more than was answered: latency grows for ever."""
+    """Whether an open loop offered more than was answered, so that latency grows without limit."""
     batches: int
-    """Answered."""
+    """Number of answered batches."""
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the prediction as `--json` prints it."""
         return asdict(self)
 
 
 def simulate(costs: Costs, point: Point) -> Prediction:
-    """One point. Deterministic by the seed; raises UsageError for what cannot be."""
+    """Simulate one point; the seed determines the result. Raises UsageError for invalid values."""
     design = find_design(point.design)
     dpu_cores = costs.dpu_cores if point.dpu_cores is None else point.dpu_cores
     host_cores = (
@@ -143,8 +144,10 @@ def simulate(costs: Costs, point: Point) -> Prediction:
 
 
 def default_host_cores(design: Design, costs: Costs, dpu_cores: int) -> int:
-    """The paper's (section 6.1): one for many-to-one and two spare ones if the host has a door,
-    one for each DPU core for one-to-one, else what the costs say.
+    """Return the paper's number of host cores (section 6.1).
+
+    Many-to-one has one, and two spare ones if the host has a door; one-to-one has one per DPU core;
+    otherwise the costs state it.
     """
     if "host" not in (*design.communication, *design.processing):
         return 0
@@ -203,10 +206,10 @@ def check_host_cores(host_cores: int, limit: Limit) -> None:
 def sweep(
     costs: Costs, point: Point, over: Sweep, values: Sequence[float] = ()
 ) -> list[Prediction]:
-    """A curve: over cores from 1 to what the point has, or over the load.
+    """Return a curve over cores, from 1 to the point's number, or over the load.
 
-    The load grows with the packets outstanding, as with the paper's client threads, or, if there
-    are `values`, is an open loop of so many Mops.
+    The load grows with the packets outstanding, as with the paper's client threads. If `values` are
+    given, they are the core counts, or the open-loop rates in million requests per second.
     """
     if over == "load":
         if values:
@@ -245,26 +248,27 @@ def _given(value: int | None, default: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ScalingRow:
-    """One point of Figure 12d-e or i-j, with what the paper says about it."""
+    """One point of Figure 12d-e or i-j, and the paper's statements about it."""
 
     design: str
     cores: int
-    """DPU cores; host cores of a design without any (section 6.4)."""
+    """DPU cores; host cores for a design that uses no DPU core (section 6.4)."""
     prediction: Prediction
     paper_mops: tuple[float, float] | None
-    """The range that the paper's numbers allow; None where it prints none."""
+    """Range of the paper's numbers, in million requests per second; None if it states none."""
     paper_says: str
-    """The paper's words about the curve."""
+    """The paper's text about the curve."""
 
 
 def figure12(
     dpu: str, *, workload: str = "B", cores: Sequence[int] = range(1, 9), seed: int = 1
 ) -> list[ScalingRow]:
-    """Throughput over cores of every design that the DPU can run: Figure 12d-e (bf2), i-j (bf3).
+    """Return throughput over cores for every design that the DPU can run: Figure 12d-e (bf2) and
+    i-j (bf3).
 
-    e and j, under skew, are not checked: the model's client has a window for each endpoint, so that
-    skew leaves none without work, and how much faster the caches make the cores under skew the
-    paper does not print. Where dual meets the bus's limit (six ARM cores in e) depends on that.
+    The skewed curves (e, j) are not checked. The model's client has a window per endpoint, so that
+    no endpoint is idle under skew, and the paper does not state how much caches speed up the cores
+    under skew. The point at which dual reaches the bus's limit (six ARM cores in e) depends on it.
     """
     costs = costs_from_paper(dpu, workload)
     rows = []
@@ -292,10 +296,10 @@ def plot_sweep(
     path: Path,
     marks: Mapping[str, Sequence[tuple[float, float, float]]] = MappingProxyType({}),
 ) -> None:
-    """Throughput and latency of some curves as a picture; the format is the path's suffix.
+    """Plot throughput and latency of curves; the path's suffix chooses the format.
 
-    Over `cores` they are the DPU's, and the host's of a design that has none of those. `marks` are
-    the paper's: a place on the axis, and the ends of a range of throughput.
+    Over `cores`, the axis has DPU cores, or host cores for a design that uses no DPU core. `marks`
+    are the paper's values by curve: a position on the axis, and a range of throughput.
     """
     figure, left, right = _two_axes()
     for name, points in curves.items():
@@ -331,17 +335,18 @@ def plot_sweep(
 
 
 def load_around(costs: Costs, point: Point) -> list[Prediction]:
-    """A curve over the load that ends in the point: with fewer packets outstanding, or, of an open
-    loop, with lower rates.
+    """Return a curve over the load that ends at the point: with fewer packets outstanding, or with
+    lower rates for an open loop.
     """
     rates = [part * point.rate_mops for part in LOAD_FRACTIONS] if point.rate_mops else []
     return sweep(costs, point, "load", rates)
 
 
 def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Path) -> None:
-    """Some points as a picture: each at the end of its curve over the load, and how busy what is.
+    """Plot points, each at the end of its curve over the load, and the utilisation of resources.
 
-    A bar is the mean over cores, the line on it the busiest one. The format is the path's suffix.
+    A bar is the mean over cores; the line on it is the busiest core. The path's suffix chooses the
+    format. Raises UsageError if the file cannot be written.
     """
     figure, left, right = _two_axes()
     points = {name: curve[-1] for name, curve in curves.items()}
@@ -379,7 +384,7 @@ def plot_points(curves: Mapping[str, Sequence[Prediction]], title: str, path: Pa
 
 
 def _two_axes() -> tuple[Any, Any, Any]:
-    """A figure, and two places for a plot in it."""
+    """Return a figure and its two axes, side by side."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     return figure, left, right
 

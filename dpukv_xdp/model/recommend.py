@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Which design to use, by the model, and why in numbers.
+"""Recommend a design by the model, with the numbers behind the choice.
 
 Every design that the paper evaluates gets the cores that the paper gives it (section 6.1), or as
 many of the machine's cores as it can use if their number is given. The paper's guidance is in
@@ -26,48 +26,48 @@ from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
 from dpukv_xdp.topology.profiles import find_profile
 
 SHARE = 0.9
-"""Of the throughput without offloading that "comparable" means."""
+"""Fraction of the throughput without offloading that counts as comparable."""
 ALIKE = 0.01
-"""Relative difference below which two designs are taken for equal, and host cores decide."""
+"""Relative difference below which two designs count as equal, so that host cores decide."""
 ONE_LOAD = 0.5
-"""Of the throughput of the slowest design: what all of them are offered to compare latencies."""
+"""Load at which latencies are compared, as a fraction of the slowest design's throughput."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer."""
+    """The recommended design for one goal."""
 
     question: str
     design: str
     host_cores: int
     reason: str
-    """In numbers."""
+    """The reason, in numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What the model says."""
+    """The model's recommendations for one DPU."""
 
     dpu: str
     costs: str
-    """Where they are from."""
+    """Source of the costs."""
     baseline: str
-    """The design without offloading: what the share is of."""
+    """The design without offloading, to whose throughput `share` refers."""
     share: float
     candidates: tuple[Prediction, ...]
-    """Each at its peak."""
+    """Predictions of the designs at their peak throughput."""
     at_one_load: tuple[Prediction, ...]
-    """The same with the same requests a second, which all of them can answer."""
+    """Predictions of the designs at the same load, which each of them can serve."""
     most_throughput: Choice
     lowest_latency: Choice
     lowest_latency_at_one_load: Choice
     fewest_host_cores: Choice
     refused: dict[str, str]
-    """What the DPU cannot run, and why."""
+    """Designs that the DPU cannot run, each with the reason."""
     notes: tuple[str, ...]
 
     def choices(self) -> tuple[Choice, ...]:
-        """The answers in order."""
+        """Return the choices in order."""
         return (
             self.most_throughput,
             self.lowest_latency,
@@ -76,7 +76,7 @@ class Recommendation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the recommendation as `--json` prints it."""
         return asdict(self)
 
 
@@ -89,7 +89,7 @@ def recommend(
     share: float = SHARE,
     seed: int = 1,
 ) -> Recommendation:
-    """Run the model over all designs that this DPU can run, and choose.
+    """Run the model for all designs that this DPU can run, and choose the best for each goal.
 
     `host_cores` and `dpu_cores` are the cores of the machine. Each design gets as many of them as
     it can use, and the fewest host cores are searched among all counts. Without `host_cores` each
@@ -153,7 +153,7 @@ def _dpu_cores(costs: Costs, dpu_cores: int | None) -> int:
 
 
 def _point_of(prediction: Prediction, seed: int) -> Point:
-    """The same again."""
+    """Return the point that a prediction is for, with its core counts made explicit."""
     return Point(
         design=prediction.design,
         dpu_cores=prediction.dpu_cores or None,
@@ -163,8 +163,8 @@ def _point_of(prediction: Prediction, seed: int) -> Point:
 
 
 def _best(candidates: list[Prediction], cost: Callable[[Prediction], float]) -> Prediction:
-    """The least cost; of those that differ by nothing that counts, the one with fewest host
-    cores.
+    """Return the candidate with the least cost; among those within ALIKE of it, the one with the
+    fewest host cores.
     """
     least = min(cost(p) for p in candidates)
     alike = [p for p in candidates if cost(p) <= least + ALIKE * abs(least)]
@@ -192,8 +192,9 @@ def _choice_fast(best: Prediction, candidates: list[Prediction]) -> Choice:
 
 
 def _choice_quick(question: str, candidates: list[Prediction]) -> Choice:
-    """At the peak each design has as much outstanding as the client lets it: there latency ranks
-    these windows as much as the designs.
+    """Return the candidate with the lowest mean latency.
+
+    At the peak, latency also reflects the client's window, which differs between designs.
     """
     best = _best(candidates, _latency)
     others = sorted((p for p in candidates if p is not best), key=_latency)
@@ -223,7 +224,7 @@ def _choice_lean(best: Prediction, baseline: Prediction, share: float) -> Choice
 def _against(
     others: list[Prediction], best: Prediction, value: Callable[[Prediction], float], form: str
 ) -> str:
-    """Beside the next two."""
+    """Return the comparison of a candidate with the next two."""
     parts = []
     for other in others[:2]:
         ratio = value(best) / value(other)
@@ -237,7 +238,7 @@ def _against(
 
 
 def _limit(prediction: Prediction) -> str:
-    """The busiest core or direction first, then the means."""
+    """Return the limiting resource with its peak utilisation, then the mean utilisations."""
     name = _limit_name(prediction)
     peak, average = prediction.peak_utilisation[name], prediction.utilisation[name]
     means = {name: average} if round(peak, 2) != round(average, 2) else {}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The native core in Python's hands: stores, engines, senders, sockets."""
+"""Python's interface to the native core: stores, engines, senders, sockets."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Frames through DPDK, where it is installed: its EAL, a device, and what else that device needs.
+"""Frames through DPDK, where it is installed: the EAL, and a device with its sockets.
 
-The loop is _core/port/dpdk.c in a shared object of its own, made by running this module and loaded
-when a server asks for it: DPDK is needed neither to build the rest nor to run it.
+The loop is _core/port/dpdk.c, in a shared object of its own. Running this module builds the object,
+and a server loads it on demand, so that nothing else needs DPDK.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ SOURCES = (
 )
 ADVICE = "run sudo tools/setup --with-dpdk"
 MEMORY_MIB = 512
-"""Of the EAL, for buffers; what is not used of it is not there."""
+"""Memory of the EAL for buffers, in MiB; unused pages are not allocated."""
 HUGE_PAGE_MIB = 2
 RUN_DIR = Path("/run/dpdk")
 RING_FRAME_BYTES = 4096
-"""Of the kernel's packet ring: the longest frame with what the kernel writes in front of it."""
+"""Bytes per frame of the kernel's packet ring: the longest frame and the kernel's header for it."""
 RING_BLOCK_BYTES = 65536
 
 SO_ATTACH_FILTER = 26  # asm/socket.h
@@ -50,20 +50,20 @@ SOL_PACKET = 263
 
 
 def dpdk_version() -> str | None:
-    """DPDK's version if it is installed with its headers, else None."""
+    """Return DPDK's version if it is installed with its headers, else None."""
     return _pkg_config("--modversion")
 
 
 def library_path() -> Path:
-    """Where the shared object for these very sources is, once it has been made."""
+    """Return the path of the shared object for the current sources; it need not exist."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES))
     return BUILD_DIR / f"dpdk-{digest.hexdigest()[:16]}.so"
 
 
 def build() -> bool:
-    """Make the shared object, and remove older ones; whether there was anything to do.
+    """Build the shared object and remove older ones; return False if it existed already.
 
-    Raises MissingError without DPDK or a compiler that takes it.
+    Raises MissingError without DPDK, or if the compiler refuses it.
     """
     path = library_path()
     if path.exists():
@@ -87,7 +87,7 @@ def build() -> bool:
 
 
 def is_installed() -> bool:
-    """Whether a server can be asked for frames through DPDK."""
+    """Return whether a server can use `--frames dpdk`."""
     return library_path().exists()
 
 
@@ -104,8 +104,8 @@ def _pkg_config(what: str) -> str | None:
 
 
 class Eal:
-    """DPDK's run time, started with the first device. A process can start it only once, and keeps
-    it: devices come and go.
+    """DPDK's run time (EAL). A process can start it only once: the first device starts it, and it
+    stays until the process ends.
     """
 
     def __init__(self) -> None:
@@ -114,10 +114,10 @@ class Eal:
         self._keep: Any = None  # the arguments: DPDK does not copy them
 
     def calls(self, pci: str | None) -> Any:
-        """What dpdk.c offers, as a struct kv_dpdk_calls; only the device at `pci` is looked for on
-        the PCI bus.
+        """Return the functions of dpdk.c, as a struct kv_dpdk_calls, and start the EAL if needed.
 
-        Raises MissingError if the EAL does not start, or has been started for other devices.
+        The EAL probes the PCI bus only for the device at `pci`. Raises MissingError if it does not
+        start, or has been started for another device.
         """
         if self._calls is None:
             calls = _load()
@@ -127,7 +127,7 @@ class Eal:
             _remove_run_directory()
             if status:
                 raise MissingError(
-                    "DPDK's run time", f"what it says above ({os.strerror(-status)})"
+                    "DPDK's run time", f"what it printed above ({os.strerror(-status)})"
                 )
             self._calls, self._pci = calls, pci
         if pci != self._pci:
@@ -157,7 +157,7 @@ def _load() -> Any:
 
 
 def _eal_arguments(pci: str | None) -> list[str]:
-    """No files, no service threads on our cores, no devices but those that are asked for."""
+    """Return the EAL's arguments: no files, no threads on other cores, no device except `pci`."""
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     arguments = ["dpukv", "--no-telemetry", "--log-level=*:error", f"--lcores=0@({cpus})"]
     arguments += [f"--file-prefix={_run_directory().name}"]
@@ -173,8 +173,8 @@ def _run_directory() -> Path:
 
 
 def _remove_run_directory() -> None:
-    """The EAL makes one and puts nothing there; a killed process would leave it."""
-    with contextlib.suppress(OSError):  # another program's DPDK has something in the one above
+    """Remove the empty directory that the EAL makes: a killed process would leave it behind."""
+    with contextlib.suppress(OSError):  # RUN_DIR may hold other programs' directories
         _run_directory().rmdir()
         RUN_DIR.rmdir()
 
@@ -188,21 +188,24 @@ def _has_huge_pages() -> bool:
 
 
 class DpdkDevice:
-    """A device with one queue for each communication engine.
+    """A DPDK device with one queue for each communication engine.
 
-    Without an address of its own it is the kernel's interface, behind a packet socket
-    (net_af_packet): it works everywhere, and the kernel's stack sees all frames too, and would say
-    that nobody listens on their ports. So each port has a socket that drops everything.
+    Without a PCI address it is the kernel's interface, behind a packet socket (net_af_packet). That
+    works everywhere, but the kernel's stack also sees all frames and would answer that their ports
+    are unreachable. A socket on each port that drops everything prevents this.
 
-    On a PCI device (written after DPDK's documentation, never run: there was none) DPDK's driver
-    has the frames to itself.
+    With a PCI address, DPDK's driver alone receives the frames. This was written after DPDK's
+    documentation and has never run, for lack of such a device.
     """
 
     def __init__(
         self, interface: Interface, pci: str, *, queues: int, descriptors: int, ports: range
     ) -> None:
-        """Raises MissingError without DPDK, or if it does not take the device; UsageError if a
-        port is taken.
+        """Open and start the device. `pci` is its PCI address or empty; `descriptors` are frames
+        per queue and direction.
+
+        Raises MissingError without DPDK, or if it refuses the device; UsageError if a port is in
+        use.
         """
         self.name = pci or f"net_af_packet_{interface.index}"
         self._cleanup = contextlib.ExitStack()
@@ -230,7 +233,7 @@ class DpdkDevice:
             if self._device == ffi.NULL:
                 said = ffi.string(reason).decode()
                 raise MissingError(
-                    f"DPDK on {pci or interface.name}", f"a device that it takes ({said})"
+                    f"DPDK on {pci or interface.name}", f"a device that it accepts ({said})"
                 )
             cleanup.callback(calls.close, self._device)
             self._drops = dict.fromkeys(_packet_sockets() - before, 0)
@@ -240,7 +243,7 @@ class DpdkDevice:
         self._calls = calls
 
     def stats(self) -> dict[str, Any]:
-        """The driver's counters, ours, and what the kernel dropped because its ring was full."""
+        """Return the driver's counters, ours, and the kernel's drops because its ring was full."""
         stats = ffi.new("struct kv_dpdk_stats *")
         self._calls.get_stats(self._device, stats)
         names = (name for name, _ in ffi.typeof("struct kv_dpdk_stats").fields)
@@ -251,12 +254,12 @@ class DpdkDevice:
         return {"frames": "dpdk", "device": self.name, **numbers, "rx_ring_full": ring_full}
 
     def close(self) -> None:
-        """Stop the device and give it back."""
+        """Stop the device and release it."""
         self._cleanup.close()
 
 
 def _ring_options(interface: Interface, queues: int, descriptors: int) -> str:
-    """net_af_packet's: a ring of `descriptors` frames each way for each queue."""
+    """Return net_af_packet's options: a ring of `descriptors` frames per queue and direction."""
     return (
         f"iface={interface.name},qpairs={queues},framesz={RING_FRAME_BYTES},"
         f"blocksz={RING_BLOCK_BYTES},framecnt={descriptors},qdisc_bypass=1"
@@ -264,7 +267,10 @@ def _ring_options(interface: Interface, queues: int, descriptors: int) -> str:
 
 
 def _silent_socket(interface: Interface, port: int) -> socket.socket:
-    """A socket that has the port, and whose filter drops what comes."""
+    """Return a socket that occupies the port and whose filter drops every datagram.
+
+    Raises UsageError if the port is in use.
+    """
     silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     filters = ctypes.create_string_buffer(DROP_ALL, len(DROP_ALL))
     program = struct.pack("HxxxxxxP", 1, ctypes.addressof(filters))
@@ -274,14 +280,14 @@ def _silent_socket(interface: Interface, port: int) -> socket.socket:
     except OSError as error:
         silent.close()
         raise UsageError(
-            f"UDP port {port} of {interface.name} cannot be had ({error.strerror}): choose another "
-            f"--port"
+            f"UDP port {port} of {interface.name} is unavailable ({error.strerror}): choose "
+            f"another --port"
         ) from error
     return silent
 
 
 def _packet_sockets() -> set[int]:
-    """Descriptors of this process's packet sockets."""
+    """Return the descriptors of this process's packet sockets."""
     found = set()
     for path in Path("/proc/self/fd").iterdir():
         fd = int(path.name)
@@ -293,7 +299,7 @@ def _packet_sockets() -> set[int]:
 
 
 def _packet_drops(fd: int) -> int:
-    """Frames dropped by a packet socket since the last call: the kernel starts again at 0."""
+    """Return the frames that a packet socket dropped since the last call: reading resets it."""
     with socket.socket(fileno=os.dup(fd)) as duplicate:
         statistics = duplicate.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
     return int(struct.unpack("II", statistics)[1])

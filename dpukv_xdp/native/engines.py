@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Host cores and the engines of both kinds that their native loops run."""
+"""Host cores, and the processing and communication engines that their native loops run."""
 
 import os
 from typing import Any
@@ -32,9 +32,11 @@ class ProcessingEngine:
         bus_gbytes_per_s: float = 0.0,
         ring: Any = ffi.NULL,
     ) -> None:
-        """`stores` has this engine's handle on each partition's; `partitions` is a struct
-        kv_partition_table whose owners may change, and `takes_all` says not to look at them; `ring`
-        is a struct kv_ringbuf that requests come from instead of queue pairs.
+        """Set up the engine's C structure.
+
+        `stores` has this engine's handle on each partition's store. `partitions` is a struct
+        kv_partition_table whose owners may change; `takes_all` says to ignore the owners. `ring` is
+        a struct kv_ringbuf that delivers requests instead of queue pairs, or NULL.
         """
         ticks_per_us = lib.kv_ticks_per_second() / 1e6
         engine = ffi.new("struct kv_engine *")
@@ -59,8 +61,9 @@ class ProcessingEngine:
         self.stores = stores
 
     def add_pairs(self, pairs: Any, count: int, senders: Any = ffi.NULL) -> None:
-        """Serve `count` queue pairs of a C array; `senders` is as long, or NULL where the other end
-        polls.
+        """Serve `count` queue pairs of a C array.
+
+        `senders` is an array of the same length, or NULL if the other end polls.
         """
         first = self.native.pair_count
         for index in range(count):
@@ -82,20 +85,25 @@ class ProcessingEngine:
         }
 
     def partition_requests(self) -> npt.NDArray[np.uint64]:
-        """Return the requests for each partition so far; all 0 where there is only one."""
+        """Return the requests per partition so far, shape [partitions]; not counted if there is
+        only one partition.
+        """
         count = self.native.partition_count
         return np.array(list(self.native.partition_requests[0:count]), dtype=np.uint64)
 
 
 class Communicator:
-    """A communication engine on the host: one source of frames, and a queue pair with each
-    engine.
+    """A communication engine on the host: one source of frames, and a queue pair to each
+    processing engine.
     """
 
     def __init__(
         self, *, engines: int, port: int, address: int, send_after_parse: bool, noted: bool = False
     ) -> None:
-        """`address` in network order, 0 for any. Raises MissingError without memory."""
+        """Allocate the queue pairs. `address` is in network byte order, 0 for any.
+
+        Raises MissingError without memory.
+        """
         self.native = lib.kv_communicator_create(engines)
         if self.native == ffi.NULL:
             raise MissingError("a host communication engine", os.strerror(ffi.errno))
@@ -104,28 +112,28 @@ class Communicator:
         self.native.noted = noted
 
     def pair_of(self, engine: int) -> Any:
-        """Return its queue pair with an engine, as a C pointer."""
+        """Return the queue pair to an engine, as a C pointer."""
         return self.native.pairs + engine
 
     def own_queues(self) -> npt.NDArray[np.void]:
-        """Return a copy of the private sides with their counters, shape [engines]."""
+        """Return a copy of the private sides of its queue pairs, shape [engines]."""
         count = self.native.engines
         buffer = ffi.buffer(self.native.queues, count * abi.SIZE("kv_dpu_queue"))
         return np.frombuffer(bytes(buffer), abi.dtype("kv_dpu_queue"))
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free the queue pairs."""
         lib.kv_communicator_destroy(self.native)
 
 
 class HostCore:
-    """A host core and the engines of both kinds that it runs, in one polling loop."""
+    """A host core and the engines that it runs, in one polling loop."""
 
     def __init__(self, cpu: int) -> None:
         self.cpu = cpu
         self.native = ffi.new("struct kv_host *")
         self.native.cpu = cpu
-        self._parts: list[Any] = []  # cffi keeps nothing alive that only C points to
+        self._parts: list[Any] = []  # cffi does not keep objects alive that only C refers to
         self.thread = NativeThread(
             f"host core {cpu}",
             cpu,
@@ -134,19 +142,19 @@ class HostCore:
         )
 
     def add_engine(self, engine: ProcessingEngine) -> None:
-        """Run a processing engine here."""
+        """Add a processing engine to the loop, before start()."""
         self._parts.append(engine)
         self.native.engines[self.native.engine_count] = engine.native
         self.native.engine_count += 1
 
     def add_communicator(self, communicator: Communicator) -> None:
-        """Run a communication engine here."""
+        """Add a communication engine to the loop, before start()."""
         self._parts.append(communicator)
         self.native.communicators[self.native.communicator_count] = communicator.native
         self.native.communicator_count += 1
 
     def start(self) -> None:
-        """Begin to poll."""
+        """Start the polling loop."""
         self.thread.start(raise_priority)
 
     def stop(self) -> None:
@@ -154,7 +162,7 @@ class HostCore:
         self.thread.stop()
 
     def stats(self) -> dict[str, Any]:
-        """Return what the loop has used."""
+        """Return the loop's counters and CPU time."""
         return {
             "cpu": self.cpu,
             "cpu_ns": self.thread.cpu_ns(),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Try whether the running kernel has a feature of features.py.
+"""Probe whether the running kernel has a feature of features.py.
 
-A probe makes the smallest use of the feature and undoes it. Each runs at most once per process.
+A probe uses the feature in the smallest possible way and undoes it. Each runs at most once per
+process.
 """
 
 import errno
@@ -15,7 +16,7 @@ from dpukv_xdp.kernel import features, loader, nic, queues, veth
 from dpukv_xdp.native.sockets import socket_needs
 
 LOOPBACK_INDEX = 1
-"""Number of `lo` in every network namespace."""
+"""Index of `lo` in every network namespace."""
 LIVE_FRAME_BYTES = 64
 DESCRIPTORS = 16
 RING_BYTES = 4096
@@ -27,7 +28,7 @@ LOAD_BYTES_PROGRAM = bytes.fromhex(
 
 
 def require(name: str, wanted: str) -> None:
-    """Raise MissingError if this kernel lacks a feature that `wanted`, such as an option, needs."""
+    """Raise MissingError if this kernel lacks a feature; `wanted` is the option that needs it."""
     reason = lack_of(name)
     if reason is not None:
         raise features.missing(name, wanted, reason)
@@ -35,16 +36,16 @@ def require(name: str, wanted: str) -> None:
 
 @cache
 def lack_of(name: str) -> str | None:
-    """Return the kernel's reason for not having a feature; None if it has it.
+    """Return the kernel's reason to refuse a feature; None if the kernel has it.
 
-    Raises MissingError if this process may not try.
+    Raises MissingError if this process lacks the privilege to probe.
     """
     try:
         PROBES[name]()
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise MissingError(
-                f"trying whether this kernel has {name}",
+                f"probing whether this kernel has {name}",
                 "root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_BPF: run it with sudo, outside "
                 "containers that withhold them",
             ) from error
@@ -71,7 +72,7 @@ def _ring_buffer() -> None:
 
 
 def _live_frames() -> None:
-    """One frame that is dropped at once, as if it had come in on `lo`."""
+    """Inject one frame as if `lo` had received it; the program drops it at once."""
     program_fd = nic.load_program(nic.DROP_PROGRAM, "kv_probe")
     try:
         nic.checked(lib.kv_bpf_run_live(program_fd, LOOPBACK_INDEX, LIVE_FRAME_BYTES, 1, 1))
@@ -80,7 +81,7 @@ def _live_frames() -> None:
 
 
 def _af_xdp() -> None:
-    """All but need_wakeup, which comes last."""
+    """Open a socket; a refusal of need_wakeup, the last step, is not a lack of AF_XDP."""
     if (refusal := _socket_refusal()) and not _is_need_wakeup(refusal):
         raise OSError(refusal[1], socket_needs(*refusal))
 
@@ -92,7 +93,7 @@ def _need_wakeup() -> None:
 
 @cache
 def _socket_refusal() -> tuple[int, int] | None:
-    """The step and the errno that a socket on `lo` was refused with; None if it was not."""
+    """Return the step and errno with which a socket on `lo` was refused; None if it was not."""
     step = ffi.new("enum kv_socket_step *")
     opened = lib.kv_socket_open(b"lo", 0, DESCRIPTORS, 0, step)
     if opened == ffi.NULL:
@@ -102,7 +103,7 @@ def _socket_refusal() -> tuple[int, int] | None:
 
 
 def _is_need_wakeup(refusal: tuple[int, int]) -> bool:
-    """An unknown flag is an invalid argument, and nothing else about this socket is."""
+    """Return whether need_wakeup was refused: nothing else about this socket gives EINVAL."""
     return refusal == (lib.KV_SOCKET_BIND, errno.EINVAL)
 
 
@@ -153,4 +154,4 @@ PROBES: dict[str, Callable[[], None]] = {
     "BPF run-time statistics": _run_time_statistics,
     "verified instruction counts": _instruction_counts,
 }
-"""Raise OSError if the kernel has not got it."""
+"""Probes by feature; each raises OSError if the kernel lacks it."""

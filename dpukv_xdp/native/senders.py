@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Threads that send through BPF_PROG_RUN: a sleeping one on each communication core, or one that
-runs a program over live frames in a single long call.
+"""Threads that send responses through BPF_PROG_RUN: one per communication core, which sleeps until
+it is woken, or a single one that runs a program over live frames in one long call.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from dpukv_xdp.native.threads import STOP_TIMEOUT_SECONDS, NativeThread, become_
 from dpukv_xdp.wire import abi
 
 LIVE_BATCH_FRAMES = 16
-"""Live frames that leave together."""
+"""Live frames per batch of the kernel."""
 REPEAT_MAX = 0xFFFFFFFF
-"""Turns of one BPF_PROG_RUN call; a call is started again when it has used them up."""
+"""Runs of the program per BPF_PROG_RUN call, which is repeated when they are used up."""
 STOP_SIGNAL = signal.SIGUSR1
-"""Ends a BPF_PROG_RUN call."""
+"""Signal that interrupts a BPF_PROG_RUN call."""
 
 
 class Senders:
-    """One sleeping thread for each communication core; see sender.c."""
+    """One sleeping thread per communication core; see sender.c."""
 
     def __init__(
         self,
@@ -37,7 +37,9 @@ class Senders:
         socket_fd: int,
         polled_engines: int = 0,
     ) -> None:
-        """`polled_engines`: the first ones, if they are in XDP; the others wake their sender."""
+        """`polled_engines` is the number of engines in XDP, which are the first ones and have to be
+        polled; the others wake their sender.
+        """
         self.array = ffi.new("struct kv_sender[]", cpus)
         self._threads: list[NativeThread] = []
         for cpu in range(cpus):
@@ -78,23 +80,23 @@ def _stop_sender(sender: Any) -> None:
 
 
 class LiveSender:
-    """The sender in one long call: a thread that runs kv_send over live frames until stopped."""
+    """A thread that runs kv_send over live frames until stopped."""
 
     def __init__(self, *, cpu: int, program_fd: int, interface_index: int) -> None:
         self.live = LiveFrames(program_fd, interface_index, LIVE_BATCH_FRAMES)
         self.thread = NativeThread("live sender", cpu, self.live.run, self.live.stop)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self.thread.start(lambda: None)
 
     def stop(self) -> None:
-        """End."""
+        """Stop the thread and wait for it."""
         self.thread.stop()
 
 
 class LiveFrames:
-    """BPF_PROG_RUN over live frames in calls as long as the kernel allows, until stopped."""
+    """Calls of BPF_PROG_RUN over live frames, as long as the kernel allows, until stopped."""
 
     def __init__(self, program_fd: int, interface_index: int, batch_frames: int) -> None:
         self._arguments = (
@@ -108,7 +110,7 @@ class LiveFrames:
         self._thread_id = 0
 
     def run(self) -> int:
-        """Run on the thread that generates; return 0, or a negative errno."""
+        """Run the calls on the calling thread; return 0 or a negative errno."""
         self._thread_id = threading.get_ident()
         status = 0
         while not self._stopping and status in (0, -errno.EINTR):
@@ -117,8 +119,8 @@ class LiveFrames:
         return 0 if status == -errno.EINTR else status
 
     def stop(self) -> None:
-        """Make run() return. The kernel looks for signals between batches only, and one may arrive
-        before the call: repeat it.
+        """Make run() return. Repeat it until run() has returned: the kernel checks for signals only
+        between batches, and one may arrive before the call.
         """
         self._stopping = True
         deadline = time.monotonic() + patient(STOP_TIMEOUT_SECONDS)
@@ -129,7 +131,8 @@ class LiveFrames:
 
 
 def catch_stop_signal() -> None:
-    """Let STOP_SIGNAL interrupt system calls instead of ending the process: call it on the main
-    thread before LiveFrames.run().
+    """Make STOP_SIGNAL interrupt system calls instead of ending the process.
+
+    Call it on the main thread before LiveFrames.run().
     """
     signal.signal(STOP_SIGNAL, lambda number, frame: None)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A server's sockets: AF_XDP, opened down a ladder of modes and tried before they are trusted, and
-the kernel's UDP.
+"""A server's sockets: AF_XDP sockets, opened in the best available mode and tested before use, and
+UDP sockets of the kernel.
 """
 
 import errno
@@ -20,13 +20,13 @@ MODES = {
     "zero-copy": ("zero-copy",),
     "copy": ("copy",),
 }
-"""What each setting tries, best first."""
+"""Modes that each setting tries, best first."""
 INSTEAD = "--frames ring and --transport ring"
 _MEMORY = "more memory: free some, or ask for fewer --rx-descriptors"
 _FILES = "more file descriptors: raise `ulimit -n`"
 _LOCKED = "more locked memory than it may have: raise `ulimit -l`, or give it CAP_IPC_LOCK"
 MAP_STEP = lib.KV_SOCKET_STEPS
-"""The step behind those of enum kv_socket_step: the socket's place in the XSKMAP."""
+"""The step after those of enum kv_socket_step: entering the socket into the XSKMAP."""
 STEPS = {
     lib.KV_SOCKET_ALLOCATE: "memory for frames",
     lib.KV_SOCKET_CREATE: "a socket of its family",
@@ -34,7 +34,7 @@ STEPS = {
     lib.KV_SOCKET_BIND: "a socket that is bound to the queue",
     MAP_STEP: "a place in the program's map of sockets",
 }
-"""What each step gets."""
+"""The resource that each step obtains."""
 CAUSES = {
     (lib.KV_SOCKET_ALLOCATE, errno.ENOMEM): _MEMORY,
     (lib.KV_SOCKET_CREATE, errno.EAFNOSUPPORT): "a kernel with CONFIG_XDP_SOCKETS, Linux 4.18",
@@ -48,7 +48,7 @@ CAUSES = {
     (lib.KV_SOCKET_REGISTER, errno.EMFILE): _FILES,
     (lib.KV_SOCKET_REGISTER, errno.ENOMEM): _MEMORY,
     (lib.KV_SOCKET_REGISTER, errno.EINVAL): "a power of two up to 32768 as --rx-descriptors",
-    (lib.KV_SOCKET_BIND, errno.ENODEV): "an interface that is there: it has gone meanwhile",
+    (lib.KV_SOCKET_BIND, errno.ENODEV): "an interface that exists: it has gone meanwhile",
     (lib.KV_SOCKET_BIND, errno.ENETDOWN): "an interface that is up: see 'ip link set'",
     (lib.KV_SOCKET_BIND, errno.EBUSY): "a queue of its own: stop the program whose socket has it",
     (lib.KV_SOCKET_BIND, errno.EOPNOTSUPP): "a driver with zero-copy",
@@ -60,17 +60,20 @@ CAUSES = {
     (MAP_STEP, errno.EPERM): "CAP_BPF and CAP_NET_ADMIN: run it with sudo",
     (MAP_STEP, errno.ENOMEM): _MEMORY,
 }
-"""What the kernel's refusal of a step means: what the socket needs, and how to get it."""
+"""By refused step and errno: what the socket needs, and how to get it."""
 PROBE_SECONDS = 0.5
 SNMP_BYTES_MAX = 1 << 16
 PROBE = codec.Request(abi.Operation.NOOP_READ, b"")
 
 
 class ReceiveSocket:
-    """One socket for one receive queue."""
+    """An AF_XDP socket for one receive queue."""
 
     def __init__(self, interface: str, queue: int, descriptors: int, wanted: str) -> None:
-        """Raises SocketError if no mode can be had, with the kernel's reason for each."""
+        """Open the socket; `wanted` is a setting of MODES, `descriptors` a power of two.
+
+        Raises SocketError, with the kernel's reason for each mode, if none is available.
+        """
         self.queue = queue
         self._name = f"AF_XDP on queue {queue} of {interface}"
         needs: dict[str, str] = {}
@@ -91,7 +94,10 @@ class ReceiveSocket:
         )
 
     def join(self, programs: loader.LoadedObject) -> None:
-        """Have the XDP program give the queue's frames to it. Raises SocketError if it cannot."""
+        """Enter the socket into the XDP program's map, so that it gets the queue's frames.
+
+        Raises SocketError if the kernel refuses.
+        """
         try:
             programs.set_fd("kv_sockets", self.queue, self.fd)
         except DpukvError as error:
@@ -103,10 +109,10 @@ class ReceiveSocket:
     def check(self, programs: loader.LoadedObject, interface: nic.Interface, port: int) -> None:
         """Send a probe to `port` through the XDP program.
 
-        Raises SocketError if the socket never gets it. Sockets that the kernel's test frames cannot
-        reach are left alone, and their counters say what they receive: those of other queues than
-        the first one, which all test frames seem to come from, and those in zero-copy mode, which
-        expect frames in the driver's memory.
+        Raises SocketError if the socket never receives it. Sockets that the kernel's test frames
+        cannot reach are not checked: those of queues other than the first, which all test frames
+        appear to come from, and those in zero-copy mode, which expect frames in the driver's
+        memory. Their counters show whether they receive.
         """
         if self.queue > 0 or self.mode != "copy":
             return
@@ -115,7 +121,9 @@ class ReceiveSocket:
         program_fd = programs.programs["kv_receive"]
         status = lib.kv_bpf_run_live_frame(program_fd, interface.index, 0, frame, len(frame))
         if status < 0:
-            raise DpukvError(f"cannot try the socket of queue {self.queue}: {os.strerror(-status)}")
+            raise DpukvError(
+                f"cannot test the socket of queue {self.queue}: {os.strerror(-status)}"
+            )
         deadline = time.monotonic() + patient(PROBE_SECONDS)
         while int(self._stats().received) == before:
             if time.monotonic() > deadline:
@@ -127,14 +135,14 @@ class ReceiveSocket:
             time.sleep(0.001)
 
     def stats(self) -> dict[str, Any]:
-        """Its counters and the kernel's, and the mode."""
+        """Return the socket's counters, the kernel's for it, and the mode."""
         stats = self._stats()
         names = (name for name, _ in ffi.typeof("struct kv_socket_stats").fields)
         numbers = {name: int(getattr(stats, name)) for name in names if name not in ("mode", "fd")}
         return {"queue": self.queue, "mode": self.mode, **numbers}
 
     def close(self) -> None:
-        """Unbind."""
+        """Unbind and free the socket."""
         lib.kv_socket_close(self.native)
 
     def _stats(self) -> Any:
@@ -146,7 +154,7 @@ class ReceiveSocket:
 def open_socket(interface: str, queue: int, descriptors: int, mode: str) -> Any:
     """Return a bound kv_socket of the core, to be closed with kv_socket_close().
 
-    `descriptors` is a power of two. Raises SocketError, whose `needs` is the true cause.
+    `descriptors` is a power of two. Raises SocketError, whose `needs` names the cause.
     """
     step = ffi.new("enum kv_socket_step *")
     is_zero_copy = int(mode == "zero-copy")
@@ -160,15 +168,15 @@ def open_socket(interface: str, queue: int, descriptors: int, mode: str) -> Any:
 
 
 def socket_needs(step: int, number: int) -> str:
-    """Return what a socket needs, and how to get it, when the kernel refused a step with an errno
-    of that number.
+    """Return what a socket needs, and how to get it, after the kernel refused a step with the
+    errno `number`.
     """
     known = CAUSES.get((step, number))
     return known or f"{STEPS[step]}, which the kernel refuses: {os.strerror(number)}"
 
 
 def _each_or_both(needs: dict[str, str]) -> str:
-    """What the modes need, once if it is the same."""
+    """Return what each mode needs, stated once if it is the same for all."""
     different = set(needs.values())
     if len(different) == 1:
         return different.pop()
@@ -176,19 +184,22 @@ def _each_or_both(needs: dict[str, str]) -> str:
 
 
 class UdpSocket:
-    """The kernel's socket for one endpoint: datagrams instead of frames."""
+    """A UDP socket of the kernel for one endpoint: datagrams instead of frames."""
 
     def __init__(self, address: str, port: int, datagrams: int) -> None:
-        """`datagrams`: about so many may wait. Raises UsageError if it cannot have the port."""
+        """Bind the socket; its buffer has room for about `datagrams` datagrams.
+
+        Raises UsageError if the port is unavailable.
+        """
         self.port = port
         self.source = lib.kv_udp_open(network_order_word(address), port, datagrams)
         if self.source == ffi.NULL:
             reason = os.strerror(ffi.errno)
             advice = ": choose another --port" if ffi.errno == errno.EADDRINUSE else ""
-            raise UsageError(f"UDP port {port} of {address} cannot be had: {reason}{advice}")
+            raise UsageError(f"UDP port {port} of {address} is unavailable: {reason}{advice}")
 
     def stats(self) -> dict[str, Any]:
-        """Its counters and the kernel's for this socket."""
+        """Return the socket's counters, and the kernel's for it."""
         stats = ffi.new("struct kv_udp_stats *")
         lib.kv_udp_get_stats(self.source, stats)
         names = (name for name, _ in ffi.typeof("struct kv_udp_stats").fields)
@@ -196,13 +207,13 @@ class UdpSocket:
         return {"frames": "udp", "port": self.port, **numbers}
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the socket, which frees the port."""
         lib.kv_udp_close(self.source)
 
 
 class StackDrops:
-    """What the kernel's stack drops before any socket sees it, in the network namespace of the
-    thread that made this: frames of whoever talks to it, not ours alone.
+    """Counters of datagrams that the kernel's stack drops before any socket, in the network
+    namespace of the thread that made this. They include other programs' traffic.
     """
 
     NAMES = (("Ip", "InHdrErrors"), ("Ip", "InDiscards"), ("Ip", "ReasmFails"), ("Udp", "InErrors"))
@@ -212,12 +223,14 @@ class StackDrops:
         self._before = self._read()
 
     def stats(self) -> dict[str, int | str]:
-        """Datagrams since then, by the kernel's own names: see RFC 1213 and /proc/net/snmp."""
+        """Return the datagrams dropped since this was made, by the kernel's names in
+        /proc/net/snmp: see RFC 1213.
+        """
         now = self._read()
         return {"frames": "stack", **{name: now[name] - self._before[name] for name in now}}
 
     def close(self) -> None:
-        """Close the kernel's file."""
+        """Close the file of counters."""
         os.close(self._fd)
 
     def _read(self) -> dict[str, int]:
@@ -231,6 +244,6 @@ class StackDrops:
 
 
 def _probe_frame(interface: nic.Interface, port: int) -> bytes:
-    """A request that does nothing, from the interface to itself: its answer gets nowhere."""
+    """Return a frame with a no-op request from the interface to itself; its answer is lost."""
     here = Endpoint(interface.mac, interface.address or "0.0.0.0", port)
     return codec.encode_frame(here, here, codec.encode_batch([PROBE]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The native stores of the host's engines, and how counters in C structs become Python's."""
+"""The native stores of the host's engines, and the conversion of C structs of counters."""
 
 import os
 from typing import Any
@@ -9,11 +9,12 @@ from dpukv_xdp.base.errors import MissingError
 
 
 class Store:
-    """The native store of one partition, or of several engines together."""
+    """A handle on the native store of one partition."""
 
     def __init__(self, options: Any, partition: int = 0) -> None:
-        """`options` is a struct kv_store_options. Raises MissingError when its memory cannot be
-        had.
+        """Allocate the store; `options` is a struct kv_store_options.
+
+        Raises MissingError if there is not enough memory.
         """
         self.partition = partition
         self.handle = lib.kv_store_create(options)
@@ -24,7 +25,10 @@ class Store:
             )
 
     def share(self) -> "Store":
-        """Return another handle on the same memory, for another engine's thread."""
+        """Return another handle on the same memory, for another engine's thread.
+
+        Raises MissingError if there is not enough memory.
+        """
         shared = object.__new__(Store)
         shared.partition = self.partition
         shared.handle = lib.kv_store_share(self.handle)
@@ -33,11 +37,11 @@ class Store:
         return shared
 
     def set_reader(self, is_reader: bool) -> None:
-        """Say whether this handle only reads now, because another engine owns the partition."""
+        """Mark the handle as a reader, whose GETs do not move items, or as the owner's."""
         lib.kv_store_set_reader(self.handle, is_reader)
 
     def close(self) -> None:
-        """Give the memory back, with the last handle."""
+        """Close the handle; the last one frees the memory."""
         lib.kv_store_destroy(self.handle)
         self.handle = ffi.NULL
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Native loops on pinned threads: Python makes, watches and stops them, and they run without the
-GIL.
-"""
+"""Native loops on pinned threads: Python starts, watches and stops them; they run without a GIL."""
 
 import contextlib
 import errno
@@ -19,7 +17,7 @@ STOP_TIMEOUT_SECONDS = 5.0
 
 
 class NativeThread:
-    """A pinned thread that runs one native loop until it is told to stop."""
+    """A pinned thread that runs one native loop until it is stopped."""
 
     def __init__(
         self, name: str, cpu: int, loop: Callable[[], int], stop: Callable[[], None]
@@ -33,9 +31,9 @@ class NativeThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self, prepare: Callable[[], None]) -> None:
-        """Start the thread, pinned; `prepare` runs on it first and may set its priority.
+        """Start the thread on its core; `prepare` runs on it first and may set its priority.
 
-        Raises DpukvError if the kernel does not let it run there.
+        Raises DpukvError if the kernel refuses the core.
         """
         self._prepare = prepare
         self._thread.start()
@@ -47,7 +45,7 @@ class NativeThread:
             )
 
     def stop(self) -> None:
-        """Tell the loop to end and wait for it. Raises DpukvError if it does not or has failed."""
+        """Stop the loop and wait for it. Raises DpukvError if it does not end, or has failed."""
         self._stop()
         timeout_seconds = patient(STOP_TIMEOUT_SECONDS)
         self._thread.join(timeout_seconds)
@@ -61,7 +59,7 @@ class NativeThread:
         return self._thread.is_alive()
 
     def cpu_ns(self) -> int:
-        """Return the CPU time that the thread has used, softirqs that interrupted it included."""
+        """Return the thread's CPU time in nanoseconds, including softirqs that interrupted it."""
         if self._clock is None or not self._thread.is_alive():
             return 0
         return time.clock_gettime_ns(self._clock)
@@ -80,16 +78,16 @@ class NativeThread:
 
 
 def raise_priority() -> None:
-    """Raise the calling thread's priority, if the process may: a preempted engine makes the
-    communication engine wait in vain.
+    """Raise the calling thread's priority, if permitted: while an engine is preempted, the
+    communication engine waits in vain.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ENGINE_NICE)
 
 
 def become_realtime() -> None:
-    """Make the calling thread a real-time one, if the process may: a sender sleeps nearly always
-    and must not queue behind a spinning engine or generator when it wakes.
+    """Make the calling thread a real-time thread, if permitted: a sender sleeps nearly always, and
+    must preempt a spinning engine or generator when it wakes.
     """
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(SENDER_PRIORITY))

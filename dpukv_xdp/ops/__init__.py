@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What an operator asks: what this machine lacks, which programs load."""
+"""Operators' tools: what this machine lacks, and which programs load."""

@@ -29,7 +29,8 @@ from dpukv_xdp.topology.schema import (
 from dpukv_xdp.wire import abi
 
 CPUS = 2
-"""Cores of the machine that the listed builds are for; a server's own build has its machine's."""
+"""Cores of the machine that the listed builds assume; a running server uses its machine's number.
+"""
 LINK = nic.Interface(
     name="veth-server",
     index=0,
@@ -39,13 +40,13 @@ LINK = nic.Interface(
     address=lab.SERVER_ADDRESS,
     programs=(),
 )
-"""The interface of the listed builds: a lab's."""
+"""The interface that the listed builds assume: a lab's."""
 SMALL_FRAME_BYTES = 1500
 """Longest prepared frame of the load generator's smaller build."""
 
 
 def usual_builds() -> list[Build]:
-    """Return what the commands ask for by default: each compared design, and the load generator."""
+    """Return the builds of the commands' defaults: each compared design, and the load generator."""
     servers = [
         _server_build(design.name, design=design.name)
         for design in DESIGNS.values()
@@ -55,8 +56,8 @@ def usual_builds() -> list[Build]:
 
 
 def every_build() -> list[Build]:
-    """Return all builds that differ: every design with each value of each setting that reaches the
-    programs, the load generator's and the transfer measurement's.
+    """Return all distinct builds: every design with each value of each setting that affects the
+    programs, the load generator's, and those of the transfer measurement.
     """
     different: dict[str, Build] = {}
     for build in _server_builds():
@@ -65,7 +66,9 @@ def every_build() -> list[Build]:
 
 
 def _server_builds() -> Iterator[Build]:
-    """Each design by default, then with one or two settings changed, as far as they go together."""
+    """Yield each design with its defaults, then with one or two settings changed, where the
+    combination is valid.
+    """
     changes: list[dict[str, Any]] = [
         {},
         *({"transport": way, "respond": out} for way in TRANSPORTS for out in RESPOND_WAYS),
@@ -79,7 +82,7 @@ def _server_builds() -> Iterator[Build]:
     for design in DESIGNS:
         for change in changes:
             name = " ".join([design, *(f"{key}={value}" for key, value in change.items())])
-            with suppress(UsageError):  # a combination that no server can be asked for
+            with suppress(UsageError):  # an invalid combination of settings
                 yield _server_build(name, design=design, **change)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The tour: YCSB A, B and C through XDP in a lab of its own, a table, and a latency-throughput
+"""The demo: YCSB A, B and C through XDP in a lab of its own, a table, and a latency-throughput
 plot.
 """
 
@@ -18,7 +18,7 @@ CURVE_SECONDS_MAX = 0.5
 
 
 def story(config: ServerConfig, options: BenchOptions) -> str:
-    """What runs where, and what is about to be measured."""
+    """Return the text that explains the parts, their cores, and the measurements to come."""
     host_cpus = ",".join(map(str, config.placement().host_cpus))
     client_cpu = Bench(config, options).client_cpu
     plot_seconds = 2 * len(CURVE_WINDOWS) * _curve_seconds(options)
@@ -41,8 +41,9 @@ B (95 % GET) and C (GET), {options.seconds:g} s each, and {plot_seconds:g} s of 
 def run_demo(
     config: ServerConfig, options: BenchOptions, picture: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Everything that the demo measures: `load`, `runs` for A, B and C, `curves`, and the picture's
-    path.
+    """Run the demo; return `load`, `runs` for A, B and C, `curves`, and the `picture`'s path.
+
+    Raises UsageError if the picture cannot be written.
     """
     steps = len(WORKLOADS) + 2 * len(CURVE_WINDOWS) + 1
     done = 0
@@ -66,7 +67,7 @@ def run_demo(
         ]
         curves = {}
         for requests in (options.requests_per_packet_max(), 1):
-            name = f"{requests} request{'' if requests == 1 else 's'} a packet"
+            name = f"{requests} request{'' if requests == 1 else 's'} per packet"
             curves[name] = [
                 bench.measure(
                     replace(

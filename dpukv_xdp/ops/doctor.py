@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What this machine has of what dpukv_xdp wants: every gap at once, each with its remedy.
+"""Check this machine for everything that dpukv_xdp needs, and list each gap with its remedy.
 
-The checks look and try; what they try is removed again. Kernels are judged by what they do:
-features by their probes, and our programs by loading them.
+The checks undo whatever they try. Kernels are judged by their behaviour: features by their probes,
+and our programs by loading them.
 """
 
 import errno
@@ -28,36 +28,36 @@ from dpukv_xdp.ops.builds import usual_builds
 CPUS_WANTED = 2
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}  # linux/capability.h
 VERIFIED_MAX = 1_000_000
-"""Instructions that the verifier walks through in one program before it gives up."""
+"""Most instructions that the verifier processes in one program."""
 AS_ROOT = "run it with sudo"
 
 Progress = Callable[[str, float], None]
-"""Is told what is being done, and which fraction of all is done."""
+"""Called with the current step and the fraction of all steps that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
     found: str
-    """What there is, or what is missing."""
+    """What was found, or what is missing."""
     remedy: str = ""
-    """How to get it; empty when it is there."""
+    """How to get it; empty if nothing is missing."""
     is_required: bool = True
-    """False for what only makes dpukv_xdp faster, and for what only some settings need."""
+    """False for features that only improve performance or that only some settings need."""
     is_tried: bool = True
-    """False for what could not be looked at; `found` says why."""
+    """False if the check could not be made; `found` says why."""
     details: dict[str, Any] = field(default_factory=dict)
-    """The same for programs to read."""
+    """The findings in machine-readable form."""
 
 
 def checks(progress: Progress = lambda what, fraction: None) -> list[Check]:
-    """Return all checks, in the order in which to repair them.
+    """Return the results of all checks, in the order in which to repair what is missing.
 
-    Raises nothing that a machine can cause. Compiles our programs where they are not kept, which
-    takes seconds each.
+    A machine's faults are results, not errors. Programs that are not in the cache are compiled,
+    which takes seconds each.
     """
     groups: list[tuple[str, Callable[[], list[Check]]]] = [
         ("privilege", _privilege),
@@ -76,11 +76,11 @@ def checks(progress: Progress = lambda what, fraction: None) -> list[Check]:
 
 
 def _guarded(name: str, look: Callable[[], list[Check]]) -> list[Check]:
-    """What a check finds; a failure to look is a finding, too."""
+    """Return the results of a check; a failed check is a result, too."""
     try:
         return look()
     except (DpukvError, OSError) as error:
-        return [Check(name, False, str(error), "repair that, and run doctor again", is_tried=False)]
+        return [Check(name, False, str(error), "repair this, and run doctor again", is_tried=False)]
 
 
 def _privilege() -> list[Check]:
@@ -94,22 +94,22 @@ def _privilege() -> list[Check]:
 
 
 def _kernel() -> list[Check]:
-    """Its version decides nothing; it says whether others have been here before."""
+    """Report whether dpukv_xdp was tested on this kernel version; nothing depends on it."""
     release = os.uname().release
     version = re.match(r"\d+\.\d+", release)
     is_tried = version is not None and version[0] in TRIED_KERNELS
     tried = ", ".join(TRIED_KERNELS)
     details = {"release": release, "tried": list(TRIED_KERNELS), "is_tried": is_tried}
     if is_tried:
-        found = f"Linux {release}, one of those that were tried ({tried})"
+        found = f"Linux {release}, a tested version ({tried})"
         return [Check("kernel", True, found, details=details)]
-    remedy = "what loads below works; if something does not, use one that was tried"
-    found = f"Linux {release}, which was not tried: {tried} were"
+    remedy = "programs that load below work; if one does not, use a tested version"
+    found = f"Linux {release}, not a tested version ({tried})"
     return [Check("kernel", False, found, remedy, is_required=False, details=details)]
 
 
 def _bpf() -> list[Check]:
-    """Loads the smallest XDP program that there is, by itself and without bcc."""
+    """Load a minimal XDP program without bcc."""
     name = "BPF system call"
     try:
         os.close(nic.load_pass_program())
@@ -124,7 +124,7 @@ def _bpf() -> list[Check]:
 
 
 def _bcc() -> list[Check]:
-    """In a process of its own: bcc is compiler.py's alone, and takes LLVM into memory."""
+    """Import bcc in a process of its own: only compiler.py may use it here, and it loads LLVM."""
     command = [sys.executable, "-c", "import bcc; print(bcc.__version__)"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode == 0:
@@ -144,10 +144,10 @@ def _kernel_headers() -> list[Check]:
 
 
 def _lab_checks() -> list[Check]:
-    """Namespaces and veth: makes a lab of its own."""
+    """Check namespaces and veth by making a lab."""
     name = "network namespaces, veth"
     if os.geteuid() != 0:
-        return [Check(name, False, "not tried: it takes root", AS_ROOT, is_tried=False)]
+        return [Check(name, False, "not tried: this needs root", AS_ROOT, is_tried=False)]
     try:
         with lab.Lab.up():
             return [
@@ -166,16 +166,16 @@ def _feature(name: str) -> list[Check]:
     required = feature.is_required
     details = {"since": feature.since, "lost": feature.lost, "instead": feature.instead}
     if os.geteuid() != 0:
-        found = "not tried: it takes root"
+        found = "not tried: this needs root"
         return [Check(name, False, found, AS_ROOT, required, is_tried=False, details=details)]
     try:
         reason = probes.lack_of(name)
     except MissingError as error:
         return [Check(name, False, str(error), AS_ROOT, required, is_tried=False, details=details)]
     if reason is None:
-        return [Check(name, True, "there", is_required=required, details=details)]
+        return [Check(name, True, "available", is_required=required, details=details)]
     found = (
-        f"not there ({reason}); Linux has it since {feature.since}; without it fail {feature.lost}"
+        f"missing ({reason}); Linux has it since {feature.since}; it is needed by {feature.lost}"
     )
     return [Check(name, False, found, feature.instead, required, details=details)]
 
@@ -184,9 +184,9 @@ def _feature(name: str) -> list[Check]:
 
 
 def _program_checks(progress: Progress) -> Iterator[Check]:
-    """Loads what the commands ask for by default, compiled or kept."""
+    """Load the builds of the commands' defaults, from the cache if possible."""
     if os.geteuid() != 0:
-        found = "not loaded: it takes root"
+        found = "not loaded: this needs root"
         yield Check("programs", False, found, AS_ROOT, is_tried=False)
         return
     builds = usual_builds()
@@ -194,7 +194,7 @@ def _program_checks(progress: Progress) -> Iterator[Check]:
     for number, build in enumerate(builds):
         progress(f"loading {build.source} for {build.name}", number / len(builds))
         found_checks.append(_program_check(build))
-    progress("all programs are tried", 1.0)
+    progress("all programs have been tried", 1.0)
     loads = [build.name for build, check in zip(builds, found_checks, strict=True) if check.ok]
     for check in found_checks:
         yield check if check.remedy or check.ok else replace(check, remedy=_remedy(loads))
@@ -209,10 +209,10 @@ def _program_check(build: Build) -> Check:
         if "verifier" in error.summary:
             return Check(name, False, f"refused: {error.summary}", details=details)
         found = f"{build.source} did not compile: {error.summary}"
-        remedy = "sudo tools/setup installs a compiler and headers that are known to do"
+        remedy = "sudo tools/setup installs a compiler and headers that are known to work"
         return Check(name, False, found, remedy, details=details)
     except (DpukvError, OSError) as error:
-        remedy = "repair that, and run doctor again"
+        remedy = "repair this, and run doctor again"
         return Check(name, False, f"not loaded: {error}", remedy, is_tried=False)
     try:
         counts = {
@@ -223,25 +223,25 @@ def _program_check(build: Build) -> Check:
     finally:
         loaded.close()
     said = ", ".join(f"{program} {count:,}" for program, count in counts.items())
-    found = f"{build.source} loads; of {VERIFIED_MAX:,} instructions the verifier walked {said}"
+    found = f"{build.source} loads; instructions verified, of {VERIFIED_MAX:,} at most: {said}"
     return Check(name, True, found, details={"verified": counts, "source": build.source})
 
 
 def _remedy(loads: list[str]) -> str:
-    """Of a program that the kernel refuses, where others load."""
-    instead = f"use what loads ({', '.join(loads)}), or" if loads else "use"
+    """Return the remedy for a program that the kernel refuses; `loads` names builds that load."""
+    instead = f"use a build that loads ({', '.join(loads)}), or" if loads else "use"
     return f"{instead} one of the kernels {', '.join(TRIED_KERNELS)}, and report this line"
 
 
-# ---- What makes it faster
+# ---- Optional performance features
 
 
 def _dpdk() -> list[Check]:
-    """Asks for it without starting it."""
+    """Look for DPDK without starting it."""
     name = "DPDK"
     version = dpdk.dpdk_version()
     if version is None:
-        remedy = "sudo tools/setup --with-dpdk, if you want --frames dpdk"
+        remedy = "sudo tools/setup --with-dpdk, for --frames dpdk"
         return [Check(name, False, "not installed", remedy, is_required=False)]
     if not dpdk.is_installed():
         found = f"version {version}, and our port for it is not built"
@@ -257,7 +257,7 @@ def _cpus() -> list[Check]:
 
 
 def _huge_pages() -> list[Check]:
-    """hugetlbfs pages that are free, or transparent ones."""
+    """Look for free hugetlbfs pages and transparent huge pages."""
     meminfo = Path("/proc/meminfo").read_text()
     found = re.search(r"^HugePages_Free:\s*(\d+)", meminfo, re.MULTILINE)
     free = int(found[1]) if found else 0

@@ -14,9 +14,10 @@ HIDDEN = (
 
 
 def dpu_store_stats(programs: loader.LoadedObject, engines: int) -> list[dict[str, Any]]:
-    """Return the counters of the first engines' stores, by their names in struct kv_dpu_store.
+    """Return the counters of the stores of the first `engines` engines, by their names in struct
+    kv_dpu_store.
 
-    A store that all engines share is there once, as engine 0's.
+    A store that all engines share appears once, as engine 0's.
     """
     stores = programs.read_array("kv_dpu_stores", abi.dtype("kv_dpu_store"))[:engines]
     return [

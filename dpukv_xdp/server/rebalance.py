@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Which partitions to move so that engines are equally busy.
+"""Choose partitions to move so that engines are equally busy.
 
-MICA2 deals all partitions out anew, the busiest first to the least loaded core
-(processor/partitions). Here what lies well stays where it is: each move rejects some requests.
+MICA2 reassigns all partitions, the busiest first to the least loaded core (processor/partitions).
+Here as few as possible are moved, because each move rejects some requests.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 IMBALANCE = 1.1
-"""The busiest engine's load over the mean at which nothing needs to move any more."""
+"""Ratio of the busiest engine's load to the mean below which no partition is moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Move:
 def plan_moves(
     owners: Sequence[int], loads: Sequence[int], movable_to: Sequence[Sequence[int]]
 ) -> list[Move]:
-    """The moves that even out the engines' loads.
+    """Return the moves that even out the engines' loads.
 
-    `owners`, `loads` (requests in some time) and `movable_to` (engines that could own it) are by
-    partition. One after the other, the partition moves that most lowers the busier of the two
-    engines concerned, until the busiest engine is within IMBALANCE of the mean or nothing helps:
-    at most one move for each partition.
+    `owners`, `loads` (requests in one interval) and `movable_to` (engines that may own it) have one
+    element per partition. Each step chooses the move that most lowers the load of the busier of the
+    two engines, until the busiest engine is within IMBALANCE of the mean or no move helps. A
+    partition moves at most once.
     """
     now = list(owners)
     load_of = dict.fromkeys({engine for engines in movable_to for engine in engines} | set(now), 0)
@@ -56,7 +56,7 @@ def _best_move(
     load_of: dict[int, int],
     left: set[int],
 ) -> Move | None:
-    """The best move off the busiest engine that has one, of those that have too much to do."""
+    """Return the best move off the busiest overloaded engine that has one; None if none has."""
     enough = IMBALANCE * sum(load_of.values()) / len(load_of)
     for busy in sorted(load_of, key=lambda engine: -load_of[engine]):
         if load_of[busy] <= enough:
@@ -75,14 +75,15 @@ def _best_move_of(
     load_of: dict[int, int],
     busy: int,
 ) -> Move | None:
-    """The move of one of an engine's partitions that leaves the busier of both engines least to do,
-    if one leaves it less than now.
+    """Return the move off an engine after which the busier of both engines has the least load.
+
+    None if no move lowers that load.
     """
     best: tuple[tuple[int, int], Move] | None = None
     for partition in partitions:
         for engine in movable_to[partition]:
             busier = max(load_of[busy] - loads[partition], load_of[engine] + loads[partition])
-            merit = (busier, loads[partition])  # of two that do as much, the smaller one
+            merit = (busier, loads[partition])  # on a tie, move the smaller partition
             if busier < load_of[busy] and (best is None or merit < best[0]):
                 best = (merit, Move(partition, engine))
     return best[1] if best else None

@@ -37,15 +37,17 @@ from dpukv_xdp.wire.codec import network_order_word
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
 Queues = list[npt.NDArray[np.void]]
-"""Copies of the private sides of all queue pairs: XDP's, then each host communication engine's."""
+"""Copies of the private sides of all queue pairs: XDP's, then those of each host communication
+engine.
+"""
 PER_STORE = ("count", "overflow_buckets", "index_bytes", "log_bytes")
-"""Counters that every handle of a store has alike."""
+"""Counters that are equal in all handles of a store."""
 RINGBUF_BYTES = 1 << 20
-"""Of each engine's BPF ring buffer: some hundred batches."""
+"""Bytes of each engine's BPF ring buffer: some hundred batches."""
 
 
 class Server:
-    """Serves from start() to stop(); a context manager that stops at the end."""
+    """A server on one interface, from start() to stop(); a context manager."""
 
     def __init__(self, config: ServerConfig, interface: str) -> None:
         """Check what can be checked without changing anything. Raises UsageError."""
@@ -71,10 +73,10 @@ class Server:
         self._senders: Senders | None = None
 
     def start(self) -> None:
-        """Serve.
+        """Start serving.
 
-        Where AF_XDP cannot be had, or is bound and receives nothing, mapped rings take its place,
-        and `notes` says so, unless the settings ask for a mode of it.
+        If AF_XDP is unavailable, or bound but receives nothing, mapped rings replace it and `notes`
+        says so. Raises SocketError instead if the settings ask for a certain AF_XDP mode.
         """
         try:
             self._start()
@@ -90,7 +92,7 @@ class Server:
             self._start()
 
     def _start(self) -> None:
-        """Load, allocate, serve, attach: the interface comes last. Nothing stays if it fails."""
+        """Load, allocate, start threads, attach in this order; undo all of it on a failure."""
         if not self.interface.is_up:
             raise UsageError(
                 f"{self.interface.name} is down: bring it up with 'ip link set "
@@ -108,11 +110,11 @@ class Server:
             self._cleanup = cleanup.pop_all()
 
     def stop(self) -> None:
-        """Detach, drain, and give everything back; harmless to repeat."""
+        """Detach, drain and release everything. May be called repeatedly."""
         self._cleanup.close()
 
     def endpoint(self) -> dict[str, Any]:
-        """Where clients reach engine 0; engine e has port + e."""
+        """Return the address of engine 0 and what clients need beside it; engine e has port + e."""
         return {
             "interface": self.interface.name,
             "mac": self.interface.mac,
@@ -125,24 +127,24 @@ class Server:
         }
 
     def set_host_share(self, host_share: float) -> None:
-        """Give the host's door another share of the keys. Keys that change sides are not moved:
-        meant for an empty store.
+        """Change the host door's share of the keys, 0 to 1. Items are not moved with their keys, so
+        the store should be empty.
         """
         self.config = msgspec.structs.replace(self.config, host_share=host_share)
         self.owners = self.config.owners()
         self._write_partitions()
 
     def give_all_to_door(self, door: Place) -> None:
-        """Put all keys behind one door until the next set_host_share(): to measure it alone."""
+        """Assign all keys to one door until the next set_host_share(), to measure it alone."""
         self.owners = door_owners(self.placement, door, len(self.owners))
         self._write_partitions()
 
     def move_partition(self, partition: int, engine: int) -> None:
-        """Give a partition with its items to another engine, while both serve.
+        """Move a partition with its items to another engine, while both serve.
 
-        Requests that arrive in between are rejected, unless all engines may write: clients that
-        look into the directory find the new owner there. Raises UsageError for an engine that
-        cannot reach the partition's memory, and DpukvError if a host core does not let go.
+        Requests that arrive during the move are rejected, unless all engines may write; clients
+        find the new owner in the directory. Raises UsageError for an engine that cannot reach the
+        partition's memory, DpukvError if a host core does not release the partition.
         """
         places = self.placement.engines
         if not (0 <= partition < len(self.owners) and 0 <= engine < len(places)):
@@ -153,7 +155,7 @@ class Server:
         if engine not in self.movable_to(partition):
             raise UsageError(
                 f"partition {partition} cannot move to engine {engine}: its items are in the "
-                f"memory of engine {self.owners[partition]}, which that one does not reach"
+                f"memory of engine {self.owners[partition]}, which engine {engine} cannot reach"
             )
         hosts = [host.native for host in self._hosts.values()]
         status = lib.kv_partition_move(self._partitions, partition, engine, hosts, len(hosts))
@@ -165,8 +167,10 @@ class Server:
         self._note_readers()
 
     def movable_to(self, partition: int) -> tuple[int, ...]:
-        """The engines that can own a partition as it is: those that reach its memory. The host's
-        engines reach all of the host's stores; in XDP each has its own, or all have one.
+        """Return the engines that may own a partition: those that reach its memory.
+
+        The host's engines reach all stores of the host. In XDP each engine has its own store, or
+        all engines share one.
         """
         owner = self.placement.engines[self.owners[partition]]
         if owner.processing == "dpu" and sizing.dpu_store_count(self.config) > 1:
@@ -176,7 +180,7 @@ class Server:
         )
 
     def partition_requests(self) -> npt.NDArray[np.uint64]:
-        """Requests for each partition so far, over the host's engines."""
+        """Return the requests so far, summed over the host's engines: shape [partitions]."""
         counted = [engine.partition_requests() for engine in self._engines]
         total = np.zeros(len(self.owners), np.uint64)
         for requests in counted:
@@ -184,9 +188,11 @@ class Server:
         return total
 
     def counters(self) -> dict[str, int]:
-        """The communication engines' counters over all queue pairs, by their names in bpf/abi.
+        """Return the communication engines' counters, summed over all queue pairs, by their names
+        in bpf/abi.
 
-        Bytes in a queue pair whose two ends are in the same place do not count: they cross nothing.
+        Bytes in a queue pair whose two ends are in the same place do not count, because they do not
+        cross the bus.
         """
         return self._counters(self._queues())
 
@@ -203,7 +209,7 @@ class Server:
         return {counter.name.lower(): int(totals[counter]) for counter in abi.Counter}
 
     def stats(self) -> dict[str, Any]:
-        """Everything that can be counted, for reports."""
+        """Return all counters, clocks and depths of the server, for reports."""
         program_fd = self._programs.programs["kv_receive"]
         run_time_ns, run_count = loader.program_stats(program_fd)
         queues_read = self._queues()
@@ -260,7 +266,7 @@ class Server:
         self._note_readers()
 
     def _map(self, name: str, struct: str, count: int, cleanup: contextlib.ExitStack) -> Any:
-        """A table shared with XDP until stop(): a mapping that stayed would keep it alive."""
+        """Return a table shared with XDP, unmapped at stop(): a mapping keeps its map alive."""
         memory = mmap.mmap(
             self._programs.map_fd(name),
             -(-count * abi.SIZE(struct) // mmap.PAGESIZE) * mmap.PAGESIZE,
@@ -297,7 +303,7 @@ class Server:
             live.start()
 
     def _sender_cpu(self) -> int:
-        """A core without an engine, if there is one: the DPU's."""
+        """Return the sender's core: one of the DPU's, or one without an engine if there is one."""
         cpus = os.sched_getaffinity(0)
         free = cpus - set(self.placement.host_cpus)
         return max(self.config.dpu_cpus or free or cpus)
@@ -340,7 +346,9 @@ class Server:
         self._note_readers()
 
     def _note_readers(self) -> None:
-        """With concurrent reads only, GETs of others than the owner leave items where they are."""
+        """Mark the handles of engines that do not own the partition as readers, with CREW: their
+        GETs must not move items.
+        """
         if self.config.access_mode() != "crew":
             return
         for engine in self._engines:
@@ -353,7 +361,9 @@ class Server:
         return store
 
     def _request_ring(self, engine: int, cleanup: contextlib.ExitStack) -> Any:
-        """The BPF ring buffer of an engine, in its map of such; NULL with another transport."""
+        """Return an engine's BPF ring buffer, entered in kv_request_rings; NULL for an engine that
+        has none.
+        """
         if self.config.transport != "ringbuf" or self.placement.engines[engine].door != "dpu":
             return ffi.NULL
         ring_fd = lib.bpf_map_create(
@@ -370,8 +380,10 @@ class Server:
         return ring
 
     def _make_communicators(self, cleanup: contextlib.ExitStack) -> None:
-        """One for each receive queue's socket, or one for each engine's rings of whole frames, or
-        for each endpoint's UDP socket, or one on each core for its queue of a DPDK device.
+        """Make the host's communication engines.
+
+        There is one per receive queue's AF_XDP socket, or per engine's rings of whole frames, or
+        per endpoint's UDP socket, or per core for its queue of a DPDK device.
         """
         cpus = self._wiring.communication_cpus(self.placement)
         if self._wiring.needs_sockets:
@@ -484,8 +496,8 @@ class Server:
             live_frames.open_way(self.attachment, "--respond sender", cleanup)
 
     def _attach_pass_program(self, cleanup: contextlib.ExitStack) -> None:
-        """XDP has no part in it, and the interface must be ours all the same: another server's
-        program would take our frames.
+        """Attach a program that passes every frame, where XDP does not process any: it reserves the
+        interface, because another server's program would take our frames.
         """
         pass_fd = nic.load_pass_program()
         cleanup.callback(os.close, pass_fd)
@@ -493,7 +505,7 @@ class Server:
         cleanup.callback(release_attachment, self.attachment)
 
     def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:
-        """Receive queues on the DPU's cores, and each endpoint's port to a queue of its own."""
+        """Pin the receive queues to the DPU's cores, and steer each endpoint's port to a queue."""
         if self.config.dpu_cpus:
             assert self.attachment is not None
             if self.attachment.mode == "generic" and self.interface.kind == "veth":
@@ -510,9 +522,7 @@ class Server:
         self.notes += [refused] if refused else []
 
     def _check_sockets(self) -> None:
-        """A socket that is bound and receives nothing must not stay unnoticed, where the kernel can
-        make frames for a test.
-        """
+        """Check that bound sockets receive frames, where the kernel can make test frames."""
         if self._sockets and probes.lack_of("live frames"):
             return
         last_port = self.config.port + self.config.endpoint_count() - 1
@@ -521,7 +531,7 @@ class Server:
 
 
 def _sums(stores: list[Store]) -> dict[str, int]:
-    """The counters of all handles together; the pages are the log's of any of them."""
+    """Return the counters summed over all handles; `pages` is the log's, from any handle."""
     totals: dict[str, int] = {}
     seen: set[int] = set()
     for store in stores:
@@ -535,7 +545,7 @@ def _sums(stores: list[Store]) -> dict[str, int]:
 
 
 def _stages(queues_read: Queues) -> dict[str, dict[str, int]]:
-    """Stage clocks of the communication engines by side: see enum kv_stage."""
+    """Return the stage clocks of the communication engines by side: see enum kv_stage."""
     in_xdp, *on_host = queues_read
     return {
         side: {

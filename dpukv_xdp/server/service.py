@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What `dpukv serve` adds to a server: an entry in the directory, a socket to steer it by, and a
+"""The service around a server that `dpukv serve` starts: a directory entry, a control socket and a
 rebalancer.
 
-Both ends of the socket are here; rpc.py has the calls.
+Both ends of the socket are here; rpc.py encodes the calls.
 """
 
 import contextlib
@@ -28,23 +28,23 @@ from dpukv_xdp.server.rebalance import plan_moves
 from dpukv_xdp.server.server import Server
 
 CONTROL_DIR = Path("/run/dpukv/control")
-_UNFINISHED = ".new"  # the end of a socket's name until it listens
+_UNFINISHED = ".new"  # suffix of a socket's name until it listens
 LINE_BYTES_MAX = 1 << 16
 CALL_TIMEOUT_SECONDS = 30.0
-"""Beside the time that a call is told to take."""
+"""Time-out of a call's answer, in addition to the time that the call itself asks for."""
 IDLE_SECONDS = 5.0
-"""Who says nothing for so long must not hold the exit up."""
+"""A connection without a call is closed after this time, because it would delay the exit."""
 PROBE_SECONDS = 1.0
 """A server that takes longer to accept a connection counts as stopped, not as gone."""
 LOOK_SECONDS = 1.0
-"""For how long a rebalancing that nobody has prepared counts requests."""
+"""Default time for which a rebalancing counts requests before it chooses moves."""
 
 
 class Service:
-    """A server that others find and steer; a context manager around a running one."""
+    """A running server that clients find and operators control; a context manager around it."""
 
     def __init__(self, server: Server, say: Callable[[str], None]) -> None:
-        """`say` is told, in a sentence, what happens to the directory and to partitions."""
+        """`say` is called with a sentence for each event of the directory and of partitions."""
         self.name = server_name(os.getpid())
         self._server = server
         self._say = say
@@ -76,7 +76,7 @@ class Service:
         self._cleanup.close()
 
     def record(self) -> ServerRecord:
-        """What clients need to know."""
+        """Return the server's record for the directory."""
         endpoint = self._server.endpoint()
         ports = range(endpoint["port"], endpoint["port"] + endpoint["engines"])
         return ServerRecord(
@@ -89,7 +89,7 @@ class Service:
     # ---- Calls from outside
 
     def partitions(self) -> list[dict[str, Any]]:
-        """Each partition with its owner, its requests so far, and who else could own it."""
+        """Return each partition with its owner, its requests so far, and its possible owners."""
         requests = self._server.partition_requests()
         return [
             {
@@ -102,7 +102,7 @@ class Service:
         ]
 
     def move(self, partition: int, engine: int) -> list[int]:
-        """Move one partition; the owners then. Clients learn of it at once."""
+        """Move one partition and publish it at once; return the new owners of all partitions."""
         with self._moving:
             self._server.move_partition(partition, engine)
             if self._publisher is not None:
@@ -110,8 +110,9 @@ class Service:
         return list(self._server.owners)
 
     def rebalance(self, look_seconds: float = LOOK_SECONDS) -> list[dict[str, int]]:
-        """Even out what the engines will have to do in `look_seconds`, or if that is 0 had since
-        the server's start; the moves that it took.
+        """Even out the engines' loads, counted for `look_seconds`; return the moves made.
+
+        With 0 the loads are those since the server's start.
         """
         before = self._server.partition_requests()
         if not look_seconds:
@@ -149,7 +150,7 @@ class Service:
 def call_service(name: str, call: str, **arguments: Any) -> Any:
     """Call a method of another process's Service; return its result as plain data.
 
-    Raises UsageError without such a server on this machine, and the method's own error.
+    Raises UsageError if this machine runs no server of that name, and the method's own error.
     """
     path = CONTROL_DIR / f"{name}.sock"
     with socket.socket(socket.AF_UNIX) as connection:
@@ -163,17 +164,17 @@ def call_service(name: str, call: str, **arguments: Any) -> Any:
             raise UsageError(
                 f"no server {name!r} runs on this machine: see the names in `dpukv rebalance`"
             ) from error
-        except (TimeoutError, BlockingIOError) as error:  # the latter: too many wait already
+        except (TimeoutError, BlockingIOError) as error:  # the latter: the backlog is full
             raise DpukvError(f"server {name!r} does not answer: is it stopped?") from error
         except OSError as error:
-            raise UsageError(f"{name!r} is no server on this machine: {error}") from error
+            raise UsageError(f"{name!r} is not a server on this machine: {error}") from error
     if not reply:
         raise DpukvError(f"server {name!r} ended in the middle of the call: run it again")
     return rpc.result_of(reply)
 
 
 def services() -> list[str]:
-    """The names of the servers on this machine that can be steered."""
+    """Return the names of this machine's servers that listen on their control socket."""
     return sorted(path.stem for path in CONTROL_DIR.glob("*.sock") if _listens(path))
 
 
@@ -204,12 +205,12 @@ class _Handler(socketserver.StreamRequestHandler):
             answer = rpc.error_line(refusal)
         else:
             answer = rpc.answer_line(service, request)
-        with contextlib.suppress(BrokenPipeError):  # who asked has gone
+        with contextlib.suppress(BrokenPipeError):  # the caller has gone
             self.wfile.write(answer)
 
 
 def _understood(service: Service, line: bytes) -> dict[str, Any] | None:
-    """A call with the arguments that its method takes; None if it is none."""
+    """Return a decoded call with the arguments that its method takes; None if it is invalid."""
     try:
         request = msgspec.json.decode(line, type=_Call)
         if request.call not in CALLS:
@@ -218,23 +219,23 @@ def _understood(service: Service, line: bytes) -> dict[str, Any] | None:
         arguments = signature.bind(**request.arguments).arguments
         for name, value in arguments.items():
             msgspec.convert(value, signature.parameters[name].annotation)
-    except (msgspec.DecodeError, TypeError):  # a ValidationError is one of the former
+    except (msgspec.DecodeError, TypeError):  # a ValidationError is a DecodeError
         return None
     return {"call": request.call, "arguments": arguments}
 
 
 @contextlib.contextmanager
 def _listening(service: Service) -> Any:
-    """Under its name the socket is there complete: whoever connects to it finds a listener."""
+    """Serve the control socket. It gets its name once it listens, so that no connect fails."""
     CONTROL_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
     path = CONTROL_DIR / f"{service.name}.sock"
     fresh = CONTROL_DIR / f".{service.name}{_UNFINISHED}"
     _remove_dead()
-    fresh.unlink(missing_ok=True)  # of a process that had our number
+    fresh.unlink(missing_ok=True)  # left by a process that had our number
     with socketserver.ThreadingUnixStreamServer(str(fresh), _Handler) as listener:
         fresh.chmod(0o600)
         fresh.replace(path)
-        listener.daemon_threads = False  # server_close() waits for calls that are being answered
+        listener.daemon_threads = False  # so that server_close() waits for calls in progress
         listener.service = service  # type: ignore[attr-defined]
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
         thread.start()
@@ -247,7 +248,7 @@ def _listening(service: Service) -> Any:
 
 
 def _remove_dead() -> None:
-    """Sockets of servers that were killed, finished or not."""
+    """Remove the sockets of killed servers, half made ones included."""
     for path in CONTROL_DIR.glob("[!.]*.sock"):
         if not _listens(path):
             path.unlink(missing_ok=True)
@@ -263,6 +264,6 @@ def _listens(path: Path) -> bool:
             probe.connect(str(path))
         except (ConnectionError, FileNotFoundError):
             return False
-        except (TimeoutError, BlockingIOError):  # stopped; the latter: too many wait already
+        except (TimeoutError, BlockingIOError):  # stopped; the latter: the backlog is full
             return True
     return True

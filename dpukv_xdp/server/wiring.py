@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a design's columns and a server's settings mean for the XDP programs: which are loaded, with
-which -D settings, and what they hand to the host.
+"""Derive the XDP programs of a server from its design and settings: which are loaded, with which -D
+settings, and what they hand to the host.
 """
 
 from dataclasses import dataclass
@@ -17,35 +17,35 @@ TRANSPORTS = {
     "ringbuf": "KV_TRANSPORT_RINGBUF",
     "af_xdp": "KV_TRANSPORT_AF_XDP",
 }
-"""What configuration and bpf/abi call the same transport."""
+"""Names in bpf/abi of the configuration's transports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What goes through which parts."""
+    """The parts that requests and responses of one server pass through."""
 
     programs: tuple[str, ...]
-    """XDP programs of kv_receive.c."""
+    """XDP programs of kv_receive.c that are loaded."""
     tail_calls: tuple[str, ...]
-    """Programs that these go on in, in the order of enum kv_program in bpf/base/maps.h."""
+    """Programs that these tail-call, in the order of enum kv_program in bpf/base/maps.h."""
     dpu_engines: int
-    """Engines whose frames XDP parses: the first ones."""
+    """Number of engines whose frames XDP parses: the first ones."""
     sends_records: bool
-    """Whether what XDP parses is processed on the host."""
+    """Whether requests that XDP parses are processed on the host."""
     processes_here: bool
-    """Whether XDP processes what it parses."""
+    """Whether XDP processes the requests that it parses."""
     needs_sockets: bool
     """Whether frames go to the host through AF_XDP."""
     needs_frame_rings: bool
     """Whether whole frames go to the host through mapped rings."""
     records_in_frames: bool
-    """Whether records travel behind the frames that AF_XDP carries."""
+    """Whether request records are appended to the frames that AF_XDP carries."""
     frames_past_xdp: Frames | None
-    """How frames get to the host if XDP lets them all pass to the kernel's stack."""
+    """How frames reach the host if XDP passes all of them to the kernel's stack; else None."""
 
     @classmethod
     def of(cls, config: ServerConfig) -> "Wiring":
-        """The wiring of a server with these settings."""
+        """Return the wiring of a server with these settings."""
         placement = config.placement()
         behind_dpu, behind_host = placement.behind("dpu"), placement.behind("host")
         sends_records = any(place.processing == "host" for place in behind_dpu)
@@ -71,7 +71,7 @@ class Wiring:
         )
 
     def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
-        """The -D settings of bpf/base/maps.h."""
+        """Return the -D settings of bpf/base/maps.h."""
         depth_min, depth_max = config.depths()
         transport = config.transport if self.sends_records else "ring"
         frames = config.frames if config.frames in TRANSPORTS and self.needs_sockets else "ring"
@@ -102,25 +102,26 @@ class Wiring:
     def build(
         self, name: str, config: ServerConfig, cpus: int, interface: nic.Interface
     ) -> loader.Build:
-        """Return the server's BPF programs: `cpus` cores may run them, behind `interface`."""
+        """Return the server's BPF programs for `interface`; `cpus` cores may run them."""
         settings = self.settings(config, cpus, interface)
         return loader.Build(name, "kv_receive.c", self.programs, settings, self.tail_calls)
 
     def serves_pairs(self, place: EnginePlace) -> bool:
-        """Whether an engine serves queue pairs that XDP fills with requests."""
+        """Return whether an engine serves queue pairs that XDP fills with requests."""
         return place.door == "dpu" and place.processing == "host" and not self.records_in_frames
 
     def communication_cpus(self, placement: Placement) -> tuple[int, ...]:
-        """The cores of the host's communication engines: those of the engines that they feed."""
+        """Return the cores of the host's communication engines: those of the engines they feed."""
         fed = placement.behind("host") if placement.behind("host") else placement.engines
         cpus = tuple(dict.fromkeys(place.cpu for place in fed if place.cpu is not None))
         return cpus or placement.host_cpus
 
 
 def response_bytes_max(interface: nic.Interface, config: ServerConfig) -> int:
-    """Bytes of responses in one packet, behind the packet header, with room for a VLAN tag.
+    """Return the most bytes of responses in one packet after the packet header, leaving room for a
+    VLAN tag.
 
-    The sender alone has no other frames than those that BPF_PROG_RUN makes.
+    With `--respond sender`, responses leave only in frames that BPF_PROG_RUN makes.
     """
     link_bytes_max = interface.mtu + abi.KV_ETH_BYTES + abi.KV_VLAN_BYTES
     longest = abi.KV_LIVE_FRAME_MAX if config.respond == "sender" else abi.KV_FRAME_MAX

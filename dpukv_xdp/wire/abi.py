@@ -24,9 +24,9 @@ class Field(NamedTuple):
     """A field of a structure."""
 
     offset: int
-    """Bytes before it."""
+    """Offset in bytes."""
     size: int
-    """Its bytes."""
+    """Size in bytes."""
     is_array: bool
 
 
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> int:
 
 
 def _enumeration(python_name: str, c_name: str, prefix: str) -> Any:
-    """An IntEnum of a C enumeration; members lose the prefix that C needs."""
+    """Return an IntEnum of a C enumeration, whose members do not have the C prefix."""
     members = {
         name.removeprefix(prefix): value
         for name, value in ffi.typeof(f"enum {c_name}").relements.items()
@@ -74,12 +74,12 @@ def fields(struct_name: str) -> dict[str, Field]:
 
 
 def SIZE(struct_name: str) -> int:  # noqa: N802 - reads as the C macro that it stands for
-    """Bytes in a structure."""
+    """Return the size of a structure in bytes."""
     return int(ffi.sizeof(f"struct {struct_name}"))
 
 
 def offset(struct_name: str, field_name: str) -> int:
-    """Bytes before a field."""
+    """Return the offset of a field in bytes."""
     return int(ffi.offsetof(f"struct {struct_name}", field_name))
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Bytes to requests and replies, and back: no sockets, no clock.
 
-A *batch* is what one UDP datagram carries: the batch header (the end of `struct kv_packet_header`,
-from `magic` on) and then the items, each a `struct kv_item_header`, a key and a value, both zero
-padded to 8 bytes. A *frame* is the whole Ethernet frame around it. docs/PROTOCOL.md describes the
-bytes; every offset here comes from bpf/abi through `abi`.
+A *batch* is the content of one UDP datagram: the batch header (the end of `struct
+kv_packet_header`, from `magic` on) and the items, each a `struct kv_item_header`, a key and a
+value, both zero padded to 8 bytes. A *frame* is the whole Ethernet frame around it.
+docs/PROTOCOL.md describes the bytes; every offset here comes from bpf/abi through `abi`.
 """
 
 import struct
@@ -24,10 +24,10 @@ from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.hashing import hash_key
 
 ETHERNET_MTU = 1500
-"""Bytes of IP packet that ordinary Ethernet carries."""
+"""MTU of ordinary Ethernet, in bytes of an IP packet."""
 
 NETWORK_HEADER_BYTES = abi.offset("kv_packet_header", "magic")
-"""Ethernet, IPv4 and UDP headers of a frame without VLAN tag."""
+"""Bytes of the Ethernet, IPv4 and UDP headers of a frame without VLAN tag."""
 
 BATCH_HEADER_BYTES = abi.SIZE("kv_packet_header") - NETWORK_HEADER_BYTES
 ITEM_HEADER_BYTES = abi.SIZE("kv_item_header")
@@ -50,12 +50,12 @@ _RESULTS: dict[int, int] = {int(member): member for member in abi.Result}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for. Any operation code can be expressed, also one that servers do not
+    """A client's request. Any operation code can be expressed, including those that servers do not
     know.
     """
 
     operation: int
-    """abi.Operation, or a plain number that it lacks."""
+    """A member of abi.Operation, or another number."""
     key: bytes
     """1 to KV_KEY_MAX bytes; empty in a probe."""
     value: bytes = b""
@@ -72,57 +72,57 @@ class Request:
 
     @classmethod
     def get(cls, key: bytes, opaque: int = 0) -> "Request":
-        """A request for the value of `key`."""
+        """Return a request for the value of `key`."""
         return cls(abi.Operation.GET, key, opaque=opaque)
 
     @classmethod
     def set(cls, key: bytes, value: bytes, opaque: int = 0) -> "Request":
-        """A request to insert or overwrite."""
+        """Return a request to insert or overwrite an item."""
         return cls(abi.Operation.SET, key, value, opaque)
 
     @classmethod
     def add(cls, key: bytes, value: bytes, opaque: int = 0) -> "Request":
-        """A request to insert, unless the key is there."""
+        """Return a request to insert an item, unless the key exists."""
         return cls(abi.Operation.ADD, key, value, opaque)
 
     @classmethod
     def test(cls, key: bytes, opaque: int = 0) -> "Request":
-        """A request that asks whether `key` is there."""
+        """Return a request that tests whether `key` exists."""
         return cls(abi.Operation.TEST, key, opaque=opaque)
 
     @classmethod
     def delete(cls, key: bytes, opaque: int = 0) -> "Request":
-        """A request to remove `key`."""
+        """Return a request to remove `key`."""
         return cls(abi.Operation.DELETE, key, opaque=opaque)
 
     @classmethod
     def increment(cls, key: bytes, by: int = 1, opaque: int = 0) -> "Request":
-        """A request to add `by`, 0 to 2^64 - 1, to the counter of COUNTER_BYTES under `key`."""
+        """Return a request to add `by`, 0 to 2^64 - 1, to the counter of COUNTER_BYTES at `key`."""
         if not 0 <= by < 1 << 8 * COUNTER_BYTES:
             raise UsageError(f"a counter cannot be incremented by {by}: use 0 to 2^64 - 1")
         return cls(abi.Operation.INCREMENT, key, by.to_bytes(COUNTER_BYTES, "little"), opaque)
 
     @classmethod
     def noop(cls, key: bytes, opaque: int = 0) -> "Request":
-        """A request that changes nothing, to whoever answers a GET of `key`."""
+        """Return a request that changes nothing, to the engine that serves a GET of `key`."""
         return cls(abi.Operation.NOOP_READ, key, opaque=opaque)
 
     @classmethod
     def probe(cls, opaque: int = 0) -> "Request":
-        """The NoopRead without a key that MICA2 clients send first; every server answers it."""
+        """Return the NoopRead without a key, which MICA2 clients send first; servers answer."""
         return cls(abi.Operation.NOOP_READ, b"", opaque=opaque)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server says to one request; replies keep the order of their requests."""
+    """The server's reply to one request; replies are in the order of the requests."""
 
     operation: int
     """As in the request."""
     result: int
-    """abi.Result, or a plain number that it lacks."""
+    """A member of abi.Result, or another number."""
     value: bytes = b""
-    """Of a GET or INCREMENT that succeeded; else empty."""
+    """Value of a GET or INCREMENT that succeeded; else empty."""
     opaque: int = 0
     """As in the request."""
     key_hash: int = 0
@@ -140,9 +140,9 @@ class Endpoint:
     mac: str
     """Six hexadecimal bytes with colons."""
     ip: str
-    """IPv4, dotted."""
+    """Dotted IPv4 address."""
     port: int
-    """UDP; 0 is legal here, MICA2 clients use it."""
+    """UDP port; 0 is legal here, because MICA2 clients use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class Frame:
     """False for MICA2's requests, which leave the checksum 0."""
     ip_id: int
     ip_fragment: int
-    """Flags and fragment offset as they stand in the header: 0, or the don't-fragment bit."""
+    """Flags and fragment offset as in the header: 0, or the don't-fragment bit."""
     udp_checksum: int
     vlan_tag: int | None = None
     """The 802.1Q tag control information, if there is one."""
@@ -169,11 +169,11 @@ class Frame:
 def encode_batch(
     items: Sequence[Request] | Sequence[Reply], mtu: int = ETHERNET_MTU, strict: bool = True
 ) -> bytes:
-    """The datagram that carries these requests, or these replies, in order.
+    """Return the datagram that carries these requests, or these replies, in order.
 
-    `strict=False` lets through what a server must refuse itself (empty keys, oversized values and
-    batches), for tests. KeyValueError for an item over a limit of bpf/abi; UsageError for no
-    items, too many, or more than a frame of `mtu` bytes carries.
+    `strict=False` permits items that a server must refuse (empty keys, oversized values and
+    batches), for tests. Raises KeyValueError for an item beyond a limit of bpf/abi, UsageError for
+    no items, too many, or more than a frame of `mtu` bytes carries.
     """
     if not items:
         raise UsageError("a batch needs at least one request: give some")
@@ -195,7 +195,7 @@ def encode_batch(
 
 
 def decode_batch(payload: bytes) -> list[Request] | list[Reply]:
-    """The requests or the replies of a datagram, whichever its magic says. Errors as
+    """Return the requests or replies of a datagram, according to its magic. Raises the errors of
     `decode_requests`.
     """
     magic = payload[0] if payload else -1
@@ -203,11 +203,10 @@ def decode_batch(payload: bytes) -> list[Request] | list[Reply]:
 
 
 def decode_requests(payload: bytes) -> list[Request]:
-    """The requests of a datagram.
+    """Return the requests of a datagram.
 
-    The walk goes by length, as in MICA2: the header's count is not believed, and a rest shorter
-    than an item header is ignored. MagicError, TruncatedError or BatchLengthError say what is
-    wrong.
+    As in MICA2, the lengths determine the items: the header's count is ignored, and so is a rest
+    shorter than an item header. Raises MagicError, TruncatedError or BatchLengthError.
     """
     _check_magic(payload, abi.KV_MAGIC_REQUEST, "request")
     return [
@@ -217,7 +216,7 @@ def decode_requests(payload: bytes) -> list[Request]:
 
 
 def decode_replies(payload: bytes) -> list[Reply]:
-    """The replies of a datagram; a key in a reply is skipped. Errors as `decode_requests`."""
+    """Return the replies of a datagram, without their keys. Raises as `decode_requests` does."""
     _check_magic(payload, abi.KV_MAGIC_RESPONSE, "response")
     return [
         Reply(operation, result, value, opaque, key_hash)
@@ -226,8 +225,8 @@ def decode_replies(payload: bytes) -> list[Reply]:
 
 
 def check_item(item: Request | Reply, mtu: int = ETHERNET_MTU) -> None:
-    """KeyValueError if no server could take this request or send this reply in a frame of `mtu`
-    bytes.
+    """Raise KeyValueError if no server can accept this request, or send this reply, in a frame of
+    `mtu` bytes.
     """
     if isinstance(item, Reply):
         _check_value(0, len(item.value), mtu)
@@ -238,8 +237,8 @@ def check_item(item: Request | Reply, mtu: int = ETHERNET_MTU) -> None:
 
 
 def check_lengths(key_bytes: int, value_bytes: int, mtu: int = ETHERNET_MTU) -> None:
-    """KeyValueError if no server could take a key and value so long, or no frame of `mtu` bytes
-    could carry them.
+    """Raise KeyValueError if no server accepts a key and value of these lengths, or no frame of
+    `mtu` bytes can carry them.
     """
     if not 1 <= key_bytes <= abi.KV_KEY_MAX:
         raise KeyValueError(
@@ -249,25 +248,25 @@ def check_lengths(key_bytes: int, value_bytes: int, mtu: int = ETHERNET_MTU) -> 
 
 
 def payload_max(mtu: int = ETHERNET_MTU) -> int:
-    """Bytes of the longest datagram that fits both the MTU and KV_FRAME_MAX."""
+    """Return the bytes of the longest datagram that fits both the MTU and KV_FRAME_MAX."""
     return min(mtu + abi.KV_ETH_BYTES, abi.KV_FRAME_MAX) - NETWORK_HEADER_BYTES
 
 
 def value_bytes_max(key_bytes: int, mtu: int = ETHERNET_MTU) -> int:
-    """Bytes of the longest value that a packet of its own carries beside such a key; negative if
-    the key alone is too long.
+    """Return the bytes of the longest value that a packet carries with such a key; negative if the
+    key alone is too long.
     """
     room = min(payload_max(mtu) - BATCH_HEADER_BYTES - ITEM_HEADER_BYTES, abi.KV_ITEM_MAX)
     return min((room & ~7) - roundup8(key_bytes), abi.KV_VALUE_MAX)
 
 
 def item_bytes(key_bytes: int, value_bytes: int) -> int:
-    """Bytes of an item on the wire, header and padding included."""
+    """Return the bytes of an item on the wire, including header and padding."""
     return ITEM_HEADER_BYTES + roundup8(key_bytes) + roundup8(value_bytes)
 
 
 def roundup8(length_bytes: int) -> int:
-    """The next multiple of 8: where the following field starts."""
+    """Return the next multiple of 8, at which the following field starts."""
     return (length_bytes + 7) & ~7
 
 
@@ -300,7 +299,7 @@ def _check_magic(payload: bytes, magic: int, kind: str) -> None:
 
 
 def _walk(payload: bytes) -> Iterator[tuple[int, int, bytes, bytes, int, int]]:
-    """(operation, result, key, value, opaque, key hash) of each item."""
+    """Yield the operation, result, key, value, opaque and key hash of each item."""
     offset = BATCH_HEADER_BYTES
     count = 0
     while len(payload) - offset >= ITEM_HEADER_BYTES:
@@ -357,8 +356,8 @@ def _padded(content: bytes) -> bytes:
 def encode_frame(
     source: Endpoint, destination: Endpoint, payload: bytes, vlan_tag: int | None = None
 ) -> bytes:
-    """The Ethernet frame around a datagram, as a careful client sends it: valid IP checksum, ID 0,
-    no don't-fragment, UDP checksum 0 (none).
+    """Return the Ethernet frame around a datagram: valid IP checksum, ID 0, no don't-fragment bit,
+    UDP checksum 0 (none).
     """
     udp_length = len(payload) + abi.KV_UDP_BYTES
     ip_header = _IP.pack(
@@ -384,8 +383,8 @@ def encode_frame(
 
 
 def decode_frame(frame: bytes) -> Frame:
-    """The datagram in an Ethernet frame and its addresses; FrameError unless it is plain IPv4/UDP
-    with lengths that agree exactly. Checksums are reported, not judged.
+    """Return the datagram in an Ethernet frame, and its addresses. Checksums are reported, not
+    checked. Raises FrameError unless the frame is plain IPv4/UDP with lengths that agree exactly.
     """
     type_at = abi.offset("kv_packet_header", "eth_type")
     vlan_tag = None
@@ -418,8 +417,8 @@ def decode_frame(frame: bytes) -> Frame:
 
 
 def ipv4_checksum(header: bytes) -> int:
-    """The checksum of an IPv4 header: what to store when its field is 0, and 0 over a header with a
-    valid one.
+    """Return the checksum of an IPv4 header whose checksum field is 0; over a header with a valid
+    checksum, return 0.
     """
     total: int = sum(struct.unpack(f">{len(header) // 2}H", header))
     while total >> 16:
@@ -428,7 +427,7 @@ def ipv4_checksum(header: bytes) -> int:
 
 
 def mac_to_bytes(mac: str) -> bytes:
-    """The six bytes of a MAC address; UsageError if it is none."""
+    """Return the six bytes of a MAC address. Raises UsageError if it is malformed."""
     try:
         raw = bytes.fromhex(mac.replace(":", ""))
     except ValueError:
@@ -439,7 +438,7 @@ def mac_to_bytes(mac: str) -> bytes:
 
 
 def ip_to_bytes(ip: str) -> bytes:
-    """The four bytes of an IPv4 address; UsageError if it is none."""
+    """Return the four bytes of an IPv4 address. Raises UsageError if it is malformed."""
     try:
         return IPv4Address(ip).packed
     except AddressValueError as error:
@@ -449,7 +448,7 @@ def ip_to_bytes(ip: str) -> bytes:
 def network_order_word(address: str | None) -> int:
     """Return an IPv4 address as the word that XDP loads from the packet; 0 for None.
 
-    Raises UsageError if it is none.
+    Raises UsageError if it is malformed.
     """
     return int.from_bytes(ip_to_bytes(address), "little") if address else 0
 
@@ -480,8 +479,8 @@ def _check_lengths(frame_bytes: int, ip_length: int, udp_length: int) -> None:
 
 
 def _layout(struct_name: str, first: str, until: str | None, byte_order: str) -> struct.Struct:
-    """A struct.Struct for the fields of an ABI structure from `first` to the one before `until`
-    (None: to the end).
+    """Return a struct.Struct for the fields of an ABI structure from `first` up to, but without,
+    `until` (None: to the end).
     """
     fields = abi.fields(struct_name)
     names = list(fields)

@@ -4,7 +4,7 @@
 The fields, their order and sizes are computed from bpf/abi. Counts, lengths and key hashes that
 are left None are filled in when the packet is built, and any of them can be set wrong on purpose.
 Importing this module makes scapy recognise well-formed batches on every UDP port (by magic and
-exact lengths); `bind(port)` makes it dissect all that comes on a port, malformed or not.
+exact lengths); `bind(port)` makes it dissect every datagram of a port, malformed or not.
 """
 
 from typing import Any
@@ -36,16 +36,16 @@ from dpukv_xdp.wire.codec import (
 )
 
 CLIENT_PORT = 49152
-"""Source port of a batch that is given none: the first dynamic one (RFC 6335). Scapy's own default
-is DNS's, and it would take the answer for DNS.
+"""Default source port of a batch: the first dynamic port (RFC 6335). Scapy's own default is DNS's
+port, so that it would dissect the answer as DNS.
 """
 
 Fields = list[Any]
-"""Of scapy fields; scapy's own type for such a list is private."""
+"""List of scapy fields; scapy's own type for it is private."""
 
 
 def bind(port: int) -> None:
-    """Let scapy dissect every datagram from or to this UDP port as KVBatch, malformed ones too."""
+    """Make scapy dissect every datagram from or to this UDP port as KVBatch, malformed or not."""
     _BOUND_PORTS.add(port)
     bind_bottom_up(UDP, KVBatch, dport=port)
     bind_bottom_up(UDP, KVBatch, sport=port)
@@ -93,8 +93,8 @@ class _PaddedBytes(StrLenField):
 
 
 def _item_fields() -> Fields:
-    """The fields of struct kv_item_header in the compiler's order, `kv_length` as its two parts,
-    then key and value.
+    """Return the fields of struct kv_item_header in the compiler's order, with `kv_length` as its
+    two parts, then key and value.
     """
     special: dict[str, Fields] = {
         "operation": [ByteEnumField("operation", abi.Operation.GET, _names(abi.Operation))],
@@ -109,7 +109,7 @@ def _item_fields() -> Fields:
 
 
 def _batch_fields() -> Fields:
-    """The end of struct kv_packet_header from `magic` on, and the items."""
+    """Return the fields of struct kv_packet_header from `magic` on, and the items."""
     magics = {abi.KV_MAGIC_REQUEST: "request", abi.KV_MAGIC_RESPONSE: "response"}
     special: dict[str, Fields] = {
         "magic": [XByteEnumField("magic", abi.KV_MAGIC_REQUEST, magics)],
@@ -121,8 +121,9 @@ def _batch_fields() -> Fields:
 
 
 def _fields_of(struct_name: str, first: str, special: dict[str, Fields]) -> Fields:
-    """Scapy fields for an ABI structure from `first` on; TypeError if they would not cover it byte
-    for byte.
+    """Return scapy fields for an ABI structure from `first` on.
+
+    Raises TypeError if they would not cover it byte for byte.
     """
     plain = {1: ByteField, 2: LEShortField, 4: LEIntField, 8: LELongField}
     parts = abi.fields(struct_name)
@@ -157,12 +158,12 @@ _BOUND_PORTS: set[int] = set()
 def _next_item(
     _batch: Packet, _items: list[Any], _current: Packet | None, remain: bytes
 ) -> type[Packet] | None:
-    """KVItem if a whole one is left; else the walk ends and the rest stays as it is."""
+    """Return KVItem if a complete one is left, else None, which leaves the rest undissected."""
     return KVItem if 0 < _item_bytes(remain) <= len(remain) else None
 
 
 def _is_batch(payload: bytes) -> bool:
-    """Whether a datagram has our magic and its lengths add up exactly."""
+    """Return whether a datagram has our magic and its lengths add up exactly."""
     if len(payload) < BATCH_HEADER_BYTES + ITEM_HEADER_BYTES:
         return False
     if payload[0] not in (abi.KV_MAGIC_REQUEST, abi.KV_MAGIC_RESPONSE):
@@ -174,7 +175,7 @@ def _is_batch(payload: bytes) -> bool:
 
 
 def _item_bytes(rest: bytes) -> int:
-    """Bytes of the item that begins here, by its lengths; 0 if not even its header is whole."""
+    """Return the bytes of the item that begins here, by its lengths; 0 if its header is cut."""
     if len(rest) < ITEM_HEADER_BYTES:
         return 0
     field = abi.fields("kv_item_header")["kv_length"]
@@ -184,7 +185,7 @@ def _item_bytes(rest: bytes) -> int:
 
 
 def _next_guess(udp: Packet) -> type[Packet]:
-    """The layer that other bindings name for this datagram; they may have been made after ours."""
+    """Return the layer that other bindings select, which may have been made after ours."""
     for wanted, layer in udp.payload_guess:
         if layer is not KVBatch and all(udp.getfieldval(k) == v for k, v in wanted.items()):
             return layer
@@ -195,45 +196,45 @@ def _next_guess(udp: Packet) -> type[Packet]:
 
 
 class KVItem(Packet):
-    """A request, or in a response batch a reply (which has no key)."""
+    """A request, or in a response batch a reply, which has no key."""
 
     name = "KV item"
     fields_desc = _item_fields()
 
     @classmethod
     def get(cls, key: bytes, **fields: Any) -> "KVItem":
-        """A GET of `key`."""
+        """Return a GET of `key`."""
         return cls(operation=abi.Operation.GET, key=key, **fields)
 
     @classmethod
     def set(cls, key: bytes, value: bytes, **fields: Any) -> "KVItem":
-        """A SET of `key` to `value`."""
+        """Return a SET of `key` to `value`."""
         return cls(operation=abi.Operation.SET, key=key, value=value, **fields)
 
     @classmethod
     def probe(cls, **fields: Any) -> "KVItem":
-        """The NoopRead without a key that MICA2 clients send first."""
+        """Return the NoopRead without a key that MICA2 clients send first."""
         return cls(operation=abi.Operation.NOOP_READ, **fields)
 
     def extract_padding(self, s: bytes) -> tuple[bytes, bytes]:
-        """All that follows belongs to the next item."""
+        """Return all following bytes as padding: they belong to the next item."""
         return b"", s
 
     def mysummary(self) -> str:
-        """Operation, result and sizes in one line."""
+        """Return the operation, the result and the key in one line."""
         return str(self.sprintf("%KVItem.operation% %KVItem.result% key=%KVItem.key%"))
 
 
 class KVBatch(Packet):
-    """What one datagram carries: the batch header and the items."""
+    """The content of one datagram: the batch header and the items."""
 
     name = "KV batch"
     fields_desc = _batch_fields()
 
     @classmethod
     def dispatch_hook(cls, _pkt: bytes | None = None, *_args: Any, **fields: Any) -> type[Packet]:
-        """KVBatch itself, or for a UDP payload that is no batch the layer that scapy would have
-        found without us.
+        """Return KVBatch, or for a UDP payload that is not a batch the layer that scapy would
+        choose without us.
         """
         udp = fields.get("_underlayer")
         if _pkt is None or udp is None or {udp.sport, udp.dport} & _BOUND_PORTS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Communication engines for the tests of this suite: compiled once for each choice of settings."""
+"""Fixtures: communication engines for this suite, compiled once per choice of settings."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from bpf.harness import CPU, Dpu
 
 @pytest.fixture(scope="module", autouse=True)
 def _on_the_communication_core() -> Iterator[None]:
-    """BPF_PROG_RUN runs where its caller does; a queue pair belongs to one core."""
+    """Pin the tests to a core: BPF_PROG_RUN runs on its caller's, which has its own queue pairs."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {CPU})
     yield
@@ -20,7 +20,7 @@ def _on_the_communication_core() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def load() -> Iterator[Callable[..., Dpu]]:
-    """Dpu's constructor; the same settings give the same object again, reset."""
+    """Yield a constructor of Dpu; equal settings return the same object, reset."""
     loaded: dict[tuple[Any, ...], Dpu] = {}
 
     def load(**settings: Any) -> Dpu:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The server's BPF programs in a test's hands, without a network.
+"""Drive the server's BPF programs from a test, without a network.
 
-A `Dpu` is a communication engine: frames go in by BPF_PROG_RUN, its queue pairs are mapped, its
-private state can be read and set. `PlayedEngine` is a processing engine that answers what the test
-tells it to, when the test tells it to; `serving` starts the real one.
+A `Dpu` is a communication engine: it gets frames by BPF_PROG_RUN, its queue pairs are mapped, and
+its private state can be read and set. `PlayedEngine` is a processing engine that the test controls
+step by step; `serving` starts real ones.
 """
 
 import os
@@ -32,7 +32,7 @@ CPU = min(os.sched_getaffinity(0))
 where its caller does.
 """
 OTHER_CPU = min(os.sched_getaffinity(0) - {CPU}, default=CPU)
-"""Where processing engines run."""
+"""The core of processing engines."""
 
 PORT = 9800
 CLIENT = Endpoint("02:00:00:00:00:02", "10.0.0.2", 49152)
@@ -41,15 +41,15 @@ SERVER = Endpoint("02:00:00:00:00:01", "10.0.0.1", PORT)
 HEADER_BYTES = abi.SIZE("kv_packet_header")
 ITEM_BYTES = abi.SIZE("kv_item_header")
 FLUSH_FRAME_BYTES = 64
-"""What the sender starts kv_flush with: its first word is the queue pair's index."""
+"""Bytes of the sender's frame for kv_flush, whose first word is the queue pair's index."""
 RESPONSE_BYTES_MAX = abi.KV_FRAME_MAX - abi.KV_VLAN_BYTES - HEADER_BYTES
-"""Behind the packet header, on a link whose MTU is no narrower than KV_FRAME_MAX."""
+"""Most response bytes after the packet header, on a link whose MTU allows KV_FRAME_MAX."""
 ANSWER_SECONDS = patient(5.0)
-"""How long a real engine may take before the test fails; it needs microseconds."""
+"""Time-out of a real engine, which needs microseconds."""
 
 
 class Verdict(IntEnum):
-    """enum xdp_action of <linux/bpf.h>."""
+    """The verdicts of enum xdp_action in <linux/bpf.h>."""
 
     ABORTED = 0
     DROP = 1
@@ -59,20 +59,21 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True)
 class Case:
-    """A frame and all that must come of it."""
+    """A frame, and the verdict, reply and counters that must result."""
 
     id: str
     packet: bytes
     verdict: Verdict
     reply: bytes | None = None
-    """The frame that comes back; None if none does."""
+    """The reply's frame; None if there is none."""
     counters: Mapping[str, int] | None = None
-    """Every counter that moves, and how far."""
+    """The change of every counter that moves; None if the test does not check them."""
 
 
 def run_once(program_fd: int, frame: bytes) -> tuple[Verdict, bytes]:
-    """Run an XDP program on a frame: its verdict, and the frame as it left it. OSError if the
-    kernel refuses to, for example for fewer than 14 bytes.
+    """Run an XDP program on a frame; return its verdict and the resulting frame.
+
+    Raises OSError if the kernel refuses, for example for fewer than 14 bytes.
     """
     out = ffi.new("uint8_t[]", 2 * abi.KV_FRAME_MAX)
     results = ffi.new("uint32_t[2]")
@@ -86,9 +87,7 @@ def run_once(program_fd: int, frame: bytes) -> tuple[Verdict, bytes]:
 
 
 class Dpu:
-    """kv_receive and kv_flush with their maps; every engine is on the host, behind the DPU's
-    door.
-    """
+    """kv_receive and kv_flush with their maps; all engines are on the host, with the DPU's door."""
 
     def __init__(
         self,
@@ -130,12 +129,12 @@ class Dpu:
         )
 
     def close(self) -> None:
-        """Unload it."""
+        """Unload the programs and maps."""
         self._loaded.close()
 
     def reset(self, start: int = 0, engine_cpu: int = CPU + 1, alive: bool = True) -> None:
-        """As just loaded, with an engine on `engine_cpu` and all batch counters at `start`; each
-        engine owns one partition.
+        """Restore the state after loading, with engines on `engine_cpu` and all batch counters at
+        `start`; each engine owns one partition.
         """
         self.pairs.view(np.uint8)[:] = 0
         blank = np.zeros(1, abi.dtype("kv_dpu_queue"))[0]
@@ -154,50 +153,50 @@ class Dpu:
         ffi.memmove(self.partitions, table.tobytes(), table.nbytes)
 
     def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
-        """One frame from the wire."""
+        """Run kv_receive on a frame; return the verdict and the resulting frame."""
         return run_once(self.receive_fd, frame)
 
     def flush(self, engine: int = 0) -> tuple[Verdict, bytes]:
-        """What the sender does for the queue pair of this core and an engine."""
+        """Run kv_flush for the queue pair of this core and an engine, as the sender does."""
         return self.flush_index(self.index(engine))
 
     def flush_index(self, index: int) -> tuple[Verdict, bytes]:
-        """What the sender does for any queue pair, or none."""
+        """Run kv_flush for any index of a queue pair, valid or not."""
         return run_once(self.flush_fd, index.to_bytes(4, "little").ljust(FLUSH_FRAME_BYTES, b"\0"))
 
     def index(self, engine: int = 0) -> int:
-        """This core's queue pair with an engine."""
+        """Return the index of this core's queue pair with an engine."""
         return engine * self.cpus + CPU
 
     def pair(self, engine: int = 0) -> Any:
-        """The mapped queue pair, read and written in place."""
+        """Return the mapped queue pair, which is read and written in place."""
         return self.pairs[self.index(engine)]
 
     def queue(self, engine: int = 0) -> Any:
-        """A copy of the queue pair's private side."""
+        """Return a copy of the queue pair's private side."""
         raw = self._loaded.read_entry("kv_dpu_queues", self.index(engine))
         return np.frombuffer(raw, abi.dtype("kv_dpu_queue"))[0]
 
     def set_queue(self, engine: int = 0, **fields: Any) -> None:
-        """Change the queue pair's private side."""
+        """Change fields of the queue pair's private side."""
         queue = self.queue(engine).copy()
         for name, value in fields.items():
             queue[name] = value
         self._write(self.index(engine), queue)
 
     def in_flight(self, engine: int = 0) -> int:
-        """Batches published and not yet answered."""
+        """Return the number of batches that are published and not yet answered."""
         queue = self.queue(engine)
         return (int(queue["published"]) - int(queue["answered"])) % 2**32
 
     def counters(self) -> dict[str, int]:
-        """The counters that are not 0, over all queue pairs, by the names of abi.Counter."""
+        """Return the counters that are not 0, over all queue pairs, by the names of abi.Counter."""
         queues = self._loaded.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
         totals = queues["counters"].sum(axis=0)
         return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
 
     def exchange(self, frame: bytes, engine: int = 0) -> tuple[Verdict, bytes]:
-        """A frame and what comes back for it from a real engine, in its own frame or flushed."""
+        """Send a frame to a real engine; return its response, from the same frame or flushed."""
         verdict, out = self.receive(frame)
         deadline = time.monotonic() + ANSWER_SECONDS
         while verdict == Verdict.DROP and self.in_flight(engine):
@@ -210,7 +209,7 @@ class Dpu:
 
 
 def queue_pairs_view(memory: Any, count: int) -> npt.NDArray[Any]:
-    """A C array of struct kv_queue_pair as a numpy array over the same bytes."""
+    """Return a C array of struct kv_queue_pair as a numpy array of the same memory."""
     buffer = ffi.buffer(memory, count * abi.SIZE("kv_queue_pair"))
     return np.frombuffer(buffer, abi.dtype("kv_queue_pair"))
 
@@ -219,20 +218,21 @@ def queue_pairs_view(memory: Any, count: int) -> npt.NDArray[Any]:
 
 
 class PlayedEngine:
-    """The host's end of a queue pair, one step at a time."""
+    """The host's end of a queue pair, controlled step by step."""
 
     def __init__(self, pair: Any) -> None:
         self.pair = pair
         self._processed = int(pair["response_control"]["published"])
 
     def answer(self, replies: Sequence[Reply], wire_bytes: int | None = None) -> None:
-        """Hand back the next batch."""
+        """Write and publish the responses of the next batch."""
         self.write(replies, wire_bytes)
         self.publish()
 
     def write(self, replies: Sequence[Reply], wire_bytes: int | None = None) -> Any:
-        """The next batch's responses, not yet handed back; `wire_bytes` None for the right number.
-        Returns the slot.
+        """Write the next batch's responses without publishing them; return the slot.
+
+        `wire_bytes` replaces the right number of bytes.
         """
         slot = self.pair["responses"][self._processed % abi.KV_SLOTS]
         payload_bytes = 0
@@ -250,13 +250,13 @@ class PlayedEngine:
         return slot
 
     def publish(self, batches: int = 1) -> None:
-        """Hand back what was written."""
+        """Publish the responses that were written."""
         self._processed = (self._processed + batches) % 2**32
         self.pair["response_control"]["published"] = self._processed
 
 
 def header_word(operation: int, result: int, key_bytes: int, value_bytes: int) -> int:
-    """KV_HEADER of bpf/abi/wire_mica2.h."""
+    """Return KV_HEADER of bpf/abi/wire_mica2.h."""
     item = np.zeros(1, abi.dtype("kv_item_header"))
     item["operation"], item["result"] = operation, result
     item["kv_length"] = key_bytes << codec.KEY_LENGTH_SHIFT | value_bytes
@@ -264,7 +264,7 @@ def header_word(operation: int, result: int, key_bytes: int, value_bytes: int) -
 
 
 class NoSenders:
-    """Instead of `Senders` for an engine that wakes nobody."""
+    """Replaces `Senders` for an engine that wakes no sender."""
 
     array = ffi.NULL
 
@@ -276,7 +276,7 @@ def serving(
     response_bytes_max: int = RESPONSE_BYTES_MAX,
     flush_after_us: float = 30.0,
 ) -> Iterator[list[ProcessingEngine]]:
-    """Real, small processing engines on all of the communication engine's queue pairs."""
+    """Run small real processing engines on all queue pairs of the communication engine."""
     with ExitStack() as cleanup:
         host = HostCore(OTHER_CPU)
         engines = []
@@ -298,7 +298,7 @@ def serving(
 
 
 def small_engine(cleanup: ExitStack, **settings: Any) -> ProcessingEngine:
-    """A processing engine with a store of its own, which `cleanup` gives back."""
+    """Return a processing engine with a store of its own, which `cleanup` frees."""
     options = ffi.new("struct kv_store_options *")
     options.item_count, options.log_bytes = 1 << 12, 1 << 20
     store = Store(options)
@@ -314,21 +314,21 @@ def small_engine(cleanup: ExitStack, **settings: Any) -> ProcessingEngine:
 
 
 def sole_partition(engine: int) -> Any:
-    """A partition table of which an engine owns all."""
+    """Return a partition table in which one engine owns everything."""
     table = ffi.new("struct kv_partition_table *")
     table.partitions, table.owner[0] = 1, engine
     return table
 
 
 def wait_until(condition: Any, what: str) -> None:
-    """Poll; fails after ANSWER_SECONDS."""
+    """Poll until the condition is true; fail after ANSWER_SECONDS."""
     deadline = time.monotonic() + ANSWER_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
 
 
 def expected_replies(store: dict[bytes, bytes], requests: Sequence[Request]) -> list[Reply]:
-    """What a server with all keys of one engine must say; `store` moves along."""
+    """Return the replies of a server whose engine owns all keys; update `store`."""
     replies = []
     for request in requests:
         result, value = execute(store, request)
@@ -346,7 +346,7 @@ def request_frame(
     vlan_tag: int | None = None,
     stray: bytes = b"",
 ) -> bytes:
-    """A client's frame; `stray` bytes follow the last request."""
+    """Return a client's frame; `stray` bytes follow the last request."""
     payload = codec.encode_batch(requests, strict=False) + stray
     return codec.encode_frame(client, server, payload, vlan_tag)
 
@@ -357,12 +357,14 @@ def reply_frame(
     server: Endpoint = SERVER,
     vlan_tag: int | None = None,
 ) -> bytes:
-    """The server's frame, byte for byte."""
+    """Return the server's frame, byte for byte."""
     return codec.encode_frame(server, client, codec.encode_batch(replies, strict=False), vlan_tag)
 
 
 def patched(frame: bytes, vlan: bool = False, **fields: int | bytes) -> bytes:
-    """The frame with fields of struct kv_packet_header overwritten; numbers in network order."""
+    """Return the frame with other values in fields of struct kv_packet_header; integers are written
+    in network order.
+    """
     changed = bytearray(frame)
     for name, value in fields.items():
         size = abi.dtype("kv_packet_header")[name].itemsize
@@ -376,9 +378,7 @@ def patched(frame: bytes, vlan: bool = False, **fields: int | bytes) -> bytes:
 
 
 def with_lengths_of(frame: bytes, vlan: bool = False) -> bytes:
-    """The frame, cut or extended, with IP and UDP lengths that match it, as far as they are in
-    it.
-    """
+    """Return a cut or extended frame with matching IP and UDP lengths, if it contains them."""
     ip_bytes = max(len(frame) - abi.KV_ETH_BYTES - vlan * abi.KV_VLAN_BYTES, 0)
     whole = frame.ljust(HEADER_BYTES + abi.KV_VLAN_BYTES, b"\0")
     lengths = {"ip_total_length": ip_bytes, "udp_length": max(ip_bytes - abi.KV_IP_BYTES, 0)}
@@ -386,7 +386,7 @@ def with_lengths_of(frame: bytes, vlan: bool = False) -> bytes:
 
 
 def with_dirty_padding(frame: bytes, requests: Sequence[Request], vlan: bool = False) -> bytes:
-    """The frame of these requests with 0xEE behind each key and value, up to the next field."""
+    """Return the frame of these requests with 0xEE in the padding of each key and value."""
     changed = bytearray(frame)
     end = HEADER_BYTES + vlan * abi.KV_VLAN_BYTES
     for request in requests:
@@ -401,7 +401,7 @@ def with_dirty_padding(frame: bytes, requests: Sequence[Request], vlan: bool = F
 
 
 def traffic_counters(frame: bytes, reply: bytes) -> dict[str, int]:
-    """What every served frame moves, whichever way its response takes."""
+    """Return the counters that every served frame moves, however its response is sent."""
     requests = codec.decode_requests(codec.decode_frame(frame).payload)
     replies = codec.decode_replies(codec.decode_frame(reply).payload)
     record, response = abi.SIZE("kv_request"), abi.SIZE("kv_response")
@@ -424,8 +424,8 @@ WAYS_OUT = ("RESPONSES_WAITED", "RESPONSES_CARRIED", "RESPONSES_FLUSHED")
 
 
 def without_ways_out(counters: Mapping[str, int]) -> dict[str, int]:
-    """Counters but for those that depend on how quick a real engine was; each frame sent must have
-    taken exactly one way.
+    """Return the counters except those that depend on a real engine's speed; each frame must have
+    been sent in exactly one way.
     """
     assert sum(counters.get(way, 0) for way in WAYS_OUT) == counters.get("FRAMES_SENT", 0)
     timing = {*WAYS_OUT, "WAIT_TIMEOUTS"}

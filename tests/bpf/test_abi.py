@@ -48,7 +48,7 @@ int kv_layout(struct xdp_md *ctx)
 
 
 def bpf_view(include_dir: Path, tmp_path: Path) -> NativeView:
-    """Return what bcc's compiler makes of `include_dir`/abi, which is bpf/ or `tmp_path`.
+    """Return the layout that bcc's compiler computes for `include_dir`/abi, bpf/ or `tmp_path`.
 
     Raises LoadError if it refuses the headers.
     """
@@ -74,7 +74,7 @@ def bpf_view(include_dir: Path, tmp_path: Path) -> NativeView:
 
 
 def run_layout_program(source: Path, count: int) -> list[int]:
-    """The numbers that it stored, signed."""
+    """Run the program; return the signed numbers that it stored."""
     loaded = loader.load(str(source), ["kv_layout"], {})
     try:
         assert run_once(loaded.programs["kv_layout"], bytes(64))[0] == Verdict.DROP
@@ -85,7 +85,7 @@ def run_layout_program(source: Path, count: int) -> list[int]:
 
 
 def disagreements(view: NativeView) -> set[str]:
-    """Who sees something else than this view: the constants of `abi`, or its dtypes."""
+    """Return the witnesses that differ from this view: the constants of `abi`, or its dtypes."""
     found = {"constants": constants_against(view), "numpy": numpy_against(view)}
     return {witness for witness, wrong in found.items() if wrong}
 

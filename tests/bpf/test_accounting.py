@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a result says about CPU time is true: each method against a load whose time is known."""
+"""CPU times in results are true: each method is compared with a load of known time."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ SPIN_SECONDS = 0.3
 
 
 def test_thread_time_is_what_a_thread_has_spun() -> None:
-    """The host's method: a thread's own CPU clock, against a loop of known length."""
+    """The host's method, a thread's CPU clock, against a loop of known length."""
     stop = threading.Event()
 
     has_spun = threading.Event()
@@ -41,7 +41,7 @@ def test_thread_time_is_what_a_thread_has_spun() -> None:
     thread = NativeThread("known load", OTHER_CPU, spin_then_sleep, stop.set)
     thread.start(lambda: None)
     assert has_spun.wait(patient(20))
-    time.sleep(SPIN_SECONDS)  # as long again, which must not count
+    time.sleep(SPIN_SECONDS)  # sleeping must not count
     used_seconds = thread.cpu_ns() / 1e9
     thread.stop()
     assert SPIN_SECONDS <= own_seconds[0] <= used_seconds <= own_seconds[1]
@@ -50,7 +50,7 @@ def test_thread_time_is_what_a_thread_has_spun() -> None:
 
 @pytest.mark.needs("BPF run-time statistics")
 def test_program_time_is_what_a_program_has_waited(load: Callable[..., Dpu]) -> None:
-    """The DPU's method: BPF run-time statistics, against waits that last KV_WAIT_NS each."""
+    """The DPU's method, BPF run-time statistics, against waits of KV_WAIT_NS each."""
     dpu = load(depth=(0, 0))
     dpu.reset(engine_cpu=CPU + 1)
     with loader.enabled_stats():
@@ -93,7 +93,7 @@ def test_a_sampled_wait_is_in_the_stage_clocks(load: Callable[..., Dpu]) -> None
 
 @pytest.mark.parametrize("napi", [None, {7: {"cpu": CPU, "cpu_ns": 0}}])
 def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int]] | None) -> None:
-    """Half a core of client with a tenth of DPU on top of it, or the DPU's thread beside it."""
+    """The client uses half a core, with a tenth of DPU on top of it or on a thread of its own."""
     interval = Interval(
         before=snapshot(0, 0, 0),
         after=snapshot(10**9, 500_000_000, 1_000_000),
@@ -113,7 +113,7 @@ def test_roles_are_differences_of_what_was_counted(napi: dict[int, dict[str, int
 
 
 def test_the_host_s_time_is_the_run_s_and_xdp_s_the_accounting_phase_s() -> None:
-    """The phase runs at half the rate here; the client's two numbers say at which."""
+    """The accounting phase runs at half the rate here, which the client's two counts tell."""
     run = interval_of(host_ns=8 * 10**8, responses=1_000_000)
     accounting = interval_of(host_ns=10**8, responses=500_000)
     roles = roles_of(run, accounting)
@@ -137,7 +137,7 @@ def test_a_phase_that_is_far_from_the_run_is_noted(accounting_mops: float, notes
 
 
 def interval_of(host_ns: int, responses: int) -> Interval:
-    """A second in which XDP had as much time as the host."""
+    """Return one second in which XDP used as much time as the host."""
     return Interval(
         before=snapshot(0, 0, 0),
         after=snapshot(10**9, 900_000_000, responses),

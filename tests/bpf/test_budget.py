@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Every program of every build keeps to its row of bpf/budget.toml on the running kernel."""
+"""Every program of every build stays within its budget in bpf/budget.toml on this kernel."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What was compiled is kept, and compiled again when anything that it depends on has changed."""
+"""Compiled objects are cached, and compiled again when anything they depend on has changed."""
 
 import os
 from collections.abc import Callable
@@ -33,7 +33,7 @@ int kv_tell(struct xdp_md *ctx)
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A source file that no cache has seen, and an empty cache in front of the machine's."""
+    """Return a new source file; an empty cache precedes the machine's."""
     cache = tmp_path / "cache"
     cache.mkdir()
     monkeypatch.setattr(kernel_headers, "CACHE_DIRS", (cache, *kernel_headers.CACHE_DIRS))
@@ -45,7 +45,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Grows with every compilation."""
+    """Return a list that grows with every compilation."""
     seen: list[Path] = []
     really = compiler._compile
 
@@ -58,7 +58,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def told(source: Path, more: int = 2, **settings: int) -> int:
-    """What the program says when it runs."""
+    """Return the number that the program returns when it runs."""
     loaded = loader.load(str(source), ["kv_tell"], {"KV_MORE": more, **settings})
     try:
         run_once(loaded.programs["kv_tell"], bytes(64))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """The store inside XDP (bpf/service, bpf/store): parse, process and reply in one run.
 
-It must answer as the native engine does: the same batches go through both, and the records are
-compared byte for byte. What a small log or a full bucket loses is checked against a dict.
+It must answer like the native engine: the same batches go through both, and the records are
+compared byte for byte. The losses of a small log or a full bucket are checked against a dict.
 """
 
 import os
@@ -40,14 +40,14 @@ from dpukv_xdp.wire.hashing import hash_key
 TAG_TURNS = 3
 """KV_TAG_TURNS of bpf/store/dpu_store.h: live items of one tag that a bucket may hold."""
 BATCH_BYTES = RESPONSE_BYTES_MAX
-"""Requests in one frame."""
+"""Most bytes of the requests in one frame."""
 LAST_VALUE_BYTES = abi.KV_VALUE_MAX
-"""The longest value, which a frame can bring under a short key only."""
+"""Bytes of the longest value, which fits into a frame with a short key only."""
 
 
 CPUS = max(CPU, OTHER_CPU) + 1
 SMALL_SEGMENTS = 2
-"""The smallest log: 128 KiB."""
+"""Segments of the smallest log: 128 KiB."""
 
 
 class XdpStore:
@@ -62,7 +62,7 @@ class XdpStore:
         segments: int = 64,
         response_bytes_max: int = RESPONSE_BYTES_MAX,
     ) -> None:
-        """`stores` None for one for each engine."""
+        """`stores` is the number of stores; None is one per engine."""
         self.engines = engines
         self.stores = engines if stores is None else stores
         names = {
@@ -94,11 +94,11 @@ class XdpStore:
         self.pairs = queue_pairs_view(self.memory, engines * CPUS)
 
     def close(self) -> None:
-        """Unload it."""
+        """Unload the programs and maps."""
         self._loaded.close()
 
     def reset(self) -> None:
-        """As just loaded."""
+        """Restore the state after loading."""
         self.lines.view(np.uint64)[:] = 0
         self.set_access()
         for engine in range(self.stores):
@@ -109,35 +109,35 @@ class XdpStore:
     def set_access(
         self, *, read: bool = True, write: bool = True, reset_allowed: bool = True
     ) -> None:
-        """Whether all engines may read and write all partitions, and RESET do anything."""
+        """Set whether all engines may read or write all partitions, and may execute RESET."""
         self.partitions["concurrent_read"] = read
         self.partitions["concurrent_write"] = write
         self.partitions["reset_allowed"] = reset_allowed
 
     def run(self, requests: Sequence[Request], engine: int = 0) -> tuple[Verdict, bytes]:
-        """One frame of requests."""
+        """Send one frame of requests; return the verdict and the resulting frame."""
         server = Endpoint(SERVER.mac, SERVER.ip, PORT + engine)
         frame = request_frame(requests, server=server)
         assert len(frame) <= abi.KV_FRAME_MAX
         return run_once(self._loaded.programs["kv_receive"], frame)
 
     def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
-        """Any frame."""
+        """Send any frame; return the verdict and the resulting frame."""
         return run_once(self._loaded.programs["kv_receive"], frame)
 
     def replies(self, requests: Sequence[Request], engine: int = 0) -> list[codec.Reply]:
-        """What comes back for a frame; it must come back."""
+        """Return the replies to a frame of requests, which must be answered."""
         verdict, out = self.run(requests, engine)
         assert verdict == Verdict.TX
         return list(codec.decode_replies(codec.decode_frame(out).payload))
 
     def set(self, key: bytes, value: bytes, key_hash: int | None = None) -> None:
-        """Store one value."""
+        """Store one value, which must succeed."""
         (reply,) = self.replies([request(abi.Operation.SET, key, value, key_hash)])
         assert reply.result == abi.Result.SUCCESS
 
     def get(self, key: bytes, key_hash: int | None = None) -> bytes | None:
-        """One value; None if it is not there."""
+        """Return one value; None if the key is absent."""
         (reply,) = self.replies([request(abi.Operation.GET, key, b"", key_hash)])
         if reply.result == abi.Result.NOT_FOUND:
             assert not reply.value
@@ -148,7 +148,7 @@ class XdpStore:
     def one(
         self, operation: int, key: bytes, value: bytes = b"", key_hash: int | None = None
     ) -> tuple[int, bytes]:
-        """Result and value of one request."""
+        """Return the result and the value of one request."""
         (reply,) = self.replies([request(operation, key, value, key_hash)])
         assert reply.operation == operation
         return reply.result, bytes(reply.value)
@@ -159,22 +159,22 @@ class XdpStore:
         return [int(store[name]) for name in names]
 
     def store(self, engine: int = 0) -> Any:
-        """A copy of an engine's struct kv_dpu_store."""
+        """Return a copy of an engine's struct kv_dpu_store."""
         raw = self._loaded.read_entry("kv_dpu_stores", engine)
         return np.frombuffer(raw, abi.dtype("kv_dpu_store"))[0].copy()
 
     def write_store(self, store: Any, engine: int = 0) -> None:
-        """Overwrite it."""
+        """Overwrite an engine's struct kv_dpu_store."""
         self._loaded.write_entry("kv_dpu_stores", engine, store.tobytes())
 
     def counters(self) -> dict[str, int]:
-        """The counters that are not 0."""
+        """Return the counters that are not 0."""
         queues = self._loaded.read_array("kv_dpu_queues", abi.dtype("kv_dpu_queue"))
         totals = queues["counters"].sum(axis=0)
         return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
 
     def pair(self, engine: int = 0) -> Any:
-        """This core's queue pair with an engine: its first slot has the latest batch."""
+        """Return this core's queue pair with an engine, whose first slot has the latest batch."""
         return self.pairs[engine * CPUS + CPU]
 
     def _mapped(self, name: str, struct_name: str, count: int) -> Any:
@@ -183,7 +183,7 @@ class XdpStore:
 
 @pytest.fixture(scope="module")
 def load_store() -> Iterator[Callable[..., XdpStore]]:
-    """XdpStore's constructor; the same settings give the same object again, reset."""
+    """Yield a constructor of XdpStore; equal settings return the same object, reset."""
     loaded: dict[tuple[Any, ...], XdpStore] = {}
 
     def load(**names: Any) -> XdpStore:
@@ -235,7 +235,7 @@ OPERATIONS = st.sampled_from(
 
 
 def model_reply(model: dict[bytes, bytes], asked: Request) -> codec.Reply:
-    """What a server that forgets nothing and has room says; `model` moves along."""
+    """Return the reply of a server that loses nothing; update `model`."""
     result, value = abi.Result.SUCCESS, b""
     key, found = asked.key, asked.key in model
     if asked.operation == OPS.RESET:
@@ -264,14 +264,14 @@ def model_reply(model: dict[bytes, bytes], asked: Request) -> codec.Reply:
 
 
 def added(number: bytes, increment: bytes) -> bytes:
-    """Modulo 2^64."""
+    """Return the sum modulo 2^64."""
     total = int.from_bytes(number, "little") + int.from_bytes(increment, "little")
     return (total % 2**64).to_bytes(8, "little")
 
 
 @st.composite
 def batches(draw: Any, keys: Any = KEYS) -> list[list[Request]]:
-    """Batches that fit into frames, over few keys, so that they meet again."""
+    """Draw batches that fit into frames, over few keys, so that keys recur."""
     pool = draw(st.lists(keys, min_size=1, max_size=6, unique=True))
     found: list[list[Request]] = []
     for _ in range(draw(st.integers(1, 6))):
@@ -294,7 +294,7 @@ def batches(draw: Any, keys: Any = KEYS) -> list[list[Request]]:
 
 
 def fits(replies: Sequence[codec.Reply]) -> bool:
-    """Whether no response can be pushed out by those before it."""
+    """Return whether all responses fit, so that none is refused for lack of room."""
     longest = max(codec.item_bytes(0, max(len(reply.value), 8)) for reply in replies)
     return longest * len(replies) <= RESPONSE_BYTES_MAX
 
@@ -318,8 +318,8 @@ def test_it_is_a_dict(xdp: XdpStore, found: list[list[Request]]) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_thousands_of_operations(xdp: XdpStore, seed: int) -> None:
-    """Long runs over keys of 1 to 255 bytes and values of 0 to 1400, in frames of mixed requests;
-    the log holds all of it.
+    """Long runs over keys of 1 to 255 bytes and values of 0 to 1400 bytes, in frames of mixed
+    requests; the log holds all items.
     """
     random = np.random.default_rng(seed)
     sizes = [1, 8, 8, 8, 9, 16, *random.integers(1, 256, size=6)]
@@ -393,7 +393,7 @@ def test_delete(xdp: XdpStore, key_bytes: int, value_bytes: int) -> None:
 
 
 def test_delete_is_seen_in_its_own_batch(xdp: XdpStore) -> None:
-    """The places of short items are looked up before the batch is executed."""
+    """Short items are looked up before the batch is executed."""
     key = b"12345678"
     xdp.set(key, b"87654321")
     asked = [OPS.GET, OPS.DELETE, OPS.GET, OPS.TEST, OPS.ADD, OPS.GET, OPS.RESET, OPS.GET]
@@ -408,12 +408,12 @@ def test_delete_is_seen_in_its_own_batch(xdp: XdpStore) -> None:
 
 @pytest.mark.parametrize("ways", [1, 2, 7, 8, 9, 14, 15])
 def test_a_delete_fills_the_hole(load_store: Callable[..., XdpStore], ways: int) -> None:
-    """Words in use stay a prefix of their bucket, and the others are still found."""
+    """Words in use remain a prefix of their bucket, and all other items are still found."""
     for deleted in range(ways):
         xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
         keys = [b"%08d" % i for i in range(ways)]
         for i, key in enumerate(keys):
-            xdp.set(key, b"v%d" % i, key_hash=i + 1)  # one bucket, tags of their own
+            xdp.set(key, b"v%d" % i, key_hash=i + 1)  # one bucket, different tags
         assert xdp.one(OPS.DELETE, keys[deleted], b"", deleted + 1)[0] == abi.Result.SUCCESS
         for i, key in enumerate(keys):
             assert xdp.get(key, key_hash=i + 1) == (None if i == deleted else b"v%d" % i)
@@ -423,7 +423,7 @@ def test_a_delete_fills_the_hole(load_store: Callable[..., XdpStore], ways: int)
 
 
 def test_deletes_and_the_cleanup(load_store: Callable[..., XdpStore]) -> None:
-    """Some words are cleared by DELETE, some by the cleanup, and some of these twice."""
+    """DELETE clears some words, the cleanup others, and some are cleared twice."""
     xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
     random = np.random.default_rng(11)
     model: dict[bytes, bytes] = {}
@@ -480,7 +480,7 @@ def test_increment_of_other_lengths(xdp: XdpStore, key_bytes: int, wrong_bytes: 
 
 
 def test_increment_needs_room(load_store: Callable[..., XdpStore]) -> None:
-    """Nothing is added where the response has no room to say so."""
+    """INCREMENT adds nothing if there is no room for its response."""
     xdp = load_store(response_bytes_max=300)
     xdp.set(b"k", bytes(8))
     asked = [request(OPS.INCREMENT, b"k", b"\1" + bytes(7)) for _ in range(10)]
@@ -513,8 +513,9 @@ def test_reset_refused(xdp: XdpStore, key: bytes) -> None:
 
 
 def test_resets_without_end(load_store: Callable[..., XdpStore]) -> None:
-    """The tail must not come round to a dead word: RESETs wait for the cleanup once they have moved
-    it by 2^46 bytes in one of its rounds. That takes too many of a small log, so it begins there.
+    """The tail must not wrap around to a dead word: RESETs wait for the cleanup once they have
+    moved the tail by 2^46 bytes in one round. A small log needs too many RESETs for that, so the
+    test starts there.
     """
     xdp = load_store(buckets=256, segments=SMALL_SEGMENTS)
     xdp.set(b"k", b"v")
@@ -579,7 +580,7 @@ def test_the_longest_value(xdp: XdpStore) -> None:
 
 @pytest.mark.parametrize("differs_at", [8, 9, 15, 16, 100, 248, 253, 254])
 def test_long_keys_of_one_hash_are_told_apart(xdp: XdpStore, differs_at: int) -> None:
-    """Only the one stored last is kept, and never given out for the other."""
+    """Only the one stored last is kept, and it is never returned for the other."""
     first = bytes(255)
     second = first[:differs_at] + b"\1" + first[differs_at + 1 :]
     xdp.set(first, b"first", key_hash=0x1234567)
@@ -591,7 +592,7 @@ def test_long_keys_of_one_hash_are_told_apart(xdp: XdpStore, differs_at: int) ->
 
 
 def test_keys_of_one_tag(xdp: XdpStore) -> None:
-    """A bucket keeps TAG_TURNS of them, and always the one stored last; nothing stale."""
+    """A bucket keeps TAG_TURNS of them, including the one stored last, and no stale value."""
     keys = [bytes([65 + i]) * 8 for i in range(6)]
     hashes = [i << 50 for i in range(6)]  # one bucket, one tag (0, which counts as 1)
     for turn in range(3):
@@ -607,7 +608,7 @@ def test_keys_of_one_tag(xdp: XdpStore) -> None:
 
 
 def test_a_tiny_log_wraps(load_store: Callable[..., XdpStore]) -> None:
-    """What is found is right, and what the log cannot have overwritten yet is found."""
+    """Every item found is right, and items that the log cannot have overwritten are found."""
     xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
     model: dict[bytes, bytes] = {}
     order: list[bytes] = []
@@ -621,7 +622,7 @@ def test_a_tiny_log_wraps(load_store: Callable[..., XdpStore]) -> None:
         assert xdp.get(key) == value
         other = order[int(generator.integers(0, len(order)))]
         assert xdp.get(other) in (None, model[other])
-    # The last 20 items take less than half of the log.
+    # The last 20 items occupy less than half of the log.
     assert [xdp.get(key) for key in order[-20:]] == [model[key] for key in order[-20:]]
     store = xdp.store()
     assert int(store["tail"]) > 5 * abi.KV_SEGMENT_BYTES
@@ -635,7 +636,7 @@ def test_a_full_bucket_evicts_its_oldest(load_store: Callable[..., XdpStore]) ->
     ways = abi.KV_BUCKET_WAYS
     keys = [b"%08d" % i for i in range(ways + 5)]
     for i, key in enumerate(keys):
-        xdp.set(key, b"v%d" % i, key_hash=i + 1)  # one bucket, tags of their own
+        xdp.set(key, b"v%d" % i, key_hash=i + 1)  # one bucket, different tags
     values = [xdp.get(key, key_hash=i + 1) for i, key in enumerate(keys)]
     assert values == [None] * 5 + [b"v%d" % i for i in range(5, ways + 5)]
     assert int(xdp.store()["set_evicted"]) == 5
@@ -655,7 +656,7 @@ def test_cleanup_drops_dead_words(load_store: Callable[..., XdpStore]) -> None:
 
 
 def test_words_in_use_stay_a_prefix(load_store: Callable[..., XdpStore]) -> None:
-    """A lookup stops where the first line is not full."""
+    """A lookup stops at a first line that is not full."""
     xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
     generator = np.random.default_rng(3)
     for i in range(2000):
@@ -671,7 +672,7 @@ def test_words_in_use_stay_a_prefix(load_store: Callable[..., XdpStore]) -> None
 
 
 class NativeTwin:
-    """A native engine that is given the same request slots."""
+    """A native engine that gets the same request slots."""
 
     def __init__(self, response_bytes_max: int) -> None:
         self.memory = ffi.new("struct kv_queue_pair[1]")
@@ -700,16 +701,16 @@ class NativeTwin:
         self._published = 0
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the engine."""
         self._core.stop()
         self._store.close()
 
     def stats(self) -> dict[str, int]:
-        """Its counters and its store's."""
+        """Return its counters and its store's."""
         return self._store.stats() | self._engine.stats()
 
     def process(self, request_slot: Any) -> Any:
-        """The response slot for a request slot."""
+        """Return the response slot for a request slot."""
         slot = self._published % abi.KV_SLOTS
         self.pair["requests"][slot] = request_slot
         self.pair["requests"][slot]["has_payload"] = 1
@@ -727,13 +728,13 @@ COUNTERS = (
     "set_inplace", "set_moved", "set_refused", "get_notfound", "test_found", "test_notfound",
     "delete_found", "delete_notfound", "increment_found", "increment_notfound",
 )  # fmt: skip
-"""That both count alike, as long as nothing is lost. Not get_found: the native engine looks twice
-for a long value under a short key.
+"""Counters that both engines count alike, as long as nothing is lost. get_found differs: the native
+engine looks twice for a long value under a short key.
 """
 
 
 def meaningful(slot: Any, count: int) -> tuple[int, bytes, bytes]:
-    """Of a response slot: bytes on the wire, records, and the payload in use."""
+    """Return a response slot's bytes on the wire, records, and used payload."""
     records = slot["records"][:count]
     value_bytes = (records["header"] >> np.uint64(32)) & np.uint64(0xFFFFFF)
     payload_bytes = sum(codec.roundup8(int(n)) for n in value_bytes if n > abi.KV_INLINE_MAX)
@@ -744,7 +745,7 @@ def meaningful(slot: Any, count: int) -> tuple[int, bytes, bytes]:
 def test_records_are_the_native_engines(
     load_store: Callable[..., XdpStore], response_bytes_max: int
 ) -> None:
-    """Room included: what does not fit into a response is refused to the same requests."""
+    """Both also refuse the same requests for lack of room in the response."""
     xdp = load_store(response_bytes_max=response_bytes_max)
     compared = []
 
@@ -772,7 +773,7 @@ def test_records_are_the_native_engines(
 
 
 def test_room_for_short_gets(load_store: Callable[..., XdpStore]) -> None:
-    """More responses than the rule has room for: as on the host, a short GET does not ask."""
+    """More responses than the rule allows: as on the host, a short GET does not check for room."""
     xdp = load_store(response_bytes_max=300)
     twin = NativeTwin(300)
     try:
@@ -797,7 +798,7 @@ def test_room_for_short_gets(load_store: Callable[..., XdpStore]) -> None:
 def test_another_engines_partition_is_rejected(
     load_store: Callable[..., XdpStore], stores: int, read: bool, write: bool
 ) -> None:
-    """EREW, CREW, CRCW; partition 3 is nobody's for now."""
+    """EREW, CREW, CRCW; partition 3 has no owner yet."""
     owners = (0, 1, 1, abi.KV_OWNER_NONE)
     xdp = load_store(engines=2, stores=stores)
     xdp.partitions["partitions"] = len(owners)
@@ -864,7 +865,7 @@ def test_a_broken_partition_table_owns_nothing(
 
 
 def test_a_busy_partition(xdp: XdpStore) -> None:
-    """Another core that does not let go: the frame is dropped, counted, and nothing is done."""
+    """Another core holds the lock: the frame is dropped and counted, and has no effect."""
     xdp.set(b"k", b"before")
     before = xdp.store()
     before["owner"] = 99
@@ -884,8 +885,8 @@ def test_a_busy_partition(xdp: XdpStore) -> None:
     reason="this process may use one core, and two have to want the partition at once",
 )
 def test_two_cores_share_a_partition(xdp: XdpStore) -> None:
-    """No update of one core is lost by the other: every frame that is answered has been counted,
-    and appended its items.
+    """No update of one core is lost by the other: every answered frame was counted and its items
+    were appended.
     """
     frames_each = 3000
     answered = {CPU: 0, OTHER_CPU: 0}
@@ -963,5 +964,5 @@ def test_a_value_that_no_response_could_hold(load_store: Callable[..., XdpStore]
 
 
 def test_hash_of_the_library_is_used() -> None:
-    """The tests' keys are hashed as clients hash them."""
+    """Keys of the tests are hashed as clients hash them."""
     assert request(abi.Operation.GET, b"k").key_hash == lib.kv_hash(b"k", 1)

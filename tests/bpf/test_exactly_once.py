@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Every request is answered exactly once, in order, however frames, the engine and the sender take
-turns.
+"""Every request is answered exactly once, in order, for any interleaving of frames, the engine and
+the sender.
 """
 
 from collections import deque
@@ -32,14 +32,14 @@ STEPS = st.one_of(
 
 
 class Model:
-    """What the communication engine must do, batch by batch."""
+    """The required behaviour of the communication engine, batch by batch."""
 
     def __init__(self, dpu: Dpu, start: int) -> None:
         dpu.reset(start)
         self.dpu = dpu
         self.engine = PlayedEngine(dpu.pair())
         self.in_flight: deque[bytes] = deque()
-        """The frames that answer what is parked, oldest first."""
+        """Frames of the answers to parked batches, oldest first."""
         self.unprocessed: deque[list[Reply]] = deque()
         self.arrived = 0
         self.answered = 0
@@ -55,7 +55,7 @@ class Model:
                 self.receive(kind == RECEIVE_WHILE_FLUSHING)
 
     def receive(self, flushing: bool) -> None:
-        """A frame from a client of its own; it carries the oldest response if that is finished."""
+        """Send a frame from a new client; it carries the oldest response if that is finished."""
         requests, replies, client, vlan_tag = self.next_batch()
         frame = request_frame(requests, client, vlan_tag=vlan_tag)
         if flushing:
@@ -91,7 +91,7 @@ class Model:
             self.engine.answer(self.unprocessed.popleft())
 
     def expect(self, verdict: Verdict, out: bytes) -> None:
-        """The oldest response is out if it is finished, and nothing else is."""
+        """Assert that the oldest response was sent if it is finished, and nothing else was."""
         if len(self.in_flight) > len(self.unprocessed):
             assert (verdict, out) == (Verdict.TX, self.in_flight.popleft())
             self.answered += 1
@@ -99,7 +99,7 @@ class Model:
             assert verdict == Verdict.DROP
 
     def finish(self) -> None:
-        """The engine catches up, the sender lets the rest out, and the counters agree."""
+        """Let the engine catch up and the sender send the rest, and compare the counters."""
         while self.unprocessed:
             self.process()
         while self.in_flight:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Each limit of bpf/abi one below, at it, and one above; and errors that are a request's own."""
+"""Each limit of bpf/abi at the limit, one below and one above; and errors of single requests."""
 
 from collections.abc import Callable
 
@@ -69,8 +69,8 @@ def test_batch_max(
 def test_frame_max(
     load: Callable[..., Dpu], above: int, vlan_tag: int | None, requests: list[Request]
 ) -> None:
-    """A longer one is cut here: what the kernel hands to XDP ends with the page. Generic XDP has
-    longer ones.
+    """Longer frames cannot be tested here, because the kernel's frames for BPF_PROG_RUN end with
+    the page; generic XDP has them.
     """
     dpu = load()
     missing = abi.KV_FRAME_MAX + above - len(request_frame(requests, vlan_tag=vlan_tag))
@@ -94,7 +94,7 @@ def test_frame_max(
 @pytest.mark.parametrize("vlan_tag", [None, 9])
 @pytest.mark.parametrize("above", [-1, 0, 1])
 def test_response_frame_max(load: Callable[..., Dpu], above: int, vlan_tag: int | None) -> None:
-    """An engine's responses that fill the frame, and one that would make it longer."""
+    """An engine's responses that fill the frame exactly, or would exceed it."""
     dpu = load()
     reply = Reply(abi.KV_OP_GET, abi.KV_SUCCESS, b"v" * (abi.KV_VALUE_MAX - 40), 1)
     shift = 0 if vlan_tag is None else abi.KV_VLAN_BYTES
@@ -121,7 +121,7 @@ SMALL = [Request.set(b"before", b"1", 1), Request.get(b"after", 2)]
 
 
 def assert_answers(dpu: Dpu, requests: list[Request], results: list[int]) -> None:
-    """These results to these requests, values as in a dictionary, and exactly these bytes."""
+    """Assert the results of the requests, values as in a dict, and exactly these bytes."""
     store: dict[bytes, bytes] = {b"after": b"2"}
     replies = expected_replies(store, requests)
     assert [reply.result for reply in replies] == results, "the test's own model"
@@ -146,7 +146,7 @@ def test_key_length(load: Callable[..., Dpu], key_bytes: int, operation: int, va
 @pytest.mark.parametrize("key_bytes", [1, 8])
 @pytest.mark.parametrize("above", [-1, 0, 1, 8])
 def test_value_max(load: Callable[..., Dpu], above: int, key_bytes: int) -> None:
-    """In a packet of its own: nothing else fits beside it."""
+    """The request has a packet of its own: nothing else fits."""
     key, value = b"k" * key_bytes, b"v" * (abi.KV_VALUE_MAX + above)
     result = INSUFFICIENT_SPACE if above > 0 else abi.KV_SUCCESS
     dpu = load(depth=WAIT)
@@ -166,9 +166,7 @@ def replies_in(frame: bytes) -> list[Reply]:
 @pytest.mark.parametrize("key_bytes", [8, 16, 200, abi.KV_KEY_MAX])
 @pytest.mark.parametrize("above", [-8, -1, 0])
 def test_item_max(load: Callable[..., Dpu], above: int, key_bytes: int) -> None:
-    """A longer item's frame is over KV_FRAME_MAX behind a VLAN tag, or the value is over
-    KV_VALUE_MAX.
-    """
+    """A longer item would exceed KV_FRAME_MAX with a VLAN tag, or its value KV_VALUE_MAX."""
     key = b"k" * key_bytes
     value = b"v" * (abi.KV_ITEM_MAX - codec.roundup8(key_bytes) + above)
     dpu = load(depth=WAIT)
@@ -195,7 +193,7 @@ def test_operations_not_served(load: Callable[..., Dpu], operation: int, key: by
 
 
 def test_only_the_reply_that_does_not_fit_is_refused(load: Callable[..., Dpu]) -> None:
-    """Each reply behind a long one keeps room for a header and a short value."""
+    """Room for a header and a short value is reserved for each reply after a long one."""
     dpu = load(depth=WAIT)
     long_value, short_value = b"L" * 2200, b"s" * 8
     with serving(dpu):
@@ -231,7 +229,7 @@ def test_a_reply_at_the_frame_s_edge(load: Callable[..., Dpu], above: int) -> No
 @pytest.mark.parametrize("above", [-1, 0, 1])
 def test_a_value_that_no_reply_could_carry_is_refused(load: Callable[..., Dpu], above: int) -> None:
     dpu = load(depth=WAIT)
-    room = 1466  # of MTU 1500
+    room = 1466  # with MTU 1500
     longest = (room - codec.ITEM_HEADER_BYTES) & ~7
     request = Request.set(b"k", b"v" * (longest + above))
     with serving(dpu, response_bytes_max=room):
@@ -243,7 +241,7 @@ def test_a_value_that_no_reply_could_carry_is_refused(load: Callable[..., Dpu], 
 
 
 def test_replies_as_many_as_requests_of_any_size_fit(load: Callable[..., Dpu]) -> None:
-    """As many of the shortest GETs as a frame holds, all hits."""
+    """A frame full of the shortest GETs, all hits."""
     dpu = load(depth=WAIT)
     count = min(RESPONSE_BYTES_MAX // codec.item_bytes(8, 0), abi.KV_BATCH_MAX)
     with serving(dpu):
@@ -261,9 +259,7 @@ def test_replies_as_many_as_requests_of_any_size_fit(load: Callable[..., Dpu]) -
 
 
 def test_slots(load: Callable[..., Dpu]) -> None:
-    """One below and at KV_SLOTS batches wait; the next one is dropped, and all others are answered
-    in the end.
-    """
+    """KV_SLOTS batches wait; the next one is dropped, and all others are finally answered."""
     dpu = load()
     frames = [request_frame([Request.probe(opaque)]) for opaque in range(abi.KV_SLOTS + 1)]
     for index, frame in enumerate(frames[:-1], start=1):
@@ -285,7 +281,7 @@ def test_slots(load: Callable[..., Dpu]) -> None:
 
 @pytest.mark.parametrize("engines", [1, abi.KV_ENGINES_MAX])
 def test_ports_of_engines(load: Callable[..., Dpu], engines: int) -> None:
-    """Every port goes to its own engine's queue pair; the ones around are not ours."""
+    """Every port leads to its own engine's queue pair; adjacent ports are not ours."""
     dpu = load(engines=engines, cpus=CPU + 2 if engines > 1 else CPU + 1)
     for port in (PORT - 1, PORT + engines):
         server = Endpoint(SERVER.mac, SERVER.ip, port)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What is not ours passes untouched; what is ours and malformed is dropped and counted once, by
-cause. Neither is answered, reaches the queue pair, or disturbs the next packet.
+"""Frames that are not ours pass unchanged; malformed ones that are ours are dropped and counted
+once, by cause. Neither is answered, reaches the queue pair, or affects the next packet.
 """
 
 import os
@@ -37,9 +37,9 @@ from dpukv_xdp.wire.codec import Endpoint, Request
 from dpukv_xdp.wire.layers import KVBatch, KVItem
 
 SHORTEST_RUN = abi.KV_ETH_BYTES
-"""BPF_PROG_RUN takes no frame without an Ethernet header, and no driver delivers one."""
+"""BPF_PROG_RUN refuses frames shorter than an Ethernet header, and no driver delivers them."""
 PORTS_END = abi.offset("kv_packet_header", "udp_length") + abi.KV_VLAN_BYTES
-"""Where a frame is long enough that its UDP port is looked at."""
+"""Length from which a frame's UDP port is checked."""
 
 GOOD = [Request.get(b"good key", 0x600D)]
 BATCH = [
@@ -61,8 +61,8 @@ def dropped(name: str, packet: bytes, counter: str) -> Case:
 
 
 def assert_refused(dpu: Dpu, case: Case, engine: int = 0) -> None:
-    """The case's verdict and counters, an untouched frame, nothing published, and a good packet
-    served afterwards.
+    """Assert the case's verdict and counters, an unchanged frame, nothing published, and that a
+    good packet is served afterwards.
     """
     verdict, out = dpu.receive(case.packet)
     assert verdict == case.verdict
@@ -74,7 +74,7 @@ def assert_refused(dpu: Dpu, case: Case, engine: int = 0) -> None:
 
 
 def assert_serves(dpu: Dpu) -> None:
-    """A good packet goes in and its reply comes out."""
+    """Assert that a good packet is answered."""
     replies = expected_replies({}, GOOD)
     assert dpu.receive(request_frame(GOOD))[0] == Verdict.DROP, "parked"
     PlayedEngine(dpu.pair()).answer(replies)
@@ -90,7 +90,7 @@ def dpu(load: Callable[..., Dpu]) -> Dpu:
 
 
 def wrong_fields(name: str, packet: bytes, vlan: bool) -> Iterator[Case]:
-    """One header field wrong at a time."""
+    """Yield packets with one wrong header field each."""
 
     def put(**fields: int) -> bytes:
         return patched(packet, vlan, **fields)
@@ -101,7 +101,7 @@ def wrong_fields(name: str, packet: bytes, vlan: bool) -> Iterator[Case]:
     for version_ihl in (0x46, 0x4F, 0x65, 0x55, 0x05):
         with_port = options_before_ports(packet, vlan, version_ihl)
         yield dropped(f"{name}_version_ihl_{version_ihl:#04x}", with_port, "IP_HEADER")
-    for version_ihl in (0x40, 0x44, 0x46, 0x4F):  # no port of ours where the header would end
+    for version_ihl in (0x40, 0x44, 0x46, 0x4F):  # the bytes after this header are not our port
         yield passed(f"{name}_no_port_{version_ihl:#04x}", put(ip_version_ihl=version_ihl))
     for protocol in (0, 1, 6, 16, 18, 132, 255):
         yield passed(f"{name}_protocol_{protocol}", put(ip_protocol=protocol))
@@ -121,8 +121,8 @@ def wrong_fields(name: str, packet: bytes, vlan: bool) -> Iterator[Case]:
 
 
 def options_before_ports(packet: bytes, vlan: bool, version_ihl: int) -> bytes:
-    """The packet with as many bytes of IP options as the header length says: our port follows
-    them.
+    """Return the packet with as many bytes of IP options as the header length says, so that our
+    port follows them.
     """
     at = abi.KV_ETH_BYTES + vlan * abi.KV_VLAN_BYTES + abi.KV_IP_BYTES
     options = bytes([1]) * ((version_ihl & 0xF) * 4 - abi.KV_IP_BYTES)
@@ -144,7 +144,7 @@ def test_wrong_field(dpu: Dpu, case: Case) -> None:
 
 
 def ether(*layers: object) -> bytes:
-    """A frame made by scapy, all lengths and checksums filled in."""
+    """Return a frame made by scapy, with all lengths and checksums filled in."""
     frame = Ether(dst=SERVER.mac, src=CLIENT.mac)
     for layer in layers:
         frame /= layer
@@ -174,7 +174,7 @@ def test_other_traffic(dpu: Dpu, case: Case) -> None:
 
 
 def test_our_address_only(load: Callable[..., Dpu]) -> None:
-    """With KV_ADDRESS, packets to any other one are not ours, however malformed."""
+    """With KV_ADDRESS, packets to other addresses are not ours, however malformed."""
     dpu = load(address=SERVER.ip)
     others = ("10.0.0.3", "10.0.1.1", "11.0.0.1", "10.0.0.255", "255.255.255.255", "1.0.0.10")
     for ip in others:
@@ -229,7 +229,7 @@ ITEM_CASES = [
 
 
 def glued(*batches: list[Request]) -> bytes:
-    """Datagrams in one packet, as generic XDP gets them from a sender's kernel."""
+    """Return datagrams in one packet, as generic XDP gets them from a sender's kernel."""
     payload = b"".join(codec.encode_batch(batch) for batch in batches)
     return codec.encode_frame(CLIENT, SERVER, payload)
 
@@ -261,7 +261,7 @@ def test_item_past_the_end(dpu: Dpu, case: Case) -> None:
 
 
 def truncated(name: str, packet: bytes, vlan: bool) -> Iterator[Case]:
-    """Cut at each byte, with the lengths as they were and with lengths that match the cut."""
+    """Yield the packet cut at each byte, with its original lengths and with lengths that match."""
     shortest = HEADER_BYTES + ITEM_BYTES + vlan * abi.KV_VLAN_BYTES
     for cut in range(SHORTEST_RUN, len(packet)):
         part = packet[:cut]
@@ -279,7 +279,7 @@ def truncated(name: str, packet: bytes, vlan: bool) -> Iterator[Case]:
 
 
 def whole_requests(frame: bytes) -> list[Request] | None:
-    """What the codec finds in a frame; None if a request runs past the end."""
+    """Return the requests that the codec finds in a frame; None if one exceeds the frame."""
     try:
         return codec.decode_requests(codec.decode_frame(frame).payload)
     except TruncatedError:
@@ -299,8 +299,8 @@ def test_truncated(dpu: Dpu, case: Case) -> None:
 
 @pytest.mark.parametrize(("packet", "vlan"), [(PLAIN, False), (TAGGED, True)])
 def test_cut_between_requests(dpu: Dpu, packet: bytes, vlan: bool) -> None:
-    """A cut that leaves whole requests and a rest shorter than an item header: they are served,
-    the rest is ignored.
+    """A cut that leaves whole requests and a rest shorter than an item header: the requests are
+    served and the rest is ignored.
     """
     cuts = 0
     for cut in range(HEADER_BYTES + ITEM_BYTES + vlan * abi.KV_VLAN_BYTES, len(packet)):
@@ -323,8 +323,8 @@ def test_cut_between_requests(dpu: Dpu, packet: bytes, vlan: bool) -> None:
 
 
 def test_parser_and_codec_agree_on_corrupted_packets(dpu: Dpu) -> None:
-    """Served is exactly what the codec accepts: flipped bytes, cut and extended, lengths fitted
-    or not.
+    """The parser serves exactly the packets that the codec accepts: with flipped bytes, cut and
+    extended, with matching lengths or not.
     """
 
     @settings(max_examples=400, deadline=None, database=None)
@@ -355,7 +355,7 @@ def test_parser_and_codec_agree_on_corrupted_packets(dpu: Dpu) -> None:
 
 
 def accepted(frame: bytes) -> list[Request]:
-    """The requests that a server must serve."""
+    """Return the requests in a frame that a server must serve."""
     try:
         decoded = codec.decode_frame(frame)
         if decoded.destination.port != PORT:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The queue pair, from both ends: what lies in it byte for byte, its counters around the wrap, and
-an other end that breaks every rule.
+"""The queue pair, from both ends: its bytes, its counters around the wrap, and another end that
+violates every rule.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ INLINE = [r for r in MIXED if max(len(r.key), len(r.value)) <= abi.KV_INLINE_MAX
 
 
 def expected_records(requests: list[Request]) -> Any:
-    """The batch's records as docs/PROTOCOL.md describes them."""
+    """Return the batch's records as docs/PROTOCOL.md describes them."""
     records = np.zeros(len(requests), abi.dtype("kv_request"))
     offset = 0
     for record, request in zip(records, requests, strict=True):
@@ -86,8 +86,8 @@ def expected_records(requests: list[Request]) -> Any:
 def test_request_records(
     load: Callable[..., Dpu], requests: list[Request], payload: bool, vlan_tag: int | None
 ) -> None:
-    """32 bytes a request, zero padded; the body beside them only if something is long; the rest of
-    the slot, and every other slot, as they were.
+    """32 bytes per request, zero padded; a payload only if an item is long; the rest of the slot
+    and all other slots are unchanged.
     """
     dpu = load()
     pair = dpu.pair()
@@ -110,7 +110,7 @@ def test_request_records(
 
 
 def test_response_records_of_the_engine(load: Callable[..., Dpu]) -> None:
-    """16 bytes a response, values of up to 8 bytes inside, longer ones padded in the payload."""
+    """16 bytes per response, which hold values of up to 8 bytes; the payload holds longer ones."""
     dpu = load()
     values = [b"", b"v", b"12345678", b"nine byte", b"x" * 100]
     keys = [b"key %d" % index for index in range(len(values))]
@@ -137,7 +137,7 @@ def test_response_records_of_the_engine(load: Callable[..., Dpu]) -> None:
 @pytest.mark.parametrize("start", [0, NEAR_WRAP, 2**32 - 1, HALF - 3])
 @pytest.mark.parametrize("parked", [0, 1, abi.KV_PIPELINE_MAX])
 def test_wrap_with_a_played_engine(load: Callable[..., Dpu], start: int, parked: int) -> None:
-    """One publish a batch, and every batch's own answer, `parked` batches later."""
+    """Each batch is published once, and answered `parked` batches later."""
     dpu = load()
     dpu.reset(start)
     engine = PlayedEngine(dpu.pair())
@@ -146,7 +146,7 @@ def test_wrap_with_a_played_engine(load: Callable[..., Dpu], start: int, parked:
     for number in range(BATCHES):
         requests = batch(number)
         pending.append(expected_replies(store, requests))
-        if len(pending) > parked:  # answered before it arrives: an engine that needs no time
+        if len(pending) > parked:  # answered before it arrives, as by an infinitely fast engine
             engine.answer(pending[0])
         verdict, out = dpu.receive(request_frame(requests))
         assert dpu.pair()["request_control"]["published"] == (start + number + 1) % 2**32
@@ -181,8 +181,8 @@ def test_wrap_with_the_real_engine(load: Callable[..., Dpu], start: int) -> None
 
 
 def batch(number: int) -> list[Request]:
-    """One to five requests: in turn SETs and GETs of short keys, and of long ones; values of both
-    kinds.
+    """Return one to five requests: in turn SETs and GETs of short keys, and of long ones, with
+    short and long values.
     """
     requests = []
     for index in range(number % 5 + 1):
@@ -201,7 +201,7 @@ def test_an_engine_that_restarts_takes_up_where_it_stopped(load: Callable[..., D
         assert dpu.exchange(request_frame([Request.probe(1)]))[0] == Verdict.TX
     assert dpu.receive(request_frame([Request.probe(2)]))[0] == Verdict.DROP
     assert dpu.counters()["DROP_NO_ENGINE"] == 1
-    dpu.pair()["response_control"]["alive"] = 1  # it dies without a word: one batch is left behind
+    dpu.pair()["response_control"]["alive"] = 1  # it dies silently: one batch is left unanswered
     assert dpu.receive(request_frame([Request.probe(3)]))[0] == Verdict.DROP
     with serving(dpu):
         wait_until(lambda: dpu.flush()[0] == Verdict.TX, "the batch left behind is answered")
@@ -243,7 +243,7 @@ def test_wire_bytes_that_do_not_match(
 
 
 def test_a_bad_response_is_not_sent_by_the_frame_that_carries_it(load: Callable[..., Dpu]) -> None:
-    """The frame at hand is dropped; its own requests are answered all the same."""
+    """The current frame is dropped; its own requests are still answered."""
     dpu = load()
     engine = PlayedEngine(dpu.pair())
     dpu.receive(request_frame([Request.probe(1)]))
@@ -275,8 +275,8 @@ def test_what_lies_behind_a_short_value_stays_here(
 def test_response_counter_out_of_range(
     load: Callable[..., Dpu], start: int, ahead: int, parked: int
 ) -> None:
-    """More batches answered than asked, or fewer than none: not believed, nothing is sent until
-    the counter is right again.
+    """More batches answered than were sent, or a counter that goes back: it is ignored, and nothing
+    is sent until the counter is valid again.
     """
     dpu = load()
     dpu.reset(start)
@@ -288,7 +288,7 @@ def test_response_counter_out_of_range(
     control["published"] = (start + (parked + ahead if ahead < HALF else ahead)) % 2**32
     assert dpu.flush()[0] == Verdict.DROP
     pending.append(expected_replies({}, batch(parked)))
-    if ahead > 1:  # or else the batch that comes now makes the counter right
+    if ahead > 1:  # with 1, the next batch makes the counter valid
         assert dpu.receive(request_frame(batch(parked)))[0] == Verdict.DROP
     else:
         pending.pop()
@@ -300,7 +300,7 @@ def test_response_counter_out_of_range(
 
 
 def test_what_was_finished_is_known_with_one_look(load: Callable[..., Dpu]) -> None:
-    """The engine's counter is looked at again when all that it said has been answered."""
+    """The engine's counter is read again only when all finished batches have been answered."""
     dpu = load()
     engine = PlayedEngine(dpu.pair())
     pending = [expected_replies({}, batch(number)) for number in range(4)]
@@ -320,7 +320,7 @@ def test_what_was_finished_is_known_with_one_look(load: Callable[..., Dpu]) -> N
 
 
 def test_an_engine_that_has_finished_something_counts_as_alive(load: Callable[..., Dpu]) -> None:
-    """Until all of that is answered: who looks at its counter sees that it is gone."""
+    """It does until all finished batches are answered; then its counter shows that it is gone."""
     dpu = load(depth=(1, 1))
     engine = PlayedEngine(dpu.pair())
     pending = [expected_replies({}, batch(number)) for number in range(2)]
@@ -349,7 +349,7 @@ OFFSETS = st.sampled_from([0, 8, 2039, 2047, 2048, 4088, 4095, 4096, 2**16, 2**3
 
 
 def test_garbage_responses_never_make_a_wrong_frame(load: Callable[..., Dpu]) -> None:
-    """Whatever an engine hands back: a frame whose lengths agree, exactly, or none."""
+    """For any response of an engine, the frame's lengths agree exactly, or there is no frame."""
     dpu = load()
     seen = {Verdict.TX: 0, Verdict.DROP: 0}
 
@@ -386,7 +386,7 @@ def test_garbage_responses_never_make_a_wrong_frame(load: Callable[..., Dpu]) ->
         assert [len(r.value) for r in replies] == value_bytes
         assert len(out) == HEADER_BYTES + (vlan_tag is not None) * abi.KV_VLAN_BYTES + right
         assert [r.operation for r in replies] == [word & 0xFF for word, _ in records]
-        for at in (2, 3, 7):  # reserved0 and the key's length
+        for at in (2, 3, 7):  # offsets of reserved0 and the key's length
             assert frame.payload[codec.BATCH_HEADER_BYTES + at] == 0
 
     check()
@@ -407,7 +407,7 @@ class PlayedDpu:
 
     @contextmanager
     def served(self) -> Iterator["PlayedDpu"]:
-        """The engine runs."""
+        """Run the engine within the block."""
         with ExitStack() as cleanup:
             self.engine = small_engine(cleanup, engine_id=0, response_bytes_max=RESPONSE_BYTES_MAX)
             self.engine.add_pairs(self.memory, 1)
@@ -422,7 +422,7 @@ class PlayedDpu:
         return self.pair["requests"][self.published % abi.KV_SLOTS]
 
     def hand_over(self) -> Any:
-        """Publish the next slot; the responses when they are there."""
+        """Publish the next slot; return the responses."""
         index = self.published % abi.KV_SLOTS
         self.published = (self.published + 1) % 2**32
         self.pair["request_control"]["published"] = self.published
@@ -433,7 +433,7 @@ class PlayedDpu:
     def request(
         self, count: int, header: int, key: int = 0, value: int = 0, has_payload: bool = True
     ) -> Any:
-        """One kind of record `count` times in a batch that says so."""
+        """Write the same record `count` times into the next slot."""
         slot = self.next_slot()
         slot["count"], slot["has_payload"] = count, has_payload
         for name, content in (("header", header), ("key", key), ("value", value)):
@@ -442,7 +442,7 @@ class PlayedDpu:
         return self.hand_over()
 
     def assert_serves(self) -> None:
-        """A SET and a GET of an 8-byte key work."""
+        """Assert that a SET and a GET of an 8-byte key work."""
         word = int.from_bytes(KEY, "little")
         self.request(1, header_word(abi.KV_OP_SET, 0, 8, 8), word, 42)
         slot = self.request(1, header_word(abi.KV_OP_GET, 0, 8, 0), word)
@@ -463,8 +463,8 @@ def played() -> Iterator[PlayedDpu]:
 
 @pytest.mark.parametrize("ahead", [abi.KV_SLOTS + 1, 1000, HALF, 2**32 - 1])
 def test_request_counter_out_of_range(played: PlayedDpu, ahead: int) -> None:
-    """More batches than there are slots, or a counter that goes back: nothing is processed, and
-    the engine goes on when the counter is in range again.
+    """More batches than slots, or a counter that goes back: nothing is processed, and the engine
+    continues when the counter is in range again.
     """
     responses = played.pair["responses"].tobytes()
     before = played.engine.stats()["batches"]
@@ -550,14 +550,14 @@ def test_value_offset(played: PlayedDpu, value_bytes: int, offset: int, result: 
 def test_offsets_into_a_payload_that_the_batch_has_not(
     played: PlayedDpu, header: int, result: int
 ) -> None:
-    """What an earlier batch left in the slot is not this batch's."""
+    """Bytes that an earlier batch left in the slot do not belong to this batch."""
     slot = played.request(1, header, has_payload=False)
     assert slot["records"]["header"][0] == header_word(header & 0xFF, result, 0, 0)
     played.assert_serves()
 
 
 def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
-    """Records of random bytes: a result for each, lengths that add up, the engine lives."""
+    """Records of random bytes: each gets a result, lengths are consistent, the engine survives."""
     random = np.random.default_rng(20260101)
     for _ in range(200):
         slot = played.next_slot()

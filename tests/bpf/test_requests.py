@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Well-formed packets through kv_receive, the queue pair and a real engine: the reply is exact to
-the last byte.
+"""Well-formed packets through kv_receive, the queue pair and a real engine: the reply is exact,
+byte for byte.
 """
 
 import struct
@@ -52,7 +52,7 @@ def dpu(load: Callable[..., Dpu]) -> Iterator[Dpu]:
 
 
 def served(name: str, requests: list[Request], **frame: object) -> Case:
-    """A packet whose requests a fresh server serves; `frame` goes to request_frame."""
+    """Return a packet whose requests a fresh server serves; `frame` goes to request_frame."""
     packet = request_frame(requests, **frame)  # type: ignore[arg-type]
     tag = codec.decode_frame(packet).vlan_tag
     reply = reply_frame(expected_replies({}, requests), vlan_tag=tag)
@@ -60,7 +60,7 @@ def served(name: str, requests: list[Request], **frame: object) -> Case:
 
 
 def as_written(name: str, like: Case, vlan: bool = False, **fields: int | bytes) -> Case:
-    """The same packet with header fields overwritten that a server must not care about."""
+    """Return the same packet with other values in header fields that a server must ignore."""
     return Case(name, patched(like.packet, vlan, **fields), Verdict.TX, like.reply, like.counters)
 
 
@@ -114,7 +114,7 @@ def test_the_exchange_of_protocol_md(dpu: Dpu) -> None:
 
 
 def test_reserved_item_bytes_are_zero_in_the_reply(dpu: Dpu) -> None:
-    """MICA2 leaves pieces of other packets there; a request's result is not looked at either."""
+    """MICA2 leaves parts of other packets there; a request's result field is ignored, too."""
     dirty = [
         KVItem.set(b"hello", b"wide world", opaque=1, result=9, reserved0=0xDEAD, reserved1=0xBEEF),
         KVItem.get(b"hello", opaque=2, result=9, reserved0=0xDEAD, reserved1=0xBEEF),
@@ -129,7 +129,7 @@ def test_reserved_item_bytes_are_zero_in_the_reply(dpu: Dpu) -> None:
 
 
 def test_ip_checksum_of_any_addresses(dpu: Dpu) -> None:
-    """Also of those whose sum carries again after its first carry has been added."""
+    """Also of addresses whose sum carries again after its first carry has been added."""
     carries = set()
     for last in range(0, 1 << 16, 13):
         client = Endpoint(CLIENT.mac, f"255.255.{last >> 8}.{last & 0xFF}", 1)
@@ -185,7 +185,7 @@ def test_values_up_to_what_a_frame_holds(dpu: Dpu, key_bytes: int) -> None:
 
 
 def test_padding_of_requests_is_not_looked_at(dpu: Dpu) -> None:
-    """MICA2 pads with whatever follows in memory; replies are padded with zeroes all the same."""
+    """MICA2 pads with arbitrary memory; replies are padded with zeros nevertheless."""
     store: dict[bytes, bytes] = {}
     for key_bytes in (1, 5, 7, 9, 12, 100):
         for value_bytes in (1, 7, 9, 13, 333):
@@ -200,7 +200,7 @@ def test_padding_of_requests_is_not_looked_at(dpu: Dpu) -> None:
 
 
 def test_a_reply_longer_and_shorter_than_its_request(dpu: Dpu) -> None:
-    """The frame grows, shrinks or stays, and no byte of the request is left in it."""
+    """The frame grows, shrinks or keeps its size, and contains no byte of the request."""
     store: dict[bytes, bytes] = {}
     for value_bytes in (0, 1, 8, 9, 400, 1400):
         key = b"key %4d" % value_bytes
@@ -222,7 +222,7 @@ REQUESTS = st.builds(
 
 
 def test_any_batches_against_a_dictionary(dpu: Dpu) -> None:
-    """Mixed operations, keys and values, many to a packet, in frames with and without a tag."""
+    """Mixed operations, keys and values, many per packet, in frames with and without a tag."""
     store: dict[bytes, bytes] = {}
 
     @settings(max_examples=100, deadline=None, database=None)
@@ -242,9 +242,7 @@ def test_any_batches_against_a_dictionary(dpu: Dpu) -> None:
 
 
 def test_each_engine_serves_its_own_partition(load: Callable[..., Dpu]) -> None:
-    """A key that belongs elsewhere is refused, probes as in MICA2; the rest of the packet is
-    served.
-    """
+    """A key of another engine is refused, probes are as in MICA2; other requests are served."""
     dpu = load(depth=WAIT, port=0, engines=2)
     keys = [[key for key in keys_of_two() if owner(key, 2) == engine][:3] for engine in (0, 1)]
     with serving(dpu) as engines:
@@ -280,7 +278,7 @@ def owner(key: bytes, engines: int) -> int:
 def test_captured_requests_get_the_captured_answers(
     load: Callable[..., Dpu], capture: str, engines: int
 ) -> None:
-    """In order, at the captured ports: byte for byte."""
+    """The requests are sent in order to the captured ports; the answers match byte for byte."""
     frames = [frame for frame, _ in RawPcapReader(str(DATA / f"{capture}.pcap"))]
     payload_of = {frame: codec.decode_frame(frame).payload for frame in frames}
     requests = [f for f in frames if payload_of[f][0] == abi.KV_MAGIC_REQUEST]
@@ -291,7 +289,7 @@ def test_captured_requests_get_the_captured_answers(
         for frame in requests:
             verdict, reply = dpu.exchange(frame, codec.decode_frame(frame).destination.port)
             assert verdict == Verdict.TX
-            if opaques(frame) not in answers:  # the capture ends before it came
+            if opaques(frame) not in answers:  # the capture ends before its answer
                 continue
             assert reply.hex(" ") == as_we_answer(answers[opaques(frame)]).hex(" ")
             compared += 1
@@ -303,8 +301,8 @@ def opaques(frame: bytes) -> tuple[int, ...]:
 
 
 def as_we_answer(captured: bytes) -> bytes:
-    """A captured answer with what MICA2 leaves to chance: reserved fields zero and a valid IP
-    checksum.
+    """Return a captured answer with defined values in the fields that MICA2 does not define: zero
+    in reserved ones, and a valid IP checksum.
     """
     frame = codec.decode_frame(captured)
     replies = codec.decode_replies(frame.payload)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""How responses get out: waited for, carried by a later frame, or flushed; and nobody waits for an
+"""How responses are sent: after a wait, in a later frame, or flushed; and XDP never waits for an
 engine that cannot answer.
 """
 
@@ -38,7 +38,7 @@ ADAPTIVE = (0, 4)
 
 
 def probe(number: int) -> bytes:
-    """A frame with one request."""
+    """Return a frame with one request."""
     return request_frame([Request.probe(number)])
 
 
@@ -47,7 +47,7 @@ def answer_to(number: int) -> list[Reply]:
 
 
 def carried(number: int) -> tuple[Verdict, bytes]:
-    """The response to `probe(number)` on its way out."""
+    """Return the verdict and frame of the response to `probe(number)`."""
     return Verdict.TX, reply_frame(answer_to(number))
 
 
@@ -59,14 +59,14 @@ def test_a_finished_batch_is_answered_in_its_own_frame(
     load: Callable[..., Dpu], depth: tuple[int, int]
 ) -> None:
     dpu = load(depth=depth)
-    PlayedEngine(dpu.pair()).answer(answer_to(1))  # before it arrives: an engine without delay
+    PlayedEngine(dpu.pair()).answer(answer_to(1))  # before it arrives: an engine without latency
     assert dpu.receive(probe(1)) == carried(1)
     assert dpu.counters()["RESPONSES_WAITED"] == 1
     assert dpu.in_flight() == 0
 
 
 def test_waiting_for_a_real_engine(load: Callable[..., Dpu]) -> None:
-    """Waits that run out are allowed, on a machine that is busy or slow, but some must not."""
+    """Some waits may time out on a busy or slow machine, but not all."""
     if OTHER_CPU == CPU:
         pytest.skip("waiting for an engine needs a second core")
     dpu = load(depth=WAIT)
@@ -83,7 +83,7 @@ def test_waiting_for_a_real_engine(load: Callable[..., Dpu]) -> None:
 
 
 def test_a_wait_runs_out_and_after_some_nobody_waits(load: Callable[..., Dpu]) -> None:
-    """Each wait parks its batch. The engine that moves again is waited for again."""
+    """Each wait that times out parks its batch. XDP waits again once the engine makes progress."""
     dpu = load(depth=WAIT)
     engine = PlayedEngine(dpu.pair())
     for number in range(3 * abi.KV_STALLED_WAITS):
@@ -123,7 +123,7 @@ def test_an_engine_on_this_core_is_not_waited_for(load: Callable[..., Dpu]) -> N
 
 @pytest.mark.parametrize("depth", [1, DEEPEST])
 def test_pipeline_parks_as_many_as_its_depth(load: Callable[..., Dpu], depth: int) -> None:
-    """Then it waits; the engine at work, each frame carries the oldest response."""
+    """Then XDP waits; while the engine works, each frame carries the oldest response."""
     dpu = load(depth=(depth, depth))
     engine = PlayedEngine(dpu.pair())
     for number in range(depth):
@@ -141,7 +141,7 @@ def test_pipeline_parks_as_many_as_its_depth(load: Callable[..., Dpu], depth: in
 def test_a_frame_carries_a_response_of_another_size_and_another_client(
     load: Callable[..., Dpu],
 ) -> None:
-    """Tagged and untagged, long and short: nothing of the frame at hand is left in it."""
+    """Tagged and untagged, long and short: it contains no byte of the current frame."""
     dpu = load(depth=(DEEPEST, DEEPEST))
     engine = PlayedEngine(dpu.pair())
     sizes = [0, 900, 3, 1800, 8, 9, 0]
@@ -160,7 +160,7 @@ def test_a_frame_carries_a_response_of_another_size_and_another_client(
 
 
 def answered_frames(dpu: Dpu, engine: PlayedEngine, count: int) -> None:
-    """Frames that find their answers, so that nothing is parked after them."""
+    """Send frames whose answers are ready, so that nothing is parked afterwards."""
     for _ in range(count):
         engine.answer(answer_to(1))
         assert dpu.receive(probe(1))[0] == Verdict.TX
@@ -171,7 +171,7 @@ def depth_of(dpu: Dpu) -> int:
 
 
 def flush_some(dpu: Dpu, engine: PlayedEngine, batches: int) -> None:
-    """That many batches are left to the sender."""
+    """Leave that many batches to the sender, and flush them."""
     for _ in range(batches):
         assert dpu.receive(probe(2))[0] == Verdict.DROP
     for _ in range(batches):
@@ -203,7 +203,7 @@ def test_depth_is_how_many_are_parked_without_a_wait(load: Callable[..., Dpu]) -
 def test_depth_falls_when_a_flush_shows_it_was_too_deep(
     load: Callable[..., Dpu], parked: int
 ) -> None:
-    """To what frames did carry; and growing again takes longer, each time."""
+    """It falls to the depth that frames did carry; growing again takes longer each time."""
     dpu = load(depth=ADAPTIVE)
     engine = PlayedEngine(dpu.pair())
     dpu.set_queue(depth=ADAPTIVE[1], ceiling=ADAPTIVE[1])
@@ -238,7 +238,7 @@ def test_a_rare_flush_says_nothing_about_the_depth(load: Callable[..., Dpu]) -> 
 
 
 def test_a_late_engine_says_nothing_about_the_depth(load: Callable[..., Dpu]) -> None:
-    """With more parked than the depth allows it was not for want of frames."""
+    """If more is parked than the depth allows, the engine was late, not the frames."""
     dpu = load(depth=ADAPTIVE)
     engine = PlayedEngine(dpu.pair())
     dpu.set_queue(depth=1, ceiling=1)
@@ -249,7 +249,7 @@ def test_a_late_engine_says_nothing_about_the_depth(load: Callable[..., Dpu]) ->
 @pytest.mark.parametrize("depth", [WAIT, (DEEPEST, DEEPEST)])
 def test_a_fixed_depth_stays(load: Callable[..., Dpu], depth: tuple[int, int]) -> None:
     dpu = load(depth=depth)
-    dpu.reset(engine_cpu=CPU)  # which is never waited for
+    dpu.reset(engine_cpu=CPU)  # XDP never waits for an engine on its own core
     engine = PlayedEngine(dpu.pair())
     answered_frames(dpu, engine, 5 * abi.KV_CALM_FRAMES)
     flush_some(dpu, engine, 1)
@@ -264,7 +264,7 @@ def test_a_fixed_depth_stays(load: Callable[..., Dpu], depth: tuple[int, int]) -
 
 
 def test_flush_with_nothing_to_do(load: Callable[..., Dpu]) -> None:
-    """Nothing parked, and then nothing finished."""
+    """First nothing is parked, then nothing is finished."""
     dpu = load()
     before = dpu.queue().tobytes(), dpu.pairs.tobytes()
     assert dpu.flush()[0] == Verdict.DROP
@@ -298,7 +298,7 @@ def test_flush_does_not_care_what_it_starts_from(
 
 
 def test_while_the_sender_works_a_frame_only_parks(load: Callable[..., Dpu]) -> None:
-    """As when kv_receive interrupts kv_flush, which is possible before Linux 6.3."""
+    """kv_receive may interrupt kv_flush before Linux 6.3."""
     dpu = load(depth=WAIT)
     engine = PlayedEngine(dpu.pair())
     dpu.receive(probe(1))
@@ -317,9 +317,9 @@ def test_while_the_sender_works_a_frame_only_parks(load: Callable[..., Dpu]) -> 
 def test_a_response_that_the_frame_cannot_hold_is_left_to_the_sender(
     load: Callable[..., Dpu], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """BPF_PROG_RUN gives every frame most of a page to grow into, which no driver does; so here
-    the program is compiled with a bpf_xdp_adjust_tail that refuses what a small buffer would
-    refuse. The sender's own buffer stays as it is.
+    """BPF_PROG_RUN gives every frame most of a page to grow into, unlike any driver. So the program
+    is compiled with a bpf_xdp_adjust_tail that refuses growth beyond a small buffer. The sender's
+    own buffer is unchanged.
     """
     tailroom = 100
     source = tmp_path_factory.getbasetemp() / "small_tailroom.c"
@@ -356,8 +356,8 @@ def test_a_response_that_the_frame_cannot_hold_is_left_to_the_sender(
 
 
 def test_the_sender_lets_out_what_no_frame_carries(load: Callable[..., Dpu]) -> None:
-    """Real engine, real sender; a datagram socket stands for the packet socket. Every batch comes
-    out once; those that the sender lets out may overtake one that a frame carries.
+    """The engine and the sender are real; a datagram socket replaces the packet socket. Every batch
+    is answered once; responses of the sender may overtake one that a frame carries.
     """
     dpu = load()
     wire, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -390,8 +390,8 @@ def test_the_sender_lets_out_what_no_frame_carries(load: Callable[..., Dpu]) -> 
 
 @pytest.mark.parametrize("broken", ["program", "socket"])
 def test_a_sender_s_failures_are_counted(load: Callable[..., Dpu], broken: str) -> None:
-    """It ends only when told to; the loop runs here, with its stop already asked for by the time
-    that it would sleep.
+    """The sender continues after failures. Its loop runs here, with the stop already requested by
+    the time it would sleep.
     """
     dpu = load()
     dpu.receive(probe(1))
@@ -420,13 +420,13 @@ def test_a_sender_s_failures_are_counted(load: Callable[..., Dpu], broken: str) 
 
 LONG_WAIT_NS = 10**15
 BURST_WAIT_NS = 10**10
-"""No gap of a test is as long."""
+"""Longer than any gap between frames of a test."""
 ENTERS = abi.KV_FITS_ALL // 2 + abi.KV_FITS_ALL // 8
 LEAVES = abi.KV_FITS_ALL // 2 - abi.KV_FITS_ALL // 8
 
 
 def frame_behind_a_timed_one(dpu: Dpu, **fields: int) -> Any:
-    """The private side after a frame that comes some microseconds behind one that was timed."""
+    """Return the private side after a frame that follows a timed one by some microseconds."""
     dpu.set_queue(**({"ended_ns": time.monotonic_ns() - 1000, "wait_ns": 1} | fields))
     dpu.receive(request_frame([Request.get(b"key")]))
     return dpu.queue()
@@ -454,8 +454,8 @@ def test_a_wait_fits_between_frames_or_not(
 
 
 def test_frames_of_a_burst_leave_no_time(load: Callable[..., Dpu]) -> None:
-    """Each follows the other sooner than a wait would take: a wait far longer than any machine
-    needs from frame to frame, so that the machine's speed decides nothing.
+    """Each frame follows sooner than a wait would take. The wait is far longer than any machine
+    needs from frame to frame, so that the result does not depend on the machine's speed.
     """
     dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
     frame = request_frame([Request.get(b"key")])
@@ -481,7 +481,7 @@ def test_every_so_many_frames_one_is_timed(load: Callable[..., Dpu]) -> None:
 
 
 def test_with_time_nothing_stays_parked(load: Callable[..., Dpu]) -> None:
-    """A deep pipeline from busier times: its responses are asked for, and the depth is kept."""
+    """The pipeline is deep from busier times: its responses are fetched, and the depth is kept."""
     dpu = load(depth=(0, abi.KV_PIPELINE_MAX))
     frame = request_frame([Request.get(b"key")])
     dpu.set_queue(depth=8)

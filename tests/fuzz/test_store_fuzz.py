@@ -1,6 +1,6 @@
 """A bounded run of the store's fuzz target, with address and undefined-behaviour sanitizers.
 
-With clang the target runs under libFuzzer, else with gcc on reproducible random inputs.
+With clang the target runs under libFuzzer, otherwise with gcc on reproducible random inputs.
 """
 
 import shutil
@@ -25,7 +25,7 @@ FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitiz
 
 @pytest.fixture(scope="module")
 def run_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The built target, with the arguments that bound its run."""
+    """Return the built target, with the arguments that bound its run."""
     clang = next(filter(None, map(shutil.which, ("clang-14", "clang"))), None)
     if clang:
         with suppress(RefusedError):  # a clang without libFuzzer

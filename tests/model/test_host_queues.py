@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The host's end of its queues while the other end errs: see host_queues.c."""
+"""The host's end of its queues while the other end misbehaves: see host_queues.c."""
 
 import subprocess
 from pathlib import Path
@@ -27,7 +27,7 @@ FLAGS = [
     *("-std=gnu11", "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-fno-strict-aliasing"),
     *("-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all"),
 ]
-"""-O2, at which a compiler reads a record anew if it may. Frames' fields are not aligned."""
+"""-O2, at which a compiler may read a record twice. Fields of frames are not aligned."""
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """The native store against a dict that knows the two legal ways of losing an item.
 
-A cache's item may be gone only because the log has come round to it, or because it was the oldest
-of a full bucket when a new key needed the place. Both follow from sizes alone, so the model below
-says exactly which keys must be found. A lossless store must find them all.
+A cache may lose an item only because the log has overwritten it, or because it was the oldest of a
+full bucket when a new key needed the place. Both follow from sizes alone, so the model below tells
+exactly which keys must be found. A lossless store must find them all.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def make_options(
 
 
 class Store:
-    """A native store, with the calls as Python methods."""
+    """A native store with its functions as methods."""
 
     def __init__(self, item_count: int, log_bytes: int, handles: int = 1, **options: int) -> None:
-        """More than one handle puts the store into shared mode; `use` chooses among them."""
+        """More than one handle puts the store into shared mode; `use` selects the handle."""
         self.handles = [lib.kv_store_create(make_options(item_count, log_bytes, **options))]
         if self.handles[0] == ffi.NULL:
             raise OSError(ffi.errno, "kv_store_create failed")
@@ -100,7 +100,7 @@ class Store:
         return self.handle, key_hash, key, len(key)
 
     def get(self, key: bytes, key_hash: int | None = None) -> bytes | None:
-        """The value, or None if there is none; any other result fails the test."""
+        """Return the value, or None if there is none; any other result fails the test."""
         result = self.get_result(key, abi.KV_VALUE_MAX, key_hash)
         if result == abi.KV_NOT_FOUND:
             return None
@@ -112,7 +112,7 @@ class Store:
         return int(lib.kv_store_get(*arguments, self.room, room_bytes, self.length))
 
     def stats(self) -> Any:
-        """Of the handle in use."""
+        """Return the counters of the handle in use."""
         stats = ffi.new("struct kv_store_stats *")
         lib.kv_store_get_stats(self.handle, stats)
         return SimpleNamespace(
@@ -129,7 +129,7 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture(params=[(CACHE, 1), (CACHE, 2), (LOSSLESS, 1), (LOSSLESS, 2)], ids=str)
 def any_store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """A store of each kind, exclusive and shared."""
+    """Yield a store of each kind, exclusive and shared."""
     kind, handles = request.param
     opened = Store(item_count=64, log_bytes=SMALL_LOG_BYTES, kind=kind, handles=handles)
     yield opened
@@ -141,7 +141,7 @@ def any_store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 @dataclass
 class ModelItem:
-    """Where an item must lie, and what it holds."""
+    """An item's expected position in the log, and its content."""
 
     bucket: int
     value: bytes
@@ -151,7 +151,7 @@ class ModelItem:
 
 @dataclass
 class Model:
-    """A dict that forgets what a cache may: behind the log's head, or a full bucket's oldest."""
+    """A dict that loses what a cache may lose: overwritten items, and a full bucket's oldest."""
 
     buckets: int
     log_bytes: int
@@ -161,7 +161,7 @@ class Model:
     evicted: int = 0
     moved: int = 0
     exact: ClassVar[bool] = True
-    """Whether what is refused follows from sizes alone."""
+    """Whether refusals follow from sizes alone."""
 
     def __post_init__(self) -> None:
         self.span = 1 << (self.log_bytes - 1).bit_length()
@@ -229,7 +229,7 @@ class Model:
 
 
 class LosslessModel(Model):
-    """A dict; what does not fit is the allocator's business."""
+    """A dict; whether an item fits depends on the allocator."""
 
     exact = False
 
@@ -264,19 +264,19 @@ VALUE_BYTES = st.one_of(
     st.integers(0, 24), st.integers(0, abi.KV_VALUE_MAX), st.just(abi.KV_VALUE_MAX)
 )
 
-# What is left of a key's hash: all; few tags; few buckets with few tags; one bucket and one tag, in
+# Masks of a key's hash: all bits; few tags; few buckets with few tags; one bucket and one tag, in
 # two ways. Items then collide in every way that hashes can.
 ALL_BITS = (1 << 64) - 1
 HASH_MASKS = st.sampled_from([ALL_BITS, ALL_BITS - 0xFFFC, 3 << 46 | 3, 0xFFFF << 48, 0])
 
 
 def pattern(value_bytes: int, seed: int) -> bytes:
-    """A value that no other write has, without zeros: padding shows."""
+    """Return a value that no other write uses, without zeros, so that padding shows."""
     return bytes((seed * 7 + i) % 255 + 1 for i in range(value_bytes))
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """All operations on a small store; every answer must be the model's."""
+    """Run all operations on a small store; every answer must be the model's."""
 
     handles = 1
 
@@ -399,7 +399,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class LosslessMachine(StoreMachine):
-    """Nothing is ever lost; and a refusal needs a reason."""
+    """The same for a lossless store: no item is lost, and a refusal needs a reason."""
 
     model: LosslessModel
 
@@ -416,7 +416,7 @@ class LosslessMachine(StoreMachine):
 
     def check_refusal(self, result: int, key: bytes, value: bytes) -> None:
         assert result == abi.KV_INSUFFICIENT_SPACE
-        # Blocks of many sizes leave holes; and every key of 17 buckets may be in one chain.
+        # Blocks of many sizes leave holes, and every key of 17 buckets may be in one chain.
         needed_bytes = self.model.used_bytes() + block_bytes(len(key), len(value))
         assert needed_bytes > self.model.log_bytes // 4 or len(self.model.items) >= 17 * BUCKET_WAYS
 
@@ -437,7 +437,7 @@ class LosslessMachine(StoreMachine):
 
 
 class SharedStoreMachine(StoreMachine):
-    """The same through two handles of one store in turn: nobody can tell the difference."""
+    """The same through two handles of one store in turn: the answers must not differ."""
 
     handles = 2
 
@@ -447,7 +447,7 @@ class SharedStoreMachine(StoreMachine):
 
 
 class SharedLosslessMachine(LosslessMachine):
-    """Likewise."""
+    """The same for a lossless store through two handles."""
 
     handles = 2
 
@@ -481,7 +481,7 @@ TestSharedLosslessAgainstModel.settings = TestStoreAgainstModel.settings
     "value_bytes", [0, 1, 7, 8, 9, 16, 100, 1400, abi.KV_VALUE_MAX - 1, abi.KV_VALUE_MAX]
 )
 def test_lengths_are_exact(any_store: Store, key_bytes: int, value_bytes: int) -> None:
-    """MICA2's are right for multiples of 8 only."""
+    """MICA2 returns right lengths for multiples of 8 only."""
     key, value = pattern(key_bytes, 1), pattern(value_bytes, 2)
     assert any_store.set(key, value) == abi.KV_SUCCESS
     assert any_store.get(key) == value
@@ -600,7 +600,7 @@ def test_a_tag_of_zero_counts_as_one(store: Store) -> None:
 
 
 def test_a_full_bucket_gives_up_its_oldest_item(store: Store) -> None:
-    """MICA2 gives up its youngest."""
+    """MICA2 gives up the youngest instead."""
     keys = [b"key %d" % i for i in range(20)]
     for i, key in enumerate(keys):
         store.set(key, key, key_hash=i + 1)
@@ -622,7 +622,7 @@ def test_a_full_bucket_gives_up_the_item_written_longest_ago_not_the_first_word(
 
 
 def test_growth_in_place_leaves_the_neighbour_alone(any_store: Store) -> None:
-    """In MICA2 key 3 is gone."""
+    """MICA2 loses key 3 here."""
     store = any_store
     one, two, three = (i.to_bytes(8, "little") for i in (1, 2, 3))
     for key in (one, two, three):
@@ -907,7 +907,7 @@ def test_a_reader_moves_nothing() -> None:
 
 
 def fill(store: Store, value_bytes: int) -> list[bytes]:
-    """Keys until there is no space for one more."""
+    """Store keys until there is no space for another; return them."""
     keys: list[bytes] = []
     while store.set(key := len(keys).to_bytes(8, "little"), pattern(value_bytes, len(keys))) == 0:
         keys.append(key)

@@ -1,4 +1,4 @@
-"""The allocator's account, and sizes that no test machine has: see store_memory.c."""
+"""The allocator's bookkeeping, and sizes beyond any test machine's memory: see store_memory.c."""
 
 import subprocess
 from pathlib import Path
@@ -23,7 +23,7 @@ def sanitized() -> Path:
 
 @pytest.fixture(scope="module")
 def plain() -> Path:
-    """The address sanitizer would touch a shadow of the whole memory."""
+    """Return a build without the address sanitizer, which would touch a shadow of all memory."""
     return built("gcc", [*FLAGS, "-fsanitize=undefined"], SOURCES)
 
 

@@ -1,6 +1,6 @@
-"""Threads on one store at the same time: see store_threads.c for what they check.
+"""Threads on one store at the same time: store_threads.c describes the checks.
 
-The builds that leave out one of the checks of the shared mode prove that the test would see it.
+Builds that leave out one check of the shared mode prove that the test detects its absence.
 """
 
 import subprocess
@@ -15,14 +15,14 @@ from dpukv_xdp._core._native import lib
 from dpukv_xdp.base.patience import patient
 
 SECONDS = 0.25
-BROKEN_SECONDS = patient(30)  # at most: a broken build is found out in a fraction of one, mostly
+BROKEN_SECONDS = patient(30)  # at most: a broken build usually fails within a second
 
 SOURCES = [
     ROOT / "tests/model/store_threads.c",
     *(CORE / "store").glob("*.c"),
     *(CORE / "base" / f"{name}.c" for name in ("hash", "memory")),
 ]
-# gcc warns that ThreadSanitizer ignores fences: all that they order is atomic, so it needs none.
+# gcc warns that ThreadSanitizer ignores fences: they order atomic accesses only, so it needs none.
 FLAGS = ["-std=gnu11", "-g", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-tsan"]
 
 # Values of KV_STORE_UNCHECKED in keep_apart.h and lossless.c.
@@ -30,7 +30,7 @@ CHECK_VERSION, CHECK_OVERTAKEN, CHECK_WRITERS, CHECK_LOCK, CHECK_TAKEN = 1, 2, 4
 
 
 class Load(NamedTuple):
-    """What the threads share, as store_threads.c names it; `lossy` if items may get lost."""
+    """The resource that the threads share, as in store_threads.c; `lossy` if items may get lost."""
 
     threads: int = 4
     writers: int = 4
@@ -72,7 +72,7 @@ LOADS = {
     "lossless, resets": HEAP_RESETTING,
 }
 
-# What makes one of the checks matter most often.
+# The load that exercises one of the checks most often.
 ONE_BUCKET_IN_PLACE = ONE_BUCKET._replace(deletes=0)
 MANY_BUCKETS_IN_PLACE = MANY_BUCKETS._replace(deletes=0)
 SHORT_LOG_IN_PLACE = SHORT_LOG._replace(deletes=0)
@@ -95,7 +95,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def has_thread_sanitizer(probe: Path) -> bool:
-    """Whether gcc has its library here, and the kernel's address layout suits it."""
+    """Return whether gcc has ThreadSanitizer, and the kernel's address layout suits it."""
     command = ["gcc", "-fsanitize=thread", "-x", "c", "-", "-o", str(probe)]
     built = subprocess.run(
         command, input="int main(void) { return 0; }", text=True, capture_output=True, check=False
@@ -118,7 +118,7 @@ def test_no_thread_sees_a_wrong_value(build: Build, load: Load, sanitize: bool) 
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert finished.stderr == ""
     gets, misses, sets, laps, moved = map(int, finished.stdout.split())
-    assert min(gets - misses, sets) > 100  # how many it is depends on who else runs
+    assert min(gets - misses, sets) > 100  # the number depends on the machine's load
     assert load.resets or (laps > 10 if load.lossy else laps == 0)
     assert (moved > 0) == (load.move < 65536)
 
@@ -165,7 +165,7 @@ def test_a_store_without_one_of_its_checks_is_found_out(
 def test_a_store_without_one_of_its_locks_is_found_out(
     build: Build, unchecked: int, load: Load
 ) -> None:
-    """What comes of it is anybody's guess: a wrong answer, a crash, or a circle that the program's
-    alarm ends.
+    """The consequence may be a wrong answer, a crash, or an endless loop that the program's alarm
+    ends.
     """
     assert run(build(unchecked, sanitize=False), load, BROKEN_SECONDS).returncode != 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Commands as people type them: run to their end, or started and watched."""
+"""Run commands as users type them: to their end, or started and watched."""
 
 import subprocess
 import sys
@@ -14,14 +14,14 @@ from dpukv_xdp.lab.lab import LabRecord
 
 DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp"]
 SMALL = ["--keys", "20000", "--seconds", "0.2"]
-"""A load that is soon stored and measured."""
-TIMEOUT_SECONDS = patient(180.0)  # on a machine that others use as well
+"""Options of a small load, which is stored and measured quickly."""
+TIMEOUT_SECONDS = patient(180.0)  # for a machine that other programs use, too
 
 
 def dpukv(
     *arguments: str, status: int = 0, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """A command that has ended with that status."""
+    """Run a command and return it; its exit status must be `status`."""
     result = subprocess.run(
         [*DPUKV, *arguments],
         capture_output=True,
@@ -35,7 +35,7 @@ def dpukv(
 
 @contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A command that runs, in a process group of its own like a shell's foreground job."""
+    """Start a command in a process group of its own, like a shell's foreground job."""
     with subprocess.Popen(
         [*DPUKV, *arguments],
         stdout=subprocess.PIPE,
@@ -50,7 +50,7 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(what: Callable[[], Any], timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
-    """Its first true value."""
+    """Poll `what` and return its first true value."""
     deadline = time.monotonic() + timeout_seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -59,5 +59,5 @@ def wait_for(what: Callable[[], Any], timeout_seconds: float = TIMEOUT_SECONDS) 
 
 
 def lab_of(process: subprocess.Popen[str]) -> LabRecord | None:
-    """The lab that a running command has built."""
+    """Return the lab that a running command has built; None if it has none yet."""
     return next((lab for lab in labs.list_labs() if lab.owner.pid == process.pid), None)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The same random conversation with any server: packets of requests, and the very frames that must
-come back, from a dict that plays the store.
+"""A random conversation, the same for every server: packets of requests, and the exact frames that
+must come back, according to a dict.
 """
 
 import random
@@ -19,19 +19,19 @@ from dpukv_xdp.wire.hashing import hash_key
 
 SEED = 20250720
 GROUPS = 16
-"""Packets of one group have keys of one partition, whatever the number of partitions."""
+"""Groups of keys: a packet's keys are of one group, and so of one partition in every design."""
 KEY_LENGTHS = (1, 2, 7, 8, 8, 8, 9, 16, 17, 100, 254, 255)
-"""Of a group's first keys."""
+"""Lengths of a group's first keys."""
 ANY_LENGTH = (12, 400)
-"""Further keys of a group: at least, and at most, one for so many packets."""
+"""Packets per further key of a group: least and most."""
 PACKETS_PER_KEY = 500
 VALUE_BYTES_MAX = 1400
 REQUESTS_MAX = 40
-"""In a packet: so many responses of the shortest items fit into one frame."""
+"""Most requests in a packet: as many responses of the shortest items fit into one frame."""
 WINDOW = 8
-"""Packets on their way at once."""
+"""Packets in flight."""
 GROUP_SHIFT = 48
-"""Above it the key hash chooses the partition: KV_PARTITION of bpf/abi/partitions.h."""
+"""First bit of the key hash that chooses the partition: KV_PARTITION of bpf/abi/partitions.h."""
 HEADERS_BYTES = abi.SIZE("kv_packet_header")
 
 WRITES = (abi.Operation.SET, abi.Operation.ADD, abi.Operation.INCREMENT)
@@ -42,7 +42,7 @@ UNKNOWN = (*(code for code in abi.Operation if code not in KNOWN + NOOPS), 9, 99
 
 @dataclass(frozen=True)
 class Packet:
-    """Requests of one group, and what the server must say to them."""
+    """Requests of one group, and the replies that the server must give."""
 
     group: int
     requests: tuple[Request, ...]
@@ -51,8 +51,8 @@ class Packet:
 
 @cache
 def conversation(packets: int, mtu: int) -> tuple[Packet, ...]:
-    """Always the same: some hundred keys of all lengths, written and read over and over; thousands
-    in a long conversation.
+    """Return the packets, which are always the same: some hundred keys of all lengths, thousands in
+    a long conversation, are written and read repeatedly.
     """
     fewest, most = ANY_LENGTH
     more_keys = min(max(packets // PACKETS_PER_KEY, fewest), most)
@@ -61,10 +61,11 @@ def conversation(packets: int, mtu: int) -> tuple[Packet, ...]:
 
 
 def converse(lab: Lab, server: Server, packets: tuple[Packet, ...]) -> None:
-    """Say it all to the server. Each answer must be, byte for byte, the frame that is expected, or
-    from the kernel's own sockets the datagram in it.
+    """Send all packets to the server. Each answer must be the expected frame, byte for byte; from
+    the kernel's sockets it must be the datagram in that frame.
 
-    Where several doors lead to one store every packet takes any of them; else its owner's.
+    If several doors lead to one store, packets alternate between them; otherwise each goes to its
+    owner's door.
     """
     from_kernel = server.config.frames == "udp" and "host" in server.config.row().communication
     one_store = server.config.access_mode() == "crcw"
@@ -73,7 +74,7 @@ def converse(lab: Lab, server: Server, packets: tuple[Packet, ...]) -> None:
     with Wire(lab.client, range(PORT, PORT + engines)) as wire:
         expected: dict[int, tuple[int, bytes]] = {}
         for packet in packets:
-            # Two doors keep no order between them.
+            # The order of answers from two doors is not defined.
             while len(expected) >= WINDOW or (
                 one_store and packet.group in {group for group, _ in expected.values()}
             ):
@@ -90,12 +91,12 @@ def converse(lab: Lab, server: Server, packets: tuple[Packet, ...]) -> None:
 def take_answer(
     wire: Wire, expected: dict[int, tuple[int, bytes]], from_kernel: bool = False
 ) -> None:
-    """The next answer is one of those expected, which are known by their first opaque."""
+    """Receive an answer and compare it with the expected one, found by its first opaque."""
     frame = wire.receive()
     decoded = codec.decode_frame(frame)
     first = codec.decode_replies(decoded.payload)[0]
     _, wanted = expected.pop(first.opaque)
-    if from_kernel:  # which numbers its packets, and lets nobody fragment them
+    if from_kernel:  # the kernel sets its own packet ids and forbids fragmentation
         assert decoded.ip_checksum_valid
         numbers = {"ip_id": 0, "ip_fragment": 0}
         assert replace(decoded, **numbers) == codec.decode_frame(wanted)
@@ -108,7 +109,7 @@ def take_answer(
 
 
 def frames_of(lab: Lab, packet: Packet, engine: int) -> tuple[bytes, bytes]:
-    """The request and its answer, on their way to an engine and back."""
+    """Return the frames of the request to an engine and of its answer."""
     client, server = ends(lab, PORT + engine)
     client = replace(client, port=CLIENT_PORT + packet.group)
     request = codec.encode_batch(packet.requests, lab.record.mtu, strict=False)
@@ -117,7 +118,7 @@ def frames_of(lab: Lab, packet: Packet, engine: int) -> tuple[bytes, bytes]:
 
 
 class Speaker:
-    """Makes requests, and plays the store that answers them."""
+    """Makes requests, and answers them from a dict."""
 
     def __init__(self, choices: random.Random, mtu: int, more_keys: int) -> None:
         self._choices = choices
@@ -128,7 +129,7 @@ class Speaker:
         self._counters = {keys[number] for keys in self._keys.values() for number in (3, -1)}
 
     def packet(self) -> Packet:
-        """Up to REQUESTS_MAX requests, as many as one datagram carries."""
+        """Return a packet of up to REQUESTS_MAX requests, as many as one datagram carries."""
         group = self._choices.randrange(GROUPS)
         count = self._choices.choice((1, 1, 1, 2, 3, 5, 8, REQUESTS_MAX))
         room = codec.payload_max(self._mtu) - codec.BATCH_HEADER_BYTES
@@ -144,7 +145,7 @@ class Speaker:
         return Packet(group, tuple(requests), tuple(self._answers(requests)))
 
     def _keys_of(self, group: int, more_keys: int) -> Iterator[bytes]:
-        """Keys that no other group has."""
+        """Yield keys that no other group has."""
         lengths = (*KEY_LENGTHS, *(self._choices.randrange(3, 256) for _ in range(more_keys)))
         for number, length in enumerate(lengths):
             start = bytes([group]) + number.to_bytes(2, "little")
@@ -188,8 +189,8 @@ class Speaker:
         return Request(operation, key, value, self._opaque, key_hash)
 
     def _answers(self, requests: list[Request]) -> Iterator[Reply]:
-        """A value that does not fit beside a header and a short value for each later response is
-        left out: docs/PROTOCOL.md.
+        """Yield the replies. A value is left out if it does not leave room for a header and a short
+        value of each later response: docs/PROTOCOL.md.
         """
         reserved = item_bytes(0, abi.KV_INLINE_MAX)
         room = min(self._mtu + abi.KV_ETH_BYTES, abi.KV_FRAME_MAX - abi.KV_VLAN_BYTES)

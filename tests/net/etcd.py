@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A real etcd for tests: on loopback, or wherever the caller's network namespace is."""
+"""A real etcd for tests, in the caller's network namespace."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STOP_SECONDS = patient(10.0)
 
 
 class Etcd:
-    """One etcd of Debian's (3.4), both versions of its interface on one port."""
+    """A process of Debian's etcd (3.4), which offers both versions of its interface on one port."""
 
     def __init__(self, folder: Path, address: str, client_port: int, peer_port: int) -> None:
         self.authority = f"{address}:{client_port}"
@@ -34,11 +34,11 @@ class Etcd:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, scheme: str) -> str:
-        """As --directory takes it: `scheme` is etcd2 or etcd3."""
+        """Return the URL for --directory; `scheme` is etcd2 or etcd3."""
         return f"{scheme}://{self.authority}/mica"
 
     def start(self) -> None:
-        """Serve, on what a former start has left; returns when it answers."""
+        """Start etcd on the data of former runs; return when it answers."""
         client, peer = f"http://{self.authority}", f"http://{self._address}:{self.peer_port}"
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -63,36 +63,36 @@ class Etcd:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it at once; harmless to repeat."""
+        """Kill etcd, if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(STOP_SECONDS)
             self._process = None
 
     def forget(self) -> None:
-        """Lose all that it has stored; only while it does not run."""
+        """Delete its data; it must not be running."""
         shutil.rmtree(self._folder / "data")
 
     def pause(self) -> None:
-        """Have it take connections and answer none."""
+        """Stop the process, so that it accepts connections but does not answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """End the pause."""
+        """Continue after pause()."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    # What a client of public MICA2 asks for, once a second
+    # Requests of a public MICA2 client, once per second
 
     def mica2_list(self) -> list[str]:
-        """The names of the servers."""
+        """Return the names of the servers."""
         answer = requests.get(f"{self._mica2_keys}/", timeout=patient(5)).json()
         nodes = answer.get("node", {}).get("nodes", [])
         return [node["key"].removeprefix("/mica/servers/") for node in nodes]
 
     def mica2_value(self, name: str) -> Any:
-        """What that client's JSON parser gets of a server: it crashes where this fails."""
+        """Return a server's record as the client's JSON parser reads it; a failure crashes it."""
         answer = requests.get(f"{self._mica2_keys}/{name}", timeout=patient(5))
         assert answer.status_code == 200
         value = answer.json()["node"]["value"]
@@ -109,10 +109,10 @@ class Etcd:
 
 @contextmanager
 def running_etcd(address: str = "127.0.0.1") -> Iterator[Etcd]:
-    """An etcd with an empty store in the caller's network namespace; killed at the end.
+    """Yield an etcd with an empty store in the caller's network namespace; kill it at the end.
 
-    Skips the test where Debian's etcd-server is not installed, unless this machine was prepared for
-    it: DPUKV_NEEDS_ETCD=1 makes that a failure.
+    Skip the test if Debian's etcd-server is not installed, or fail it if the environment has
+    DPUKV_NEEDS_ETCD=1.
     """
     if shutil.which("etcd") is None:
         lack = "needs etcd, which this machine lacks: run sudo tools/setup --with-etcd"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What the unmodified MICA2 client accepts as an answer, seen by feeding it changed frames
+"""The answers that an unmodified MICA2 client accepts, found by feeding it changed frames
 (datagram_protocol.h:79-98, 152-174, 272-277; datagram_client_impl.h:504-515).
 """
 
@@ -13,7 +13,7 @@ MAGIC_RESPONSE = 0x79
 
 @dataclass(frozen=True)
 class Item:
-    """One answer as that client reads it."""
+    """One answer as the client reads it."""
 
     operation: int
     result: int
@@ -23,11 +23,10 @@ class Item:
 
 
 def accepted(frame: bytes, awaited: set[int]) -> list[Item]:
-    """The answers that the client takes from a frame; `awaited` are the opaques it waits for.
+    """Return the answers that the client takes from a frame; it waits for the `awaited` opaques.
 
-    It looks at nothing else: not at addresses, ports, checksums, counts or reserved fields. Written
-    from its behaviour, apart from the project's codec, which may have the same mistakes as the
-    server.
+    The client ignores addresses, ports, checksums, counts and reserved fields. This is written from
+    its behaviour and independent of our codec, which may have the same faults as the server.
     """
     if len(frame) < HEADER_BYTES or frame[12:15] != b"\x08\x00\x45" or frame[23] != 17:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What the end-to-end tests share: a server in a lab, clients of it, raw frames, what is left."""
+"""Helpers of the end-to-end tests: a server in a lab, its clients, raw frames, leftovers."""
 
 import os
 import socket
@@ -38,11 +38,11 @@ ENGINE_CPU, OTHER_CPU = CPUS[0], CPUS[-1]
 PORT = ServerConfig().port
 CLIENT_PORT = 40000
 TIMEOUT_SECONDS = patient(5.0)
-"""Long after any answer is due: whoever waits for so long has found a bug."""
+"""Time-out for an answer, far longer than any answer takes: reaching it is a bug."""
 
 PATIENCE_NS = 400_000_000
 TEMPLATES = 8192
-"""Prepared frames of a run: few, so that preparing them takes no time."""
+"""Prepared frames of a run: few, so that the preparation is quick."""
 
 UDP_AND_IP = (abi.KV_ETHERTYPE_IPV4, abi.KV_IP_PROTOCOL_UDP)
 DROPS = {counter.name.lower() for counter in abi.Counter if counter.name.startswith("DROP_")}
@@ -50,9 +50,9 @@ DROPS = {counter.name.lower() for counter in abi.Counter if counter.name.startsw
 
 @contextmanager
 def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
-    """A server on the lab's server end, small unless `settings` say otherwise.
+    """Run a server on the lab's server end, small unless `settings` say otherwise.
 
-    The calling thread stays off the engine's core: it would starve there.
+    The calling thread is moved off the engine's core, where it would starve.
     """
     defaults = {"engine_cpus": (ENGINE_CPU,), "items": 1 << 16}
     if settings.get("engines", 1) > 1:
@@ -72,7 +72,7 @@ def serving(lab: Lab, **settings: Any) -> Iterator[Server]:
 
 @contextmanager
 def serving_child(lab: Lab, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`dpukv serve` on the lab's server end, in a process of its own that may be killed."""
+    """Run `dpukv serve` on the lab's server end, in a process that may be killed."""
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", lab.server.interface]
     with (
         pinned(*CPUS),
@@ -93,7 +93,7 @@ def serving_child(lab: Lab, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def client_of(lab: Lab, port: int = PORT, **options: Any) -> Client:
-    """A Python client in the client's namespace that does not repeat requests in silence."""
+    """Return a Python client in the client's namespace that does not repeat requests."""
     with in_namespace(lab.client.namespace):
         return Client(
             (lab.server.address, port), **({"timeout": TIMEOUT_SECONDS, "retries": 0} | options)
@@ -102,7 +102,7 @@ def client_of(lab: Lab, port: int = PORT, **options: Any) -> Client:
 
 @contextmanager
 def pinned(*cpus: int) -> Iterator[None]:
-    """The calling thread runs on these cores only, and the communication engine with it."""
+    """Pin the calling thread, and with it the communication engine, to these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
@@ -112,12 +112,12 @@ def pinned(*cpus: int) -> Iterator[None]:
 
 
 def sharing_cores() -> Any:
-    """Engines that spin on every core leave none to the test: let them share."""
+    """Let engines yield their cores: engines that spin on every core would starve the test."""
     return mock.patch.object(threads, "ENGINE_NICE", 0)
 
 
 def let_probe_pass(server: Server) -> None:
-    """Wait until the frame that a server with sockets tried them with counts nowhere any more."""
+    """Wait until the frame with which a server tested its sockets no longer changes counters."""
     wanted = int(bool(server.stats()["sockets"]))
     deadline = time.monotonic() + TIMEOUT_SECONDS
     counters = server.counters()
@@ -128,7 +128,7 @@ def let_probe_pass(server: Server) -> None:
 
 
 def gained(server: Server, before: dict[str, int]) -> dict[str, int]:
-    """The counters that have moved since `before`, and by how much."""
+    """Return the counters that have changed since `before`, and by how much."""
     return {
         name: count - before[name]
         for name, count in server.counters().items()
@@ -137,7 +137,7 @@ def gained(server: Server, before: dict[str, int]) -> dict[str, int]:
 
 
 def ends(lab: Lab, port: int = PORT) -> tuple[Endpoint, Endpoint]:
-    """A client's endpoint in the lab, and the server's."""
+    """Return a client's endpoint in the lab, and the server's."""
     return (
         Endpoint(lab.client.mac, lab.client.address, CLIENT_PORT),
         Endpoint(lab.server.mac, lab.server.address, port),
@@ -149,10 +149,10 @@ def _udp_port(frame: bytes, field: str) -> int:
 
 
 class Wire:
-    """The client's end of the link, for whole frames. A context manager."""
+    """The client's end of the link, for whole frames; a context manager."""
 
     def __init__(self, end: End, ports: range = range(PORT, PORT + 1)) -> None:
-        """`ports` are the server's: what comes from elsewhere is not looked at."""
+        """`ports` are the server's; frames from other ports are ignored."""
         self._ports = ports
         with in_namespace(end.namespace):
             self._socket = socket.socket(
@@ -162,11 +162,11 @@ class Wire:
         self._socket.settimeout(TIMEOUT_SECONDS)
 
     def send(self, frame: bytes) -> None:
-        """Put a frame on the wire."""
+        """Send a frame."""
         assert self._socket.send(frame) == len(frame)
 
     def receive(self) -> bytes:
-        """The next frame from the server's ports. Raises TimeoutError."""
+        """Return the next frame from the server's ports. Raises TimeoutError."""
         while True:
             frame, address = self._socket.recvfrom(abi.KV_FRAME_MAX + 1)
             is_ours = address[2] != socket.PACKET_OUTGOING and self._is_from_server(frame)
@@ -174,8 +174,9 @@ class Wire:
                 return frame
 
     def exchange(self, frame: bytes) -> bytes:
-        """Send a request; the next answer to its UDP port. A late answer to the frame that a server
-        tried its sockets with goes to another.
+        """Send a request; return the next answer to its UDP port.
+
+        Late answers to the frame with which a server tested its sockets go to another port.
         """
         self.send(frame)
         while True:
@@ -207,7 +208,7 @@ class Wire:
 
 
 def answer_of(frame: bytes) -> list[codec.Reply]:
-    """The replies in a response frame that is correct in every header."""
+    """Return the replies in a response frame; all of its headers must be correct."""
     decoded = codec.decode_frame(frame)
     assert decoded.ip_checksum_valid
     assert (decoded.ip_id, decoded.ip_fragment, decoded.udp_checksum) == (0, 0, 0)
@@ -219,9 +220,9 @@ def answer_of(frame: bytes) -> list[codec.Reply]:
 
 @contextmanager
 def generating(lab: Lab, engines: int = 1) -> Iterator[LoadGenerator]:
-    """A load generator on the client's end; within the block the calling thread is there.
+    """Yield a load generator on the client's end; the block runs in the client's namespace.
 
-    It is patient: a machine that is busy with something else must not make packets count as lost.
+    Its time-out is long, so that packets do not count as lost on a busy machine.
     """
     with (
         mock.patch.object(loadgen, "TIMEOUT_NS", PATIENCE_NS),
@@ -232,9 +233,9 @@ def generating(lab: Lab, engines: int = 1) -> Iterator[LoadGenerator]:
 
 
 def plan_for(lab: Lab, **settings: Any) -> Plan:
-    """64 Ki keys, read only, 45 requests per packet unless `settings` say otherwise.
+    """Return a plan: 64 Ki keys, read only, 45 requests per packet unless `settings` say otherwise.
 
-    Fewer go into a packet when so many do not fit.
+    A packet has fewer requests if not all of them fit.
     """
     source, destination = ends(lab)
     defaults = {"workload": WORKLOADS["C"], "keys": 1 << 16, "requests_per_packet": 45}
@@ -245,7 +246,7 @@ def plan_for(lab: Lab, **settings: Any) -> Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run of the generator counted."""
+    """The counters of one run of the generator."""
 
     packets_per_second: float
     sent: dict[str, int]
@@ -256,7 +257,7 @@ class Measured:
 def run_load(
     generator: LoadGenerator, plan: Plan, loop: Loop, seconds: float, templates: int = TEMPLATES
 ) -> Measured:
-    """Send the plan's stream for a while, over and over, and wait for the last answers."""
+    """Send the plan's stream repeatedly for `seconds`, and wait for the last answers."""
     prepared = build_templates(plan, generator.templates[:templates])
     start = generator.snapshot()
     generator.begin(plan, loop, prepared.templates)
@@ -279,14 +280,14 @@ def run_load(
 
 
 def native_threads() -> list[str]:
-    """Host cores and senders that run in this process."""
+    """Return the names of this process's host core and sender threads."""
     kinds = ("host core", "sender", "live sender", "generator")
     names = (thread.name for thread in threading.enumerate())
     return sorted(name for name in names if name.startswith(kinds))
 
 
 def bpf_descriptors(pid: int | str = "self") -> int:
-    """Programs and maps that a process holds open."""
+    """Return the number of BPF programs and maps that a process holds open."""
     links = []
     for path in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -297,7 +298,7 @@ def bpf_descriptors(pid: int | str = "self") -> int:
 
 
 def mapped_queue_pairs() -> int:
-    """Queue pairs' maps that this process has mapped: each keeps its map alive."""
+    """Return the number of queue pair maps that this process has mapped, which keeps them alive."""
     size = abi.SIZE("kv_queue_pair")
     count = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -308,12 +309,12 @@ def mapped_queue_pairs() -> int:
 
 
 def programs_on(end: End) -> list[str]:
-    """Names of the XDP programs on an end of the lab."""
+    """Return the names of the XDP programs on an end of the lab."""
     with in_namespace(end.namespace):
         return [program.name for program in nic.find(end.interface).programs]
 
 
 def registered_on(end: End) -> list[int]:
-    """Numbers of the programs that the register has for an end of the lab."""
+    """Return the ids of the programs that are registered for an end of the lab."""
     inode = (NAMESPACE_DIR / end.namespace).stat().st_ino
     return [r.program_id for r in list_attachments() if r.namespace_inode == inode]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The commands as people type them: results as JSON, and nothing left behind however they end."""
+"""Commands as users type them: results as JSON, and nothing left behind however they end."""
 
 import json
 import math
@@ -53,19 +53,21 @@ BENCH_FIELDS = {
 
 
 def attachments_of(record: LabRecord) -> list[AttachmentRecord]:
-    """The XDP programs that a lab's processes have put on its interfaces."""
+    """Return the XDP programs that a lab's processes have attached to its interfaces."""
     pids = {process.pid for process in labs.Lab.load(record.lab_id).record.processes}
     return [each for each in list_attachments() if each.owner.pid in pids]
 
 
 def measuring(process: subprocess.Popen[str]) -> LabRecord | None:
-    """The lab, once both of its XDP programs are in place."""
+    """Return the lab once both of its XDP programs are attached."""
     record = lab_of(process)
     return record if record and len(attachments_of(record)) == 2 else None
 
 
 def assert_nothing_left(record: LabRecord, programs: list[int]) -> None:
-    """No namespace, link, process or register entry of a lab; its programs go soon after."""
+    """Assert that a lab's namespaces, links, processes and register entries are gone, and that its
+    programs are unloaded soon after.
+    """
     places = (NAMESPACE_DIR, REGISTER_DIR)
     assert [str(path) for place in places for path in place.glob(f"*{record.lab_id}*")] == []
     assert [each for each in record.processes if is_alive(each)] == []
@@ -126,12 +128,12 @@ def test_bench_prints_what_it_measured_and_nothing_else(options: list[str]) -> N
         assert result["qp_bytes_per_op"]["request"] == pytest.approx(32, abs=1.1)
         assert result["qp_bytes_per_op"]["response"] == pytest.approx(16, abs=1.1)
     if "--rate" in given:
-        assert result["throughput_mops"] < 1.3 * 0.02  # less where other programs have the cores
+        assert result["throughput_mops"] < 1.3 * 0.02  # less if other programs use the cores
 
 
 @pytest.mark.needs("live frames", "BPF run-time statistics")
 def test_bench_loses_nothing() -> None:
-    """In one of three runs: somebody else who takes a core for long costs packets here."""
+    """One of three runs must be without loss: another program that takes a core costs packets."""
     lost = []
     while 0 not in lost and len(lost) < 3:
         result = json.loads(dpukv("bench", *SMALL, "--json", "-").stdout)
@@ -144,7 +146,7 @@ def test_bench_loses_nothing() -> None:
 @pytest.mark.needs("live frames", "BPF run-time statistics")
 @pytest.mark.parametrize("design", ["lat", "shrd"])
 def test_bench_of_a_server_elsewhere(lab: Lab, design: str, tmp_path: Path) -> None:
-    """With two doors only the directory knows who has which keys."""
+    """With two doors, only the directory knows the owners of keys."""
     directory = ["--directory", f"file:{tmp_path}"]
     with lab.spawn(
         lab.server,
@@ -241,7 +243,7 @@ def test_an_interrupted_bench_leaves_nothing(
         record = wait_for(lambda: moment(process))
         programs = [each.program_id for each in attachments_of(record)]
         os.killpg(process.pid, number)  # as a terminal does
-        os.killpg(process.pid, number)  # and again, by an impatient person
+        os.killpg(process.pid, number)  # and again, as an impatient user does
         output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 128 + number
     assert output == ""
@@ -275,7 +277,7 @@ def test_after_a_kill_lab_down_leaves_nothing(victim: str) -> None:
         errors = process.communicate(timeout=TIMEOUT_SECONDS)[1]
     if victim == "bench":
         assert process.returncode == -signal.SIGKILL
-        dpukv("lab", "down", "none-such", status=2)  # takes down what is stale first
+        dpukv("lab", "down", "none-such", status=2)  # removes stale labs first
     else:
         assert process.returncode == 1
         assert f"the {victim} process ended by SIGKILL" in errors

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Several runs on one load as people ask for them: all designs, and the switches of one."""
+"""Comparisons of several runs on one load: all designs, and the switches of one design."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def compare(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def assert_healthy(run: dict[str, Any]) -> None:
-    """Everything answered, nothing wrong, and every cost accounted for."""
+    """Assert that every request was answered correctly and every cost is accounted for."""
     assert (run["corrupt"], run["lost"], run["misses"], run["refused"]) == (0, 0, 0, 0), run
     assert run["throughput_mops"] > 0
     assert run["load"]["lost"] == 0
@@ -70,8 +70,8 @@ SWITCHES = {
     "lat": ("one transfer for each request", "prepare before handing over"),
     "cpu-only": ("send before the next parse", "128 receive descriptors"),
 }
-"""Those that no other test serves with: ways to respond are in test_serve.py, transports in
-test_transports.py, ways for frames in test_frames.py."""
+"""Switches that no other test covers: --respond is in test_serve.py, transports are in
+test_transports.py, --frames is in test_frames.py."""
 
 
 @pytest.mark.parametrize("design", SWITCHES)
@@ -92,7 +92,7 @@ def test_a_design_without_switches_is_compared_with_nothing(tmp_path: Path) -> N
 
 
 def test_more_and_more_keys(tmp_path: Path) -> None:
-    """On huge and on small pages; what does not fit into memory is named."""
+    """Measure on huge and on small pages; sizes that do not fit into memory are refused by name."""
     picture = tmp_path / "keys.png"
     said = dpukv(
         *("bench", "--key-counts", "1000,10000000000", "--seconds", "0.2"),

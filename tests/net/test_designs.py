@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Every design of the table answers alike, byte for byte, and stays right under load."""
+"""Every design of the table gives the same answers, byte for byte, and stays correct under load."""
 
 import secrets
 from collections.abc import Iterator
@@ -33,21 +33,21 @@ from dpukv_xdp.wire.hashing import hash_key
 
 ROWS = DESIGNS.values()
 LONG_MTU = 3506
-"""Frames as long as any, KV_FRAME_MAX: with their records behind them they do not fit anywhere."""
+"""MTU of the longest frames, KV_FRAME_MAX: they have no room for appended records."""
 PACKET_LOG_BYTES = 4096
-"""More than a packet's requests append to the log."""
+"""Upper bound of the log bytes that one packet's requests append."""
 LOAD_SECONDS = 0.3
 LOAD_KEYS = 4096
 LOAD_TEMPLATES = 1024
 LOAD_ENDPOINTS = 2
 WINDOW = 16
 FAIR = 2
-"""How many times what one endpoint gets another may get."""
+"""Largest allowed ratio of the requests of two endpoints."""
 
 
 @pytest.fixture(scope="module", params=[(1, 1500), (2, LONG_MTU)], ids=["1-queue", "2-queues"])
 def wide_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """One lab for all designs; they have as many engines behind each door as it has queues."""
+    """Yield one lab for all designs; it has as many queues as engines per door."""
     queues, mtu = request.param
     labs.remove_stale()
     with Lab.up(queues=queues, mtu=mtu) as lab:
@@ -58,10 +58,10 @@ def wide_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def test_all_designs_give_the_same_answers(
     wide_lab: Lab, row: Design, request: pytest.FixtureRequest
 ) -> None:
-    """Random operations of all kinds, as a dict answers them; --conversation says how many."""
+    """Random operations of all kinds are answered as by a dict; --conversation sets the number."""
     engines = wide_lab.record.queues
     packets = conversation(request.config.getoption("conversation"), wide_lab.record.mtu)
-    # A cache forgets what its log has come round to, which the dict does not.
+    # A cache loses items that its log overwrites, and the dict does not.
     log_bytes = max(1 << 23, len(packets) * PACKET_LOG_BYTES)
     settings = {"design": row.name, "engines": engines, "log_bytes": log_bytes}
     with sharing_cores(), serving(wide_lab, **settings) as server:
@@ -77,7 +77,7 @@ def test_all_designs_give_the_same_answers(
 
 
 def check_client(lab: Lab, server: Server) -> None:
-    """What the Python client stores it finds again."""
+    """Assert that the Python client finds the items that it stored."""
     items = {secrets.token_bytes(1 + length % 255): secrets.token_bytes(length)
              for length in range(0, 1200, 13)}  # fmt: skip
     with client_of(lab, ports=len(server.placement.engines), owners=server.owners) as client:
@@ -86,8 +86,8 @@ def check_client(lab: Lab, server: Server) -> None:
 
 
 def check_doors(lab: Lab, server: Server) -> None:
-    """What went in by one endpoint comes out by all others if they have one store; else each has
-    its own keys and refuses those of others.
+    """Assert that all endpoints serve all keys if they share one store, and that otherwise each
+    refuses the keys of others.
     """
     engines = len(server.placement.engines)
     items = {b"door %d" % number: b"value %d" % number for number in range(40)}
@@ -118,14 +118,14 @@ def owner_of(server: Server, key: bytes) -> int:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[tuple[Lab, LoadGenerator]]:
-    """A lab with a load generator; its client's end takes answers for the generator's."""
+    """Yield a lab with a load generator, which takes all answers at the client for its own."""
     labs.remove_stale()
     with Lab.up() as lab, generating(lab, engines=LOAD_ENDPOINTS) as generator:
         yield lab, generator
 
 
 def ways_of(row: Design) -> list[dict[str, str]]:
-    """Each way that requests or frames may take from the DPU to the host in a design."""
+    """Return a design's settings, one for each way of requests or frames from DPU to host."""
     frames: list[dict[str, str]] = [{}]
     if "host" in row.communication:
         frames = [{"frames": way} for way in FRAMES if way not in FRAMES_PAST_XDP]
@@ -169,8 +169,8 @@ def test_every_answer_is_right_under_load(
 
 
 def check_shares(server: Server, before: dict[str, Any]) -> None:
-    """Every endpoint got its share, and the queue pairs carried 32 bytes a request, 16 bytes a
-    response and a count for each batch, but nothing where both their ends are in one place.
+    """Assert that every endpoint got its share, and that queue pairs between two places carried
+    32 bytes per request, 16 bytes per response and a count per batch, others nothing.
     """
     moved = gained(server, before["counters"])
     after, requests = server.stats(), []
@@ -192,6 +192,6 @@ def check_shares(server: Server, before: dict[str, Any]) -> None:
 
 
 def engine_of(stats: dict[str, Any], engine: int) -> dict[str, int]:
-    """An engine's counters, wherever it runs."""
+    """Return an engine's counters, wherever it runs."""
     (found,) = (one for one in stats["engines"] + stats["dpu_stores"] if one["engine"] == engine)
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The directory in a real etcd, as our clients and as public MICA2's see it."""
+"""The directory in a real etcd, as our clients and public MICA2 clients see it."""
 
 import json
 import signal
@@ -30,9 +30,9 @@ RECORD = ServerRecord(
 MOVED = ServerRecord(False, False, (1, 1, 1, 1), RECORD.endpoints)
 OTHER = ServerRecord(False, False, (0,), ((MAC, "10.0.0.2", 9800),))
 SOON_SECONDS = patient(15.0)
-"""By when what takes a second is done, on a busy machine too."""
+"""Time-out for steps that take a second, on a busy machine, too."""
 TTL_SECONDS, REFRESH_SECONDS = 4, 0.5
-"""Of a record that is to expire, so that it does so soon: etcd has none shorter than 2 s."""
+"""Times of a record that is to expire soon: etcd's shortest TTL is 2 s."""
 EXPIRY_SECONDS = patient(10.0)
 
 
@@ -44,13 +44,13 @@ def shared() -> Iterator[Etcd]:
 
 @pytest.fixture
 def etcd() -> Iterator[Etcd]:
-    """One of the test's own, to be killed."""
+    """Yield an etcd for one test, which may kill it."""
     with running_etcd() as own:
         yield own
 
 
 def wait_until(what: Callable[[], Any], timeout_seconds: float = SOON_SECONDS) -> float:
-    """Seconds until it was true."""
+    """Poll `what`; return the seconds until it was true."""
     start = time.monotonic()
     while not what():
         assert time.monotonic() < start + timeout_seconds, "waited in vain"
@@ -74,7 +74,7 @@ def test_a_mica2_client_finds_the_server(shared: Etcd) -> None:
 
 
 def test_a_mica2_client_never_reads_half_a_record(shared: Etcd) -> None:
-    """While it is there from the first moment, and is written as fast as can be."""
+    """Read a record that is rewritten as fast as possible."""
     ends = tuple((MAC, "10.0.0.1", 9800 + engine) for engine in range(32))
     choices = [ServerRecord(False, False, (engine,) * 256, ends) for engine in (0, 31)]
     whole = [json.loads(each.to_json()) for each in choices]
@@ -187,7 +187,7 @@ with Publisher(place, name, record, print, refresh_seconds=float(refresh)):
 
 
 def test_the_record_of_a_killed_server_expires(shared: Etcd) -> None:
-    """Not before its time, in both versions; at the same time, since it takes seconds."""
+    """It must not expire early. Both versions are tested at once, since expiry takes seconds."""
     places = {scheme: open_directory(shared.url(scheme)) for scheme in SCHEMES}
     children = []
     try:
@@ -199,7 +199,7 @@ def test_the_record_of_a_killed_server_expires(shared: Etcd) -> None:
         for child in children:
             assert child.stdout is not None
             assert child.stdout.readline() == b"published\n"
-        time.sleep(TTL_SECONDS)  # without a refresh it would be gone soon
+        time.sleep(TTL_SECONDS)  # without a refresh it would expire soon
     finally:
         for child in children:
             child.send_signal(signal.SIGKILL)
@@ -233,7 +233,7 @@ def test_an_etcd_that_comes_back_empty_has_the_record_again(etcd: Etcd, scheme: 
         wait_until(lambda: len(said) == 2)
         assert "is back" in said[1]
         etcd.kill()
-        etcd.start()  # with what it had
+        etcd.start()  # with its former data
         wait_until(lambda: place.servers() == {"host.6": MOVED})
     assert place.servers() == {}
 
@@ -287,7 +287,7 @@ def test_a_watch_outlives_etcd_and_follows_it_afterwards(etcd: Etcd, scheme: str
 
 
 def test_an_etcd_without_version_2_is_told_from_one_that_is_empty(shared: Etcd) -> None:
-    """The port for other etcds answers 404 to all, as etcd 3.6 would."""
+    """The peers' port answers 404 to every request, as etcd 3.6 would."""
     peer = open_directory(f"etcd2://127.0.0.1:{shared.peer_port}/mica")
     with pytest.raises(DirectoryError, match="no version 2 interface: start etcd with --enable-v2"):
         peer.servers()

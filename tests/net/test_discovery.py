@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A client that knows the directory only finds a server, and stays with it whatever happens."""
+"""A client that knows only the directory finds a server and follows it through restarts."""
 
 import signal
 import subprocess
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def etcd(lab: Lab, tmp_path: Path) -> Iterator[Etcd]:
-    """On the client's side of the wire."""
+    """Yield an etcd in the client's namespace."""
     with (
         in_namespace(lab.client.namespace),
         running_etcd(address=lab.client.address) as running,
@@ -45,8 +45,8 @@ def etcd(lab: Lab, tmp_path: Path) -> Iterator[Etcd]:
 
 @pytest.mark.parametrize("api", ["etcd2", "etcd3"])
 def test_a_client_that_knows_only_etcd(lab: Lab, etcd: Etcd, api: str) -> None:
-    """It finds the server, sees partitions move, and survives `kill` and restart of the server, on
-    other ports, and of etcd.
+    """It finds the server, follows moved partitions, and survives a kill and restart of the server,
+    on other ports, and of etcd.
     """
     url = etcd.url(api)
     with serving(lab, url, PORT) as first, connected(lab, url) as client:
@@ -75,7 +75,7 @@ def test_a_client_that_knows_only_etcd(lab: Lab, etcd: Etcd, api: str) -> None:
 
 
 def test_what_mica2s_client_reads(lab: Lab, etcd: Etcd) -> None:
-    """Its two GETs: the list, and the value, which is complete whenever it can be seen."""
+    """Its two GETs return the list, and the value, which is never incomplete."""
     with serving(lab, etcd.url("etcd2"), PORT) as server:
         name = server_name(server.pid)
         wait_for(lambda: name in etcd.mica2_list(), timeout_seconds=patient(30))
@@ -102,7 +102,7 @@ def connected(lab: Lab, url: str) -> Client:
 
 @contextmanager
 def serving(lab: Lab, url: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """`dpukv serve` in the lab, published; others may kill it."""
+    """Run `dpukv serve` in the lab until it is published; the test may kill it."""
     options = {
         "--engines": ENGINES,
         "--engine-cpus": ENGINE_CPU,
@@ -118,5 +118,5 @@ def serving(lab: Lab, url: str, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_keys_and_partitions_agree() -> None:
-    """The test above would not notice if all keys lay in one partition."""
+    """The keys cover all partitions: the test above would not notice if they did not."""
     assert len({(hash_key(key) >> 48) % PARTITIONS for key in ITEMS}) == PARTITIONS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""`dpukv doctor` on this machine, on machines that lack something, and of programs made to fail."""
+"""`dpukv doctor` on this machine, on machines with gaps, and with programs that fail to load."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.shares_cores
 
 
 def doctor(*around: str) -> subprocess.CompletedProcess[str]:
-    """The command's run with its JSON; `around` goes before it."""
+    """Run the command with --json; the words of `around` precede it."""
     return subprocess.run(
         [*around, *DPUKV, "doctor", "--json", "-"],
         capture_output=True,
@@ -44,7 +44,7 @@ def test_this_machine_has_what_it_takes() -> None:
 
 
 def shell(script: str) -> list[str]:
-    """Commands that come first, in a mount namespace of their own."""
+    """Return the words that run a script first, in a mount namespace of its own."""
     return ["unshare", "--mount", "sh", "-c", f'{script} && exec "$@"', "sh"]
 
 
@@ -65,7 +65,7 @@ HIDDEN = {
         ["privilege", "programs", "native XDP on veth"],
     ),
 }
-"""A machine that lacks something, and checks that must not be ok there."""
+"""Scripts that hide something from the machine, and the checks that must then fail."""
 
 
 @pytest.mark.parametrize(("around", "lacking"), HIDDEN.values(), ids=list(HIDDEN))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Probes on this kernel, and what is refused on one that lacks live frames."""
+"""Probes on this kernel, and the refusals on a kernel that lacks live frames."""
 
 import errno
 import gc
@@ -21,7 +21,7 @@ from dpukv_xdp.native import probes
 
 @pytest.fixture
 def no_live_frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a kernel before Linux 5.18."""
+    """Make the probe fail as on a kernel before Linux 5.18."""
 
     def refuse() -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -34,7 +34,7 @@ def no_live_frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_probe_leaves_nothing(name: str) -> None:
-    probes.PROBES[name]()  # what a process loads once stays
+    probes.PROBES[name]()  # so that descriptors opened once per process exist already
     gc.collect()  # an earlier test's garbage may close a descriptor whose number is then reused
     before = descriptors(), [lab.lab_id for lab in labs.list_labs()]
     probes.PROBES[name]()
@@ -44,10 +44,10 @@ def test_a_probe_leaves_nothing(name: str) -> None:
 
 
 def descriptors() -> set[tuple[str, str]]:
-    """Each open descriptor of this process with the object that it refers to."""
+    """Return each open descriptor of this process with the object that it refers to."""
     found = set()
     for path in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the listing's own
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             found.add((path.name, str(path.readlink())))
     return found
 

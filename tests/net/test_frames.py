@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Whole frames past XDP, through the kernel's UDP sockets and through DPDK: the same answers as by
-all other ways, and whatever is not served is counted.
+"""Whole frames past XDP, through the kernel's UDP sockets and through DPDK: the answers are those
+of XDP, and every frame that is not served is counted.
 """
 
 import os
@@ -61,7 +61,7 @@ from dpukv_xdp.wire.codec import Request
 PACKETS = 120
 RUN_SECONDS = 0.2
 SENT_TOGETHER = 16
-"""Malformed frames between two looks at the counters."""
+"""Malformed frames between two readings of the counters."""
 PAYLOAD_MAX = LONG_MTU - abi.KV_IP_BYTES - abi.KV_UDP_BYTES
 FRAGMENT_BYTES = 2000
 LOSSES = ("rx_dropped", "rx_errors", "rx_missed", "rx_no_room", "rx_ring_full", "tx_invalid")
@@ -69,8 +69,8 @@ LOSSES += ("tx_full", "tx_refused", "tx_errors", "tx_dropped")
 
 
 def require(frames: str) -> None:
-    """Skip a test that needs DPDK where it is not installed, unless this machine was prepared for
-    it: DPUKV_NEEDS_DPDK=1 makes that a failure.
+    """Skip a test that needs DPDK if it is not installed, or fail it if the environment has
+    DPUKV_NEEDS_DPDK=1.
     """
     if frames != "dpdk" or dpdk.is_installed():
         return
@@ -82,26 +82,26 @@ def require(frames: str) -> None:
 
 @pytest.fixture(params=FRAMES_PAST_XDP)
 def frames(request: pytest.FixtureRequest) -> str:
-    """Each of the two ways."""
+    """Return each of the two values of --frames."""
     require(request.param)
     return str(request.param)
 
 
 @pytest.fixture(scope="module", params=[1500, LONG_MTU])
 def shared(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """One lab for all tests that leave it as it is."""
+    """Yield one lab for all tests that do not change it."""
     labs.remove_stale()
     with Lab.up(mtu=request.param) as lab:
         yield lab
 
 
 def counted(server: Server) -> dict[str, int]:
-    """The same with the communication engine's."""
+    """Return the counters of all sources and of the communication engine."""
     return {**sources(server), **server.counters()}
 
 
 def sources(server: Server) -> dict[str, int]:
-    """Counters of all sources of frames together."""
+    """Return the counters summed over all sources of frames."""
     totals: Counter[str] = Counter()
     for source in server.stats()["past_xdp"]:
         totals.update({name: n for name, n in source.items() if isinstance(n, int)})
@@ -109,7 +109,7 @@ def sources(server: Server) -> dict[str, int]:
 
 
 def wait_for(server: Server, before: dict[str, int], **wanted: int) -> dict[str, int]:
-    """What the sources' counters have gained, once these have gained so much."""
+    """Wait until the sources' counters have gained `wanted`; return everything that they gained."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         moved = {name: n - before.get(name, 0) for name, n in counted(server).items()}
@@ -142,7 +142,7 @@ def test_the_same_answers(shared: Lab, frames: str, engines: int) -> None:
 
 
 def icmp_sent(lab: Lab) -> int:
-    """ICMP messages that the server's kernel has sent."""
+    """Return the number of ICMP messages that the server's kernel has sent."""
     with in_namespace(lab.server.namespace):
         lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
     names, numbers = (line.split() for line in lines if line.startswith("Icmp:"))
@@ -164,7 +164,7 @@ def test_load_comes_back_right(lab: Lab, frames: str) -> None:
 
 
 def test_a_vlan_tag_comes_back_through_dpdk(lab: Lab) -> None:
-    """The kernel's packet socket takes it out of the frame."""
+    """The kernel's packet socket removes the tag from the frame."""
     require("dpdk")
     client, here = ends(lab)
     frame = codec.encode_frame(client, here, codec.encode_batch([Request.probe(9)]), vlan_tag=5)
@@ -196,7 +196,7 @@ def test_dpdk_drops_malformed_frames_for_the_same_reasons(lab: Lab) -> None:
             moved = gained(server, before)
             dropped = Counter({name: moved[name] for name in DROPS & set(moved)})
             wanted = expected_drops(some)
-            del wanted["drop_fragment"]  # these never get here: the kernel puts them together
+            del wanted["drop_fragment"]  # the kernel reassembles fragments before they get here
             names = ", ".join(case.id for case in some)
             assert dropped == wanted, names
             assert (moved["frames_received"], moved["frames_sent"]) == (1, 1), names
@@ -216,7 +216,7 @@ KERNEL_CASES = {
     "udp_length": (ONE, {"udp_length": 2000}, "UdpInErrors"),
     "from_port_0": (ONE, {"udp_source_port": 0}, "tx_invalid"),
 }
-"""What the datagram is, which fields of its headers are wrong, and what counts it."""
+"""Datagrams by name: the fields of the headers that are wrong, and the counter that moves."""
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_the_kernel_s_sockets_count_what_is_not_answered(
         moved = wait_for(server, before, **{counter: 1})
         assert {name: moved[name] for name in (DROPS | set(LOSSES)) & set(moved)} in (
             {counter: 1},
-            {},  # one of the stack's
+            {},  # a counter of the stack
         )
         answer = codec.decode_frame(wire.exchange(codec.encode_frame(client, here, ONE)))
         assert codec.decode_replies(answer.payload) == expected_replies({}, GOOD)
@@ -244,14 +244,14 @@ def test_the_kernel_s_sockets_count_what_is_not_answered(
 
 @pytest.fixture(scope="module")
 def long_served() -> Iterator[tuple[Lab, Server]]:
-    """A server whose link carries our longest frames."""
+    """Yield a server whose link carries our longest frames."""
     labs.remove_stale()
     with Lab.up(mtu=LONG_MTU) as lab, serving(lab, design="cpu-only", frames="udp") as server:
         yield lab, server
 
 
 def fragments(frame: bytes, mtu: int) -> list[bytes]:
-    """The frame, or two fragments of one that is too long for the link."""
+    """Return the frame, or two fragments of it if it is too long for the link."""
     if len(frame) <= mtu + abi.KV_ETH_BYTES:
         return [frame]
     packet = IP(frame[abi.KV_ETH_BYTES :])
@@ -259,7 +259,7 @@ def fragments(frame: bytes, mtu: int) -> list[bytes]:
 
 
 def test_datagrams_that_find_no_room_are_counted(lab: Lab) -> None:
-    """The engine's thread is kept off its core meanwhile, and does not look."""
+    """The engine's thread is kept off its core meanwhile, so that it receives nothing."""
     require("udp")
     with serving(lab, design="cpu-only", frames="udp", rx_descriptors=64) as server:
         host = next(iter(server._hosts.values()))
@@ -318,7 +318,7 @@ def test_without_dpdk_it_says_what_to_install(
 
 
 def test_dpdk_starts_once_in_a_process(lab: Lab) -> None:
-    """Devices come and go; a second kind of them needs another process."""
+    """The same device may be opened again; another kind of device needs another process."""
     require("dpdk")
     for _ in range(2):
         with serving(lab, design="cpu-only", frames="dpdk"), client_of(lab) as client:
@@ -333,7 +333,7 @@ def test_dpdk_starts_once_in_a_process(lab: Lab) -> None:
 
 def test_nothing_is_left(lab: Lab, frames: str) -> None:
     with serving(lab, design="cpu-only", frames=frames):
-        pass  # what a process loads once stays
+        pass  # so that everything that stays loaded once per process is loaded
     threads, descriptors = native_threads(), len(list(Path("/proc/self/fd").iterdir()))
     with serving(lab, design="cpu-only", frames=frames), client_of(lab) as client:
         client.ping()

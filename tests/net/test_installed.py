@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What pip installs works outside the checkout: all of it, and the client alone without a compiler.
+"""The installed package works outside the checkout; without a compiler, the client alone works.
 
-Both wheels are built from a source distribution, so that nothing comes from the checkout. No test
-downloads anything: what dpukv_xdp requires is taken from the environment that runs the tests.
+Both wheels are built from a source distribution, so that nothing comes from the checkout. Tests
+download nothing: the packages that dpukv_xdp requires are those of the tests' own environment.
 """
 
 import importlib.metadata
@@ -57,10 +57,10 @@ class Environment:
 
     folder: Path
     variables: dict[str, str]
-    """Environment variables of what runs in it."""
+    """Environment variables of the programs that run in it."""
 
     def run(self, *command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment, far from the checkout."""
+        """Run a program of the environment outside the checkout."""
         program, *arguments = command
         result = subprocess.run(
             [str(self.folder / "bin" / program), *arguments],
@@ -75,13 +75,13 @@ class Environment:
         return result
 
     def site(self) -> Path:
-        """Return where its packages are."""
+        """Return the folder of its packages."""
         return next(self.folder.glob("lib/python3*/site-packages"))
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unpacked source distribution."""
+    """Return an unpacked source distribution."""
     work = tmp_path_factory.mktemp("source")
     checkout = work / "checkout"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(*MADE_IN_CHECKOUT))
@@ -94,19 +94,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def full_wheel(source: Path) -> Path:
-    """A wheel with the native core. Not optimised: that takes less time."""
+    """Return a wheel with the native core, not optimised, which builds faster."""
     return wheel(source, "full", {"DPUKV_NATIVE": "1", "DPUKV_CORE_CFLAGS": "-O0"})
 
 
 @pytest.fixture(scope="module")
 def client_wheel(source: Path) -> Path:
-    """A wheel from a machine without a C compiler."""
+    """Return a wheel as built on a machine without a C compiler."""
     return wheel(source, "client", {"PATH": "/nonexistent"})
 
 
 @pytest.fixture(scope="module")
 def full(full_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with every extra, and with the distribution's bcc."""
+    """Return an environment with every extra, and with the distribution's bcc."""
     environment = made(tmp_path_factory.mktemp("full"), "--system-site-packages")
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (environment.site() / "extras.pth").write_text("\n".join(others))
@@ -116,7 +116,7 @@ def full(full_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
 
 @pytest.fixture(scope="module")
 def client_only(client_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with what the wheel requires, no extras and no compiler."""
+    """Return an environment with the wheel's requirements, no extras and no compiler."""
     environment = made(tmp_path_factory.mktemp("client"))
     environment.variables["PATH"] = str(environment.folder / "bin")
     for distribution in requirements_of(client_wheel):
@@ -131,7 +131,7 @@ def client_only(client_wheel: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def lab_name(full: Environment) -> Iterator[str]:
-    """The name of a lab with a server from the full environment."""
+    """Yield the name of a lab with a server from the full environment."""
     name = f"wheel{secrets.token_hex(3)}"
     full.run("dpukv", "lab", "up", "--name", name, "--items", "1000")
     try:
@@ -230,7 +230,7 @@ def test_a_wrong_wish_for_the_native_core_is_told(source: Path) -> None:
 
 
 def python(arguments: list[str], folder: Path, variables: dict[str, str]) -> None:
-    """Run the Python of the tests there, with these environment variables beside the usual."""
+    """Run the tests' Python in a folder, with additional environment variables."""
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -244,7 +244,7 @@ def python(arguments: list[str], folder: Path, variables: dict[str, str]) -> Non
 
 
 def wheel(source: Path, kind: str, variables: dict[str, str]) -> Path:
-    """Build a wheel from a copy of `source` with what the tests' environment has."""
+    """Build a wheel from a copy of `source` with the packages of the tests' environment."""
     work = source.parent / kind
     shutil.copytree(source, work)
     arguments = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -254,7 +254,7 @@ def wheel(source: Path, kind: str, variables: dict[str, str]) -> Path:
 
 
 def made(folder: Path, *options: str) -> Environment:
-    """Make a virtual environment without pip."""
+    """Return a new virtual environment without pip."""
     python(["-m", "venv", "--without-pip", *options, str(folder)], folder, {})
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))
@@ -275,7 +275,7 @@ def metadata(built: Path) -> Any:
 
 
 def base_requirements(about: Any) -> list[str]:
-    """Return what a package requires without extras on this machine."""
+    """Return the requirements of a package on this machine, without extras."""
     lines = about.get_all("Requires-Dist") or []
     markers = {line: Requirement(line).marker for line in lines}
     return [
@@ -284,7 +284,7 @@ def base_requirements(about: Any) -> list[str]:
 
 
 def requirements_of(built: Path) -> list[importlib.metadata.Distribution]:
-    """Return the packages that a wheel requires, and those that they require."""
+    """Return the packages that a wheel requires, directly and indirectly."""
     wanted, found = base_requirements(metadata(built)), {}
     while wanted:
         name = Requirement(wanted.pop()).name

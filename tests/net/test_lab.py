@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The lab carries packets, and nothing of it stays, whoever is killed when."""
+"""The lab carries packets, and leaves nothing behind whichever process is killed at any moment."""
 
 import os
 import secrets
@@ -43,14 +43,14 @@ from dpukv_xdp.lab.lab import Lab
 
 
 def traces(lab_id: str) -> list[str]:
-    """Everything with the lab's name that is left on the machine."""
+    """Return everything on the machine that still has the lab's name."""
     places = (NAMESPACE_DIR, REGISTER_DIR)
     return [str(path) for place in places for path in place.glob(f"*{lab_id}*")]
 
 
 @contextmanager
 def owner(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that owns a lab; it ends with the block. Its program prints when ready."""
+    """Run another process that owns a lab and prints when it is ready; end it with the block."""
     command = [sys.executable, "-c", OWNER_IMPORTS + program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -60,7 +60,7 @@ def owner(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """Its next line of output."""
+    """Return the next line of its output."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, "the process ended without a word"
@@ -76,7 +76,7 @@ def test_down_leaves_nothing() -> None:
         inside = os.open(NAMESPACE_DIR / lab.server.namespace, os.O_RDONLY)
     try:
         assert traces(lab.lab_id) == []
-        with ThreadPoolExecutor(max_workers=1) as thread:  # the namespace lives while `inside` does
+        with ThreadPoolExecutor(max_workers=1) as thread:  # the namespace lives as long as `inside`
             thread.submit(netns.setns, inside).result()
             with pytest.raises(UsageError, match="no interface"):
                 thread.submit(nic.find, lab.server.interface).result()
@@ -135,7 +135,7 @@ def test_a_lab_that_is_gone_takes_no_process() -> None:
 
 
 def internet_checksum(data: bytes) -> int:
-    """RFC 1071, over an even number of bytes."""
+    """Return the checksum of RFC 1071 over an even number of bytes."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
@@ -227,7 +227,7 @@ def test_killed_while_the_lab_is_made(delay_ms: int) -> None:
     program = "print('go', flush=True); Lab.up(lab_id=sys.argv[1]); time.sleep(600)"
     with owner(program, lab_id) as process:
         read_line(process)
-        time.sleep(delay_ms / 1000)  # the moment of the kill is what varies
+        time.sleep(delay_ms / 1000)  # varies the moment of the kill
     labs.remove_stale()
     assert traces(lab_id) == []
 
@@ -283,7 +283,7 @@ time.sleep(600)
 
 @pytest.fixture
 def programs() -> Iterator[tuple[int, int]]:
-    """Descriptors of two XDP programs."""
+    """Yield the descriptors of two XDP programs."""
     descriptors = nic.load_pass_program("kv_ours"), nic.load_pass_program("kv_theirs")
     yield descriptors
     for descriptor in descriptors:
@@ -347,7 +347,7 @@ time.sleep(600)
 def test_the_program_on_the_client_s_end_makes_room_and_comes_back(
     lab: Lab, programs: tuple[int, int]
 ) -> None:
-    """Without one, what the server's XDP sends would lie in the client's ring."""
+    """Without a program there, frames that the server's XDP sends would stay in the peer's ring."""
     interface = lab.client.interface
     with in_namespace(lab.client.namespace):
         assert [p.name for p in nic.find(interface).programs] == [NAPI_PROGRAM]

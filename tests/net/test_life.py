@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A server's life: whatever ends it and whenever, nothing of it stays, and nobody is harmed."""
+"""A server's life: whatever ends it at any moment, it leaves nothing behind."""
 
 import itertools
 import os
@@ -59,11 +59,11 @@ START_SECONDS = patient(60.0)
 EXIT_SECONDS = patient(20.0)
 PACKETS = 1000
 EXTRA_SECONDS = patient(0.005)
-"""What so many packets may take longer than packets that are dropped at first sight."""
+"""Extra time allowed for the packets, beyond that of packets that XDP drops at once."""
 
 
 def traces(lab: Lab) -> dict[str, object]:
-    """What a server of this process leaves, if it leaves anything."""
+    """Return everything that a server of this process may leave behind."""
     return {
         "threads": native_threads(),
         "descriptors": bpf_descriptors(),
@@ -95,13 +95,13 @@ def test_a_busy_interface_is_named_and_left_alone(lab: Lab) -> None:
 
 
 def take_the_link_down(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noticed last, when everything else runs already."""
+    """Fail the start at its last step, when everything else runs already."""
     with in_namespace(lab.server.namespace), IPRoute() as netlink:
         netlink.link("set", index=nic.find(lab.server.interface).index, state="down")
 
 
 def refuse_the_second_engine(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when memory runs out after the first."""
+    """Fail the start as if memory ran out after the first engine."""
 
     def make(**settings: Any) -> ProcessingEngine:
         if settings["engine_id"] == 1:
@@ -129,7 +129,7 @@ def test_a_start_that_fails_leaves_nothing(
 
 
 def test_a_veth_peer_without_xdp_gets_its_answers_in_generic_mode(lab: Lab) -> None:
-    """As on a pair that somebody made by hand: native answers would not be seen there."""
+    """A pair that was made by hand has no program at its peer: native answers would not arrive."""
     with in_namespace(lab.client.namespace):
         interface = nic.find(lab.client.interface)
         assert nic.detach_xdp(interface.index, interface.programs[0].program_id)
@@ -180,7 +180,7 @@ def test_stop_under_load_leaves_nothing_and_what_is_lost_is_seen(lab: Lab) -> No
 
 
 def test_a_server_can_be_started_again(lab: Lab) -> None:
-    """A new one on the same interface: the store is new as well."""
+    """A new server on the same interface has a new store."""
     for _ in range(2):
         with serving(lab), client_of(lab) as client:
             assert client.get(b"key") is None
@@ -193,8 +193,8 @@ def test_a_server_can_be_started_again(lab: Lab) -> None:
 
 
 def seconds_for(wire: Wire, frame: bytes) -> float:
-    """CPU time that so many packets take to be sent and received: the softirq runs on top of the
-    thread that sends.
+    """Return the CPU time to send and receive the packets: the softirq runs on top of the sending
+    thread.
     """
     start = time.thread_time()
     for _ in range(PACKETS):
@@ -203,7 +203,7 @@ def seconds_for(wire: Wire, frame: bytes) -> float:
 
 
 def request_frame(lab: Lab, magic: int = abi.KV_MAGIC_REQUEST) -> bytes:
-    """A GET, or with another magic something to be dropped."""
+    """Return the frame of a GET, or with another magic a frame that has to be dropped."""
     batch = codec.encode_batch([Request.get(b"key")])
     return codec.encode_frame(*ends(lab), bytes([magic]) + batch[1:])
 
@@ -266,11 +266,11 @@ def test_signals_end_a_server_at_any_moment_and_nothing_is_left() -> None:
 
 
 def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[object]]:
-    """Exit status and last words of a server that gets the signal at the moment, and what is left
-    of it.
+    """Send a server the signal at the moment; return its exit status, its last output, and
+    everything that it left behind.
     """
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface"]
-    if moment == "compiling":  # where no compiled program is kept
+    if moment == "compiling":  # in a place without a cache of compiled programs
         programs = kernel_headers.CACHE_DIRS[0] / "programs"
         programs.mkdir(parents=True, exist_ok=True)
         hide = f'mount -t tmpfs none {programs} && exec "$@"'
@@ -296,7 +296,7 @@ def end_by_signal(number: signal.Signals, moment: str) -> tuple[int, str, list[o
 
 @contextmanager
 def killed_on_failure(child: "subprocess.Popen[str]") -> Iterator[None]:
-    """Or else leaving the block would wait for it."""
+    """Kill the process if the block fails, because leaving the block would wait for it."""
     try:
         yield
     except BaseException:
@@ -305,32 +305,32 @@ def killed_on_failure(child: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def is_compiling(lab: Lab, pid: int) -> bool:
-    """bcc is there, and no program yet."""
+    """Return whether bcc is loaded and no program is, yet."""
     return "libbcc" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def is_loaded(lab: Lab, pid: int) -> bool:
-    """Its programs are in the kernel; engines and senders start."""
+    """Return whether its programs are in the kernel; engines and senders start after that."""
     return bpf_descriptors(pid) > 1
 
 
 def is_attached(lab: Lab, pid: int) -> bool:
-    """The interface has its program: the last step of the start."""
+    """Return whether the program is attached: the last step of the start."""
     return programs_on(lab.server) != []
 
 
 def record_of(pid: int) -> Path:
-    """What the server publishes unless it is told otherwise."""
+    """Return the file that the server publishes by default."""
     return Path("/run/dpukv/directory", f"{server_name(pid)}.json")
 
 
 def is_published(lab: Lab, pid: int) -> bool:
-    """Others can find it: the publisher has begun, and may not have finished."""
+    """Return whether the record exists: the publisher has begun, and may not have finished."""
     return record_of(pid).exists()
 
 
 def is_serving(lab: Lab, pid: int) -> bool:
-    """It has answered."""
+    """Return whether the server has answered."""
     try:
         with client_of(lab, timeout=0.01) as client:
             return client.ping() > 0
@@ -351,7 +351,7 @@ MOMENTS: dict[str, Callable[[Lab, int], bool]] = {
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM."""
+    """Return the resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024

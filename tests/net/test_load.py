@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The load generator and the server in the lab: every value comes back right, and what does not is
-seen.
+"""The load generator and the server in the lab: every value comes back right, and a wrong one is
+detected.
 """
 
 import time
@@ -76,7 +76,7 @@ class Loaded:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Loaded]:
-    """One server and generator for all tests that leave them as they are."""
+    """Yield one server and generator for all tests that do not change them."""
     labs.remove_stale()
     with (
         Lab.up() as lab,
@@ -87,7 +87,7 @@ def loaded() -> Iterator[Loaded]:
 
 
 def assert_all_right(measured: Measured) -> None:
-    """Every request was answered, with its own value."""
+    """Assert that every request was answered, with its own value."""
     assert measured.received["responses"] == measured.sent["requests_sent"] > 0
     assert measured.received["hits"] == measured.received["responses"]
     wrong = ("corrupt", "misses", "refused", "late")
@@ -139,11 +139,11 @@ def test_mixed_workloads(loaded: Loaded, workload: str) -> None:
 
 
 PAUSE_US = patient(20_000.0)
-"""Longer than a scheduler keeps an engine off its core; a generator that lags is later still."""
+"""Longer than the scheduler keeps an engine off its core, but shorter than a generator's lag."""
 
 
 def test_an_open_loop_keeps_its_rate_and_does_not_lag(loaded: Loaded) -> None:
-    """One good run is enough: somebody else may need the cores for a while."""
+    """One good run is enough: other programs may need the cores for a while."""
     packets_per_second = 10_000 / slowness()
     plan = plan_for(
         loaded.lab, requests_per_packet=1, gap_mean_ns=1e9 / packets_per_second, spacing="constant"
@@ -168,7 +168,7 @@ GOOD_RUN_SECONDS = patient(60.0)
 
 @contextmanager
 def engine_share(server: Server) -> Iterator[list[float]]:
-    """The share of the block's time that the engine had its core: all, if nobody else wants it."""
+    """Yield a list that gets the share of the block's time in which the engine had its core."""
     share = [0.0]
     start_ns, cpu_ns = time.monotonic_ns(), server.stats()["hosts"][0]["cpu_ns"]
     yield share
@@ -186,7 +186,7 @@ def test_misses_are_counted_and_not_taken_for_wrong(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize(("wrong", "at_most"), [(b"tampered", 1), (b"short", 2)])
 def test_wrong_values_are_seen(loaded: Loaded, wrong: bytes, at_most: int) -> None:
-    """Every time that the one wrong key is read; a wrong length may count beside a wrong value."""
+    """Each read of the wrong key counts; a wrong length may count as a wrong value, too."""
     keys, key = 64, key_bytes(3, 8)
     plan = plan_for(loaded.lab, keys=keys, requests_per_packet=1)
     loaded.generator.load(plan, window=1)
@@ -201,7 +201,7 @@ def test_wrong_values_are_seen(loaded: Loaded, wrong: bytes, at_most: int) -> No
 
 
 def set_silently(loaded: Loaded, key: bytes, value: bytes) -> None:
-    """Store something behind the generator's back, which takes every answer for its own."""
+    """Store an item without the generator, which takes every answer for its own."""
     before = loaded.server.stats()["engines"][0]["sets"]
     batch = codec.encode_batch([Request.set(key, value)])
     with Wire(loaded.lab.client) as wire:

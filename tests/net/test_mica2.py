@@ -19,7 +19,7 @@ from dpukv_xdp.wire.hashing import hash_key
 
 GOLDEN = Path(__file__).parents[1] / "data"
 OUTSIDE = ((24, 26), (44, 48))
-"""Of the headers: the IP checksum, which MICA2 leaves 0, and stale bytes."""
+"""Byte ranges of the headers that MICA2 does not define: the IP checksum, 0, and stale bytes."""
 STALE_IN_ITEM = (20, 24)
 CLIENT_MAC, SERVER_MAC = bytes.fromhex("020000000101"), bytes.fromhex("020000000001")
 CLIENT_IP, SERVER_IP = bytes([10, 0, 1, 1]), bytes([10, 0, 0, 1])
@@ -37,7 +37,7 @@ def lab() -> Iterator[Lab]:
 
 
 def frames(name: str) -> tuple[list[bytes], dict[tuple[int, ...], bytes]]:
-    """A capture's requests in order, and its responses by the opaques in them."""
+    """Return a capture's requests in order, and its responses by their opaques."""
     packets = [bytes(packet) for packet in rdpcap(str(GOLDEN / f"mica2_{name}_per_packet.pcap"))]
     requests = [frame for frame in packets if frame[42] == abi.KV_MAGIC_REQUEST]
     responses = {opaques(frame): frame for frame in packets if frame[42] == abi.KV_MAGIC_RESPONSE}
@@ -76,7 +76,7 @@ def moved_to(lab: Lab, frame: bytes) -> bytes:
 
 
 def defined(frame: bytes) -> bytes:
-    """A response without what MICA2 leaves undefined."""
+    """Return a response without the bytes that MICA2 does not define."""
     spans = [
         *OUTSIDE,
         *((at + STALE_IN_ITEM[0], at + STALE_IN_ITEM[1]) for at in item_offsets(frame)),
@@ -117,7 +117,7 @@ def replay(lab: Lab, name: str) -> None:
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_client_accepts_every_answer(lab: Lab, design: str) -> None:
-    """Answers of all lengths and results, and of a probe, to its port 0."""
+    """Answers of all lengths and results, including a probe's, to the client's port 0."""
     key, missing = b"a key", b"another"
     probe = Request.probe(0xFFFF0003)
     requests = [
@@ -139,7 +139,7 @@ def test_the_client_accepts_every_answer(lab: Lab, design: str) -> None:
 
 
 def request_frame(lab: Lab, batch: list[Request], source_port: int = 0) -> bytes:
-    """From UDP port 0, where MICA2's clients are, with the IP checksum that they leave out."""
+    """Return a frame from UDP port 0, which MICA2's clients use, with a valid IP checksum."""
     client, server = ends(lab, PORT)
     client = Endpoint(client.mac, client.ip, source_port)
     frame = bytearray(codec.encode_frame(client, server, codec.encode_batch(batch, strict=False)))
@@ -190,7 +190,7 @@ CHANGES: dict[str, tuple[Callable[[bytearray], None], bool]] = {
 
 @pytest.fixture(scope="module")
 def answer(lab: Lab) -> tuple[bytes, Item]:
-    """A GET's hit, from a real server."""
+    """Yield a real server's answer to a GET that hits."""
     with serving(lab), Wire(lab.client) as wire:
         wire.exchange(request_frame(lab, [Request.set(b"12345678", b"abcdefgh", 1)]))
         frame = wire.exchange(request_frame(lab, [Request.get(b"12345678", 0x00050002)]))
@@ -199,7 +199,7 @@ def answer(lab: Lab) -> tuple[bytes, Item]:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_answer_as_it_is_and_changed(answer: tuple[bytes, Item], name: str) -> None:
-    """Ours is on the accepted side of every line of the list."""
+    """The client accepts our answer, and each change as the list says."""
     frame, item = answer
     change, is_accepted = CHANGES[name]
     changed = bytearray(frame)

@@ -33,7 +33,7 @@ TEXT_VALUE = b"a value of some length"
 
 
 def table(name: str) -> list[dict[str, str]]:
-    """The rows of a table by their columns' headings."""
+    """Return the rows of a table, each by the columns' headings."""
     lines = TEXT.split(f"<!-- {name} -->\n")[1].split("\n\n")[0].splitlines()
     heading, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(heading, row, strict=True)) for row in rows]
@@ -48,23 +48,23 @@ SERVED = [
 
 
 def needs_permission(row: dict[str, str]) -> bool:
-    """Whether the row is about a server that allows RESET."""
+    """Return whether the row is about a server that allows RESET."""
     return row["situation"] == "allowed"
 
 
 @dataclass
 class Case:
-    """A row on its way to a server."""
+    """The test of one row."""
 
     row: dict[str, str]
     key: bytes
     before: bytes | None
-    """What the key's value is made before."""
+    """The key's value before the request; None if the key is absent."""
     value: bytes
 
 
 def case_of(row: dict[str, str], key: bytes) -> Case:
-    """What a situation's words mean."""
+    """Return the test that the words of a row describe."""
     situation = row["situation"]
     before = {
         "the key is there": TEXT_VALUE,
@@ -128,14 +128,14 @@ def test_every_row_is_answered_as_the_table_says(lab: Lab, design: str, mode: st
 
 
 class Speaker:
-    """Asks one engine of a server one thing."""
+    """Sends single requests to one engine of a server."""
 
     def __init__(self, lab: Lab, server: Server, wire: Wire) -> None:
         self._lab, self._server, self._wire = lab, server, wire
         self._keys = itertools.count()
 
     def ask(self, engine: int, request: Request) -> Reply:
-        """Its reply to this request."""
+        """Return an engine's reply to a request."""
         client, server = ends(self._lab, PORT + engine)
         assert client.port == CLIENT_PORT
         frame = codec.encode_frame(client, server, codec.encode_batch([request], strict=False))
@@ -145,7 +145,7 @@ class Speaker:
         return reply
 
     def key_of(self, owner: int) -> bytes:
-        """A new key, some short and some long, that an engine owns."""
+        """Return a new key, short or long, that an engine owns."""
         for number in self._keys:
             key = b"%d" % number if number % 2 else b"a longer key, number %d" % number
             if self.owner_of(key) == owner:
@@ -153,17 +153,17 @@ class Speaker:
         raise AssertionError
 
     def owner_of(self, key: bytes) -> int:
-        """The engine of a key's partition."""
+        """Return the engine that owns a key's partition."""
         owners = self._server.owners
         return owners[(hash_key(key) >> 48) % len(owners)]
 
     def hash_owned_by(self, owner: int) -> int:
-        """A key hash for a request without a key."""
+        """Return a key hash in an engine's partition, for a request without a key."""
         return self._server.owners.index(owner) << 48
 
 
 def check_row(speaker: Speaker, row: dict[str, str], mode: str, owner: int) -> None:
-    """The owner's answer and effect, and the other engine's."""
+    """Check the answer and effect of a request to the owner, and to the other engine."""
     for engine in (owner, 1 - owner):
         case = case_of(row, speaker.key_of(owner))
         if case.before is not None:
@@ -182,7 +182,7 @@ def check_row(speaker: Speaker, row: dict[str, str], mode: str, owner: int) -> N
 
 
 def check_effect(speaker: Speaker, case: Case, owner: int, *, was_done: bool) -> None:
-    """What the owner has under the key now."""
+    """Check the value that the owner has under the key now."""
     if not case.key:
         return
     after = case.before

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Real redis-server and memcached in a lab: every value right, every cost accounted for, nothing
-left behind.
+"""redis-server and memcached in a lab: every value is right, every cost is accounted for, and
+nothing is left behind.
 """
 
 import json
@@ -30,7 +30,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "results" / "bluefield_from_paper
 
 
 def nothing(what: str, fraction: float) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 LOADS: list[tuple[str, Distribution]] = [("B", "uniform"), ("A", "zipf")]
@@ -38,7 +38,7 @@ LOADS: list[tuple[str, Distribution]] = [("B", "uniform"), ("A", "zipf")]
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_answer_is_right(name: str) -> None:
-    """Of one server, whatever it is asked."""
+    """All kinds of requests to one server."""
     with PeerSession(PEERS[name], OPTIONS) as session:
         load = session.load_keys(OPTIONS)
         assert (load["stored"], load["lost"], load["refused"]) == (OPTIONS.keys, 0, 0)
@@ -54,7 +54,7 @@ def test_every_answer_is_right(name: str) -> None:
 
 
 def assert_healthy(run: dict[str, Any], requests: int) -> None:
-    """Answered and right, with times and costs that can be."""
+    """Assert that all answers were right, and that times and costs are plausible."""
     assert (run["corrupt"], run["misses"], run["lost"], run["refused"]) == (0, 0, 0, 0), run
     assert run["requests_per_packet"] == requests
     assert run["hits"] + run["stored"] > 0
@@ -108,7 +108,7 @@ def test_compare_measures_ours_and_peers_in_one_table(tmp_path: Path) -> None:
         assert (row["corrupt"], row["misses"]) == (0, 0), row
         assert row["label"] in said
         assert row["limit"] in LIMITS
-        if row["limit"] == "others":  # who may have had the cores for the whole of so short a run
+        if row["limit"] == "others":  # other programs may use the cores during a whole short run
             continue
         assert row["ratio"] > 0
         assert 0 < row["server_busy"] <= 1
@@ -132,7 +132,7 @@ def test_ctrl_c_takes_everything_down(tmp_path: Path) -> None:
 
 
 def server_lab(process: subprocess.Popen[str]) -> str | None:
-    """The lab of a comparison, once it has been up for a moment."""
+    """Return the lab of a comparison once it has been up for a moment."""
     found = lab_of(process)
     if found is None:
         return None
@@ -141,6 +141,6 @@ def server_lab(process: subprocess.Popen[str]) -> str | None:
 
 
 def servers() -> list[str]:
-    """Processes of peers that listen on a lab's address."""
+    """Return the processes of peers that listen on a lab's address."""
     said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in said.splitlines() if "redis-server 10.77" in line]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Partitions move between engines that serve, and no answer is lost or wrong."""
+"""Partitions move between serving engines, and no answer is lost or wrong."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def lab() -> Iterator[Lab]:
 @pytest.mark.parametrize("access", ["erew", "crew", "crcw"])
 @pytest.mark.parametrize("design", ["lat", "cpu-only", "dual"])
 def test_moves_under_load_lose_nothing(lab: Lab, tmp_path: Path, design: str, access: str) -> None:
-    """A client that follows the directory agrees with a dict, whatever moves meanwhile."""
+    """A client that follows the directory agrees with a dict while partitions move."""
     doors = 2 if design == "dual" else 1
     settings: dict[str, Any] = {
         "design": design,
@@ -62,7 +62,7 @@ def test_moves_under_load_lose_nothing(lab: Lab, tmp_path: Path, design: str, ac
 
 
 def move_around(name: str, stop: threading.Event) -> None:
-    """Some partition to some engine, over and over."""
+    """Move random partitions to random engines until told to stop."""
     choices = random.Random(5)
     try:
         for _ in range(MOVES):
@@ -75,8 +75,10 @@ def move_around(name: str, stop: threading.Event) -> None:
 
 
 def agree(lab: Lab, url: str, stop: threading.Event) -> int:
-    """Random operations until told to stop; how many. The time-out is long: what goes out twice
-    without being lost shows, as an INCREMENT counts twice and an ADD meets its own key.
+    """Run random operations until told to stop; return their number.
+
+    The time-out is long, so that a request is repeated only after a loss. A repetition would show:
+    an INCREMENT would count twice, and an ADD would meet its own key.
     """
     choices = random.Random(6)
     held: dict[bytes, bytes] = {}
@@ -111,7 +113,7 @@ def agree(lab: Lab, url: str, stop: threading.Event) -> int:
 
 
 def counter(value: int) -> bytes:
-    """As INCREMENT has it."""
+    """Return the bytes of an INCREMENT's counter."""
     return value.to_bytes(8, "little")
 
 
@@ -175,7 +177,7 @@ def test_rebalancing_evens_the_load_out(lab: Lab, tmp_path: Path) -> None:
 
 
 def owners_in(folder: Path, name: str) -> tuple[int, ...]:
-    """What a server has published."""
+    """Return the owners that a server has published."""
     return open_directory(f"file:{folder}").servers()[name].owners
 
 
@@ -200,7 +202,7 @@ def test_rebalance_as_a_command(lab: Lab, tmp_path: Path) -> None:
             (["--move", "8:0"], "partition 8 and engine 0 are not 0 to 7 and 0 to 1"),
             (["--move", "x"], "'x' is not PARTITION:ENGINE"),
             (["--server", "nobody.1"], "no server 'nobody.1' runs on this machine"),
-            (["--server", "x" * 200], "is no server on this machine"),
+            (["--server", "x" * 200], "is not a server on this machine"),
         ):
             arguments = ["--server", name, *wrong] if wrong[0] != "--server" else wrong
             refused = dpukv("rebalance", *arguments, status=2)

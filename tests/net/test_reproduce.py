@@ -22,7 +22,7 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The output of a reproduction of both figures, and what the command said."""
+    """Return the folder of a reproduction of both figures, and the command's output."""
     output = tmp_path_factory.mktemp("measured")
     return output, dpukv("reproduce", *FIGURES, "--smoke", "--output", str(output)).stdout
 
@@ -41,7 +41,7 @@ def test_two_figures_from_runs_to_report(measured: tuple[Path, str]) -> None:
     assert all((run["corrupt"], run["misses"], run["refused"]) == (0, 0, 0) for run in stores)
     page = (output / "report.html").read_text()
     assert page.count("<img ") == 2
-    # Counted at run time: what a GET's request takes in full batches of records.
+    # Measured: the bytes of a GET's request in full batches of records.
     assert "32.0" in page
     assert (output / "report.md").read_text().count("## Figure") == 2
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Datagrams that a client sends by one call (UDP_SEGMENT): each is answered, in generic mode too;
-where they arrive as one packet they count as nothing else.
+"""Datagrams that a client sends in one call (UDP_SEGMENT): each is answered, in generic mode, too.
+If they arrive as one packet, only the counter for that moves.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from dpukv_xdp.wire.codec import Request
 
 UDP_SEGMENT = 103  # linux/udp.h
 SIZES = [(1, 1), (2, 1), (4, 3), (10, 45), (40, 45)]
-"""Datagrams by one call, and requests in each: shorter than a frame together, and longer."""
+"""Datagrams per call, and requests in each: together shorter than a frame, and longer."""
 DESIGNS = [
     {"design": "lat"},
     {"design": "dpu-only"},
@@ -36,7 +36,7 @@ DESIGNS = [
 
 @pytest.fixture
 def plain(lab: Lab) -> Lab:
-    """A veth pair as a container has it: no XDP program at the client's end, default offloads."""
+    """Return a veth pair like a container's: no XDP program at the client, default offloads."""
     with in_namespace(lab.client.namespace):
         client = nic.find(lab.client.interface)
         assert nic.detach_xdp(client.index, client.programs[0].program_id)
@@ -51,7 +51,7 @@ def has_feature(end: End, feature: str) -> bool:
 
 
 def send(lab: Lab, datagrams: int, requests: int) -> socket.socket:
-    """Batches by one call of the kernel's UDP; the socket that the answers come to."""
+    """Send batches in one call of the kernel's UDP; return the socket that receives the answers."""
     with in_namespace(lab.client.namespace):
         asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     batch = codec.encode_batch([Request.get(b"key%d" % number) for number in range(requests)])
@@ -105,7 +105,7 @@ def wait_for_drop(server: object, before: dict[str, int]) -> None:
 
 
 def test_native_mode_leaves_it_to_the_kernel(lab: Lab) -> None:
-    """Which has the other end of a veth pair segment."""
+    """The kernel makes the peer of a veth end with native XDP segment."""
     with in_namespace(lab.client.namespace):
         nic.set_offloads(lab.client.interface, tx_checksum=True)
     with serving(lab) as server, send(lab, 4, 3) as asking:
@@ -140,7 +140,7 @@ def descriptors() -> int:
 
 @pytest.fixture
 def same_namespace(plain: Lab) -> Iterator[Lab]:
-    """Both ends in the server's namespace, as on a host with a bridge."""
+    """Yield a lab with both ends in the server's namespace, as on a host with a bridge."""
     with in_namespace(plain.client.namespace), IPRoute() as netlink:
         index = nic.find(plain.client.interface).index
         netlink.link("set", index=index, net_ns_fd=plain.server.namespace)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """A server in the lab answers the Python client, scapy and the captures of the real MICA2, byte for
-byte, and leaves the rest of the interface's traffic alone.
+byte, and does not touch the rest of the interface's traffic.
 """
 
 import hashlib
@@ -48,11 +48,11 @@ DATA = Path(__file__).parent.parent / "data"
 KEY_SIZES = (1, 5, 8, 12, 255)
 VALUE_SIZES = (0, 1, 7, 8, 9, 100, 1400)
 LONG_VALUE = 1400
-"""Far more than the frame of a GET can grow to where it came in: it must leave by the sender."""
+"""Bytes of a value for which a GET's received frame cannot grow enough: the sender must send it."""
 
 PAUSE_SECONDS = 0.005
 ANSWER_SECONDS = patient(0.005)
-"""A parked response leaves by the sender after 30 us; the rest is for a busy machine."""
+"""Time-out of a parked response: the sender sends it after 30 us, later on a busy machine."""
 
 
 @dataclass
@@ -66,14 +66,14 @@ class Served:
 
 @pytest.fixture(scope="module", params=RESPOND_WAYS)
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    """One server for all tests that only talk to it, once for each way to respond."""
+    """Yield one server per --respond for all tests that only send requests to it."""
     labs.remove_stale()
     with Lab.up() as lab, serving(lab, respond=request.param) as server, client_of(lab) as client:
         yield Served(lab, server, client)
 
 
 def items_of_all_sizes() -> dict[bytes, bytes]:
-    """Keys and values of each pair of sizes that a packet of MTU 1500 carries, all different."""
+    """Return distinct keys and values of each pair of sizes that fits into a packet of MTU 1500."""
     pairs = itertools.product(KEY_SIZES, VALUE_SIZES)
     return {
         bytes([number]) * key_bytes: secrets.token_bytes(value_bytes)
@@ -117,9 +117,9 @@ def test_a_long_value_leaves_by_the_sender(served: Served) -> None:
         moved = gained(served.server, before)
     assert moved["responses_flushed"] == moved["frames_sent"] == 20
     if served.server.config.respond == "wait":
-        late = moved.get("wait_timeouts", 0)  # all, on a machine that is busy or slow
+        late = moved.get("wait_timeouts", 0)  # may be all on a busy or slow machine
         assert moved.get("tail_refused", 0) + late > 0
-    if served.server.config.respond != "sender":  # that one is part of the kernel's transmission
+    if served.server.config.respond != "sender":  # that sender runs in the kernel's transmit path
         assert served.server.stats()["senders"]["send_failures"] == 0
     assert DROPS & set(moved) == set()
 
@@ -153,7 +153,7 @@ def test_ping(served: Served) -> None:
 
 @pytest.mark.parametrize("cpu", [ENGINE_CPU, OTHER_CPU])
 def test_an_answer_comes_soon_even_when_nothing_follows(served: Served, cpu: int) -> None:
-    """Timed by the kernel: on the engine's core the client itself waits long for its turn."""
+    """The kernel takes the time: on the engine's core the client itself waits long for the core."""
     with in_namespace(served.lab.client.namespace):
         plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     batch = codec.encode_batch([Request.get(b"soon")])
@@ -169,10 +169,10 @@ SO_TIMESTAMPNS = 35  # not in the socket module
 
 
 def timed_exchange(plain: socket.socket, batch: bytes) -> float:
-    """Seconds until the answer lay in the socket, by the kernel's time stamp.
+    """Return the seconds until the answer was in the socket, by the kernel's time stamp.
 
-    Who has just slept gets its core at once, and keeps it until the request is out: with answers
-    that come before it waits for them, the client would never sleep.
+    A thread that has just slept gets its core at once and keeps it until the request is sent. The
+    client sleeps first, because it would never sleep if answers arrived before it waits for them.
     """
     time.sleep(PAUSE_SECONDS)
     start_ns = time.time_ns()
@@ -216,7 +216,7 @@ def test_a_tcp_connection_passes_while_requests_are_served(served: Served) -> No
 
 
 def echo_once(listener: socket.socket) -> None:
-    """Accept one connection and send back all that it sends."""
+    """Accept one connection and echo its data."""
     with listener.accept()[0] as peer:
         peer.settimeout(TIMEOUT_SECONDS)
         while chunk := peer.recv(1 << 16):
@@ -224,7 +224,7 @@ def echo_once(listener: socket.socket) -> None:
 
 
 def send_and_finish(connection: socket.socket, content: bytes) -> None:
-    """Send all, and say that it was all."""
+    """Send all data and shut the sending side down."""
     connection.sendall(content)
     connection.shutdown(socket.SHUT_WR)
 
@@ -273,7 +273,7 @@ def test_a_datagram_to_another_port_passes(served: Served) -> None:
 
 
 def test_a_datagram_to_another_address_passes(served: Served) -> None:
-    """The interface may have more addresses than the one that is served."""
+    """The interface may have addresses other than the one that is served."""
     with in_namespace(served.lab.client.namespace):
         plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     before = served.server.counters()
@@ -287,7 +287,7 @@ def test_a_datagram_to_another_address_passes(served: Served) -> None:
 
 
 def test_a_vlan_tag_comes_back(served: Served) -> None:
-    """Through the packet socket, which sees tags: the kernel's stack has no such interface."""
+    """The test uses a packet socket, which sees tags: the kernel's stack has no VLAN interface."""
     client, server = ends(served.lab)
     frame = codec.encode_frame(client, server, codec.encode_batch([Request.probe(9)]), vlan_tag=5)
     before = served.server.counters()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """AF_XDP sockets of the native core (_core/port/socket.c) on a veth pair: every frame arrives or
-is counted, and no chunk of a socket's memory is ever lost.
+is counted, and no chunk of a socket's memory is lost.
 """
 
 import errno
@@ -33,11 +33,11 @@ from dpukv_xdp.native.sockets import ReceiveSocket, open_socket
 pytestmark = pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup")
 
 TIMEOUT_SECONDS = patient(5.0)
-"""Long after any frame is due."""
+"""Time-out of a frame, far longer than any frame takes."""
 
 SOCKET_MAC = b"\x02kv\xd0\x00\x01"
 CLIENT_MAC = b"\x02kv\xd0\x00\x02"
-ETHERTYPE = b"\x88\xb5"  # for local experiments: nobody else sends it
+ETHERTYPE = b"\x88\xb5"  # reserved for local experiments, so no other program sends it
 HEAD = SOCKET_MAC + CLIENT_MAC + ETHERTYPE
 HEAD_BACK = CLIENT_MAC + SOCKET_MAC + ETHERTYPE
 MARK = 0x6B76
@@ -54,7 +54,7 @@ class XdpSocket:
         self._frames = ffi.new("struct kv_frame[]", 4096)
         self._stats = ffi.new("struct kv_socket_stats *")
         self.held: list[Any] = []
-        """What was received and neither sent nor released."""
+        """Received frames that were neither sent nor released."""
 
     def close(self) -> None:
         lib.kv_socket_close(self.native)
@@ -65,14 +65,14 @@ class XdpSocket:
         return self._stats
 
     def receive(self, room: int = 4096) -> list[Any]:
-        """Those that are there, and hold them."""
+        """Receive the frames that have arrived; return and hold them."""
         count = lib.kv_socket_receive(self.native, self._frames, room)
         frames = [ffi.new("struct kv_frame *", self._frames[i]) for i in range(count)]
         self.held += frames
         return frames
 
     def receive_all(self, count: int) -> list[Any]:
-        """As many, within TIMEOUT_SECONDS."""
+        """Receive `count` frames within TIMEOUT_SECONDS."""
         frames: list[Any] = []
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while len(frames) < count:
@@ -82,7 +82,7 @@ class XdpSocket:
         return frames
 
     def send(self, frame: Any, content: bytes | None = None) -> None:
-        """Queue it, rewritten to `content`."""
+        """Queue a frame for sending, with its bytes replaced by `content`."""
         if content is not None:
             ffi.memmove(frame.reply, content, len(content))
             frame.bytes = len(content)
@@ -90,7 +90,7 @@ class XdpSocket:
         lib.kv_socket_send(self.native, frame)
 
     def release(self, frames: Sequence[Any] | None = None) -> None:
-        """Some frames, or all that are held."""
+        """Release some frames, by default all that are held."""
         for frame in list(self.held if frames is None else frames):
             self.held.remove(frame)
             lib.kv_socket_release(self.native, frame)
@@ -99,13 +99,13 @@ class XdpSocket:
         lib.kv_socket_flush(self.native)
 
     def assert_nothing_is_lost(self) -> None:
-        """Each chunk is with the caller or ready for the next frame."""
+        """Assert that each chunk is held by the caller or free for the next frame."""
         self.flush()
         assert self.stats.chunks_busy == len(self.held)
 
 
 class Wire:
-    """The client's end, as raw frames."""
+    """The client's end of the link, for raw frames."""
 
     def __init__(self, end: End) -> None:
         self._interface = end.interface
@@ -129,7 +129,7 @@ class Wire:
 
 
 def open_native(interface: str, queue: int, descriptors: int, zero_copy: int = 0) -> Any:
-    """A kv_socket in the namespace at hand, in copy mode unless told otherwise. Raises OSError."""
+    """Return a kv_socket in the current namespace, by default in copy mode. Raises OSError."""
     step = ffi.new("enum kv_socket_step *")
     native = lib.kv_socket_open(interface.encode(), queue, descriptors, zero_copy, step)
     if native == ffi.NULL:
@@ -139,7 +139,7 @@ def open_native(interface: str, queue: int, descriptors: int, zero_copy: int = 0
 
 @pytest.fixture(scope="module")
 def program() -> Iterator[loader.LoadedObject]:
-    """The test's XDP program; each test's sockets go into its map."""
+    """Yield the XDP program of the tests, whose sockets go into its map."""
     settings = {
         "TEST_QUEUES": 2,
         "TEST_MAC_START": int.from_bytes(SOCKET_MAC[:4], "little"),
@@ -152,7 +152,7 @@ def program() -> Iterator[loader.LoadedObject]:
 
 @pytest.fixture
 def wire(lab: Lab, program: loader.LoadedObject) -> Iterator[Wire]:
-    """The client's end of a lab whose server's end runs the program."""
+    """Yield the client's end of a lab whose server's end runs the program."""
     with in_namespace(lab.server.namespace):
         nic.attach_xdp(lab.server.interface, program.programs["redirect"])
     with in_namespace(lab.client.namespace):
@@ -165,7 +165,7 @@ def wire(lab: Lab, program: loader.LoadedObject) -> Iterator[Wire]:
 def opened(
     lab: Lab, program: loader.LoadedObject, *, queue: int = 0, descriptors: int = 64
 ) -> Iterator[XdpSocket]:
-    """A socket in the program's map; in the end no chunk of it may be missing."""
+    """Yield a socket in the program's map; at the end, no chunk of it may be missing."""
     own = XdpSocket(lab.server, queue, descriptors)
     try:
         program.set_fd("sockets", queue, own.stats.fd)
@@ -175,7 +175,7 @@ def opened(
 
 
 def numbered(number: int, bytes_: int = 60, head: bytes = HEAD) -> bytes:
-    """A frame that tells which one it is, and in whose bytes one can see a shift."""
+    """Return a frame that contains its number, and whose bytes reveal a shift."""
     body = number.to_bytes(4, "big") + bytes((number + i) % 251 for i in range(bytes_))
     return (head + body)[:bytes_]
 
@@ -220,7 +220,7 @@ def test_the_answer_goes_back_in_the_request_s_place(
 def test_a_frame_may_start_elsewhere_in_its_chunk(
     lab: Lab, program: loader.LoadedObject, wire: Wire
 ) -> None:
-    """A longer head, as a VLAN tag makes it, grows into the headroom."""
+    """A longer header, as with a VLAN tag, grows into the headroom."""
     with opened(lab, program) as own:
         wire.send(numbered(1))
         (frame,) = own.receive_all(1)
@@ -234,7 +234,7 @@ def test_a_frame_may_start_elsewhere_in_its_chunk(
 def test_ten_thousand_frames_through_a_small_ring(
     lab: Lab, program: loader.LoadedObject, wire: Wire
 ) -> None:
-    """One in three is released, the others are answered, not always in one flush."""
+    """One in three is released; the others are answered, some in separate flushes."""
     with opened(lab, program, descriptors=16) as own:
         answered = 0
         for first in range(0, 10_000, 10):
@@ -268,7 +268,7 @@ def test_frames_that_come_from_another_core_meanwhile(
     bursts = [range(first, first + 8) for first in range(0, 2000, 8)]
 
     def ask() -> bool:
-        """In a thread of its own, on whose core the kernel receives for the socket."""
+        """Request a frame on a thread of its own: the kernel receives on that thread's core."""
         os.sched_setaffinity(0, {cpus[-1]})
         for burst in bursts:
             wire.send(*map(numbered, burst))
@@ -304,7 +304,7 @@ def test_released_frames_are_received_into_again(
 
 
 def test_many_answers_in_one_flush(lab: Lab, program: loader.LoadedObject, wire: Wire) -> None:
-    """Copy mode sends 16 or 32 frames a system call."""
+    """Copy mode sends 16 or 32 frames per system call."""
     with opened(lab, program, descriptors=256) as own:
         wire.send(*map(numbered, range(200)))
         for number, frame in enumerate(own.receive_all(200)):
@@ -349,7 +349,7 @@ def test_two_queues_have_a_socket_each(lab: Lab, program: loader.LoadedObject, w
 
 
 def udp_frame(port: int) -> bytes:
-    """An empty datagram to a port: the veth pair spreads flows over its queues."""
+    """Return an empty datagram to a port: the veth pair spreads flows over its queues."""
     ip = bytes.fromhex("4500001c00000000401100000a0000020a000001")
     udp = bytes.fromhex("c000") + port.to_bytes(2, "big") + bytes.fromhex("00080000")
     return (SOCKET_MAC + CLIENT_MAC + b"\x08\x00" + ip + udp).ljust(60, b"\0")
@@ -513,16 +513,16 @@ except SocketError as error:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A way to have the kernel refuse a socket."""
+    """A way to make the kernel refuse a socket."""
 
     says: str
-    """Part of what the socket needs then."""
+    """Part of the sentence on what the socket needs."""
     queue: int = 0
     mode: str = "copy"
     without: str = ""
-    """A capability that the process has not got."""
+    """A capability that the process lacks."""
     limit: str = ""
-    """A limit that it runs into."""
+    """A resource limit that the process exceeds."""
 
 
 REFUSALS = {
@@ -569,7 +569,7 @@ def test_a_map_without_the_queue_is_told_so(lab: Lab, program: loader.LoadedObje
 
 
 def set_in_map(program: loader.LoadedObject, queue: int, fd: int) -> None:
-    """The test's map has another name."""
+    """Enter a socket into the tests' map, which has another name."""
     loader.LoadedObject.set_fd(program, "sockets", queue, fd)
 
 
@@ -616,6 +616,6 @@ def test_closing_nothing_is_allowed() -> None:
 
 
 def open_things() -> tuple[int, int]:
-    """File descriptors and mapped socket rings of this process."""
+    """Return the numbers of file descriptors and mapped socket rings of this process."""
     maps = Path("/proc/self/maps").read_text()
     return len(list(Path("/proc/self/fd").iterdir())), maps.count("socket:[")

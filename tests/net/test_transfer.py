@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Transfer primitives: each hands over every byte, in order, and notices when one is wrong."""
+"""Transfer primitives: each delivers every byte in order, and detects a wrong one."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.needs("live frames", "AF_XDP", "AF_XDP need_wakeup", "t
 TIMEOUT_SECONDS = patient(60.0)
 OPERATIONS = 50
 DAMAGED = 1
-"""The payload that tests damage."""
+"""Index of the payload that tests damage."""
 SIZES = (2, 1024, 8192)
 ODD_SIZES = (1, 7, 65, 1025, 8191)
 WAYS = [
@@ -70,7 +70,7 @@ def test_payloads_of_any_length_arrive(transfers: Transfers, way: Way) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("size", "byte"), [(2, 1), (1024, 517), (8191, 8190)])
 def test_a_damaged_byte_is_noticed(transfers: Transfers, way: Way, size: int, byte: int) -> None:
-    """One of the payloads that are sent in turn is damaged: that share of the operations."""
+    """One of the payloads that are sent in turn is damaged: that share of the operations fails."""
     total = transfer.WARM_UP_OPERATIONS + OPERATIONS
     with damaged(transfers, byte):
         wrong = transfers.run(way, size, OPERATIONS, 1)["wrong"]
@@ -86,7 +86,7 @@ def test_nothing_behind_the_payload_is_looked_at(transfers: Transfers, way: Way,
 
 @contextmanager
 def damaged(transfers: Transfers, byte: int) -> Iterator[None]:
-    """A byte of one of the prepared payloads is wrong within the block."""
+    """Damage a byte of one of the prepared payloads within the block."""
     at = DAMAGED * abi.KV_TRANSFER_BYTES_MAX + byte
     senders = (transfers.dpu_payloads, transfers.host_payloads)
     for payloads in senders:
@@ -101,7 +101,7 @@ def damaged(transfers: Transfers, byte: int) -> Iterator[None]:
 def test_an_end_without_the_other_gives_up(
     transfers: Transfers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames that nobody sends: both ends wait for their time, and the first one says so."""
+    """No frames are sent: both ends wait until their time-outs, and the first one reports it."""
     monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
     lonely = Way("kv_transfer_frame_receive", PRIMITIVES["ring"].ways["dpu-to-host"].end)
     began = time.monotonic()
@@ -114,7 +114,7 @@ def test_an_end_without_the_other_gives_up(
 def test_frames_that_the_kernel_does_not_take_at_once_are_sent_later(
     transfers: Transfers, mode: str
 ) -> None:
-    """A link that is down refuses them, as a busy machine's full queues do."""
+    """A link that is down refuses frames, as the full queues of a busy machine do."""
     assert transfers._link is not None
     end = transfers._link.place.client
     set_link(end, "down")
@@ -235,7 +235,7 @@ def test_an_interrupted_qp_bench_leaves_nothing() -> None:
 
 
 def _attached_lab(process: subprocess.Popen[str]) -> str | None:
-    """The command's lab, once its XDP program is on."""
+    """Return the command's lab once its XDP program is attached."""
     record = lab_of(process)
     attached = [each for each in list_attachments() if each.owner.pid == process.pid]
     return record.lab_id if record and attached else None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Every transport, way to respond and switch gives the same answers, drops what is malformed for
-the same reasons, and lets pass what is not ours.
+"""Every transport, --respond and switch gives the same answers, drops malformed frames for the same
+reasons, and passes frames that are not ours.
 """
 
 import itertools
@@ -57,9 +57,9 @@ from dpukv_xdp.wire.codec import Endpoint
 
 PACKETS = 120
 STACK_PORT = PORT - 1
-"""Of the server's address, and not ours."""
+"""A UDP port of the server's address that the server does not serve."""
 SENT_TOGETHER = 16
-"""Malformed frames between two looks at the counters: fewer than any queue holds."""
+"""Malformed frames between two readings of the counters: fewer than any queue holds."""
 Settings = dict[str, Any]
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -77,7 +77,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 
 
 def every_pair() -> Iterator[Settings]:
-    """Settings in which each value of one meets each value of any other, if it ever may."""
+    """Yield settings that combine each value of one with each value of any other, where valid."""
     rows = [
         settings
         for values in itertools.product(*SETTINGS.values())
@@ -93,7 +93,7 @@ def every_pair() -> Iterator[Settings]:
 
 
 def can_start(settings: Settings) -> bool:
-    """Whether a server takes them; what does not concern its design must not disturb."""
+    """Return whether a server accepts the settings, even those that its design does not use."""
     try:
         validation.check(ServerConfig(**settings))
     except UsageError:
@@ -103,7 +103,7 @@ def can_start(settings: Settings) -> bool:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Lab]:
-    """One lab for all tests that leave it as it is."""
+    """Yield one lab for all tests that do not change it."""
     labs.remove_stale()
     with Lab.up() as lab:
         yield lab
@@ -128,7 +128,9 @@ def test_every_way_gives_the_same_answers(shared: Lab, settings: Settings) -> No
 
 
 def check_stack(lab: Lab) -> None:
-    """A datagram for another port gets to a socket of the server's, and its answer back."""
+    """Check that a datagram for another port reaches a socket of the server's host, and its answer
+    the client.
+    """
     with (
         in_namespace(lab.server.namespace),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
@@ -183,13 +185,13 @@ def test_malformed_frames_are_dropped_for_the_same_reasons(lab: Lab, settings: S
 
 
 def expected_drops(cases: list[Case]) -> Counter[str]:
-    """How often each counter must move."""
+    """Return how often each counter must move."""
     drops = (case for case in cases if case.verdict == Verdict.DROP)
     return Counter(name.lower() for case in drops for name in case.counters or {})
 
 
 def readdress(lab: Lab, server: Endpoint) -> None:
-    """Give the lab's server end the address that the captured requests go to."""
+    """Give the lab's server end the address of the captured requests."""
     with in_namespace(lab.server.namespace), IPRoute() as netlink:
         index = nic.find(lab.server.interface).index
         netlink.flush_addr(index=index)
@@ -206,7 +208,7 @@ SOCKET_USERS = (
 
 
 def deaf_sockets() -> Any:
-    """Sockets are bound, and no frame ever gets to them."""
+    """Make sockets bind but never receive a frame."""
     set_fd = LoadedObject.set_fd
 
     def set_but_sockets(self: LoadedObject, name: str, index: int, fd: int) -> None:
@@ -234,7 +236,7 @@ def test_rings_take_over_from_sockets_that_receive_nothing(shared: Lab, settings
 
 @pytest.mark.parametrize("mode", ["copy", "zero-copy"])
 def test_a_mode_that_was_asked_for_and_cannot_be_had_is_refused(shared: Lab, mode: str) -> None:
-    """A veth pair has no zero-copy, and here no copy either."""
+    """A veth pair has no zero-copy mode, and the fixture disables copy mode."""
     threads, descriptors = native_threads(), bpf_descriptors()
     with (
         deaf_sockets(),
@@ -247,7 +249,7 @@ def test_a_mode_that_was_asked_for_and_cannot_be_had_is_refused(shared: Lab, mod
 
 
 def test_without_locked_memory_rings_take_over_and_the_note_says_why(shared: Lab) -> None:
-    """As in a container with default capabilities and limits."""
+    """The process has a container's default capabilities and limits."""
     limited = ["setpriv", "--bounding-set=-ipc_lock", "prlimit", "--memlock=65536", "--"]
     argv = [sys.executable, "-m", "dpukv_xdp", "serve", "--iface", shared.server.interface]
     argv += ["--design", "cpu-only", "--items", "65536", "--directory", ""]

@@ -27,12 +27,12 @@ README = Path(__file__).parent.parent.parent / "README.md"
 # ---- scapy
 
 LONG_MTU = abi.KV_FRAME_MAX - abi.KV_ETH_BYTES
-"""The driver's largest with XDP: a longer frame cannot get here."""
+"""The driver's largest MTU with XDP: longer frames cannot arrive."""
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Lab, Server]]:
-    """One server for the tests that only send to it."""
+    """Yield one server for the tests that only send to it."""
     labs.remove_stale()
     with Lab.up(mtu=LONG_MTU) as lab, serving(lab) as server:
         yield lab, server
@@ -60,7 +60,7 @@ def test_the_readme_s_request_made_by_hand_and_its_answer(served: tuple[Lab, Ser
 
 
 def readme_example(lab: Lab) -> str:
-    """The README's lines behind Python's prompts, with the lab's addresses filled in."""
+    """Return the README's lines after Python's prompts, with the lab's addresses filled in."""
     lines = re.findall(r"^ +(?:>>>|\.\.\.) (.*)$", README.read_text(), re.MULTILINE)
     assert len(lines) > 3
     script = "\n".join(lines)
@@ -84,7 +84,7 @@ def test_set_and_get_in_one_hand_made_packet(served: tuple[Lab, Server]) -> None
 
 
 def request_packet(lab: Lab, items: list[KVItem], **batch: object) -> Packet:
-    """A request from the client's end to the server's."""
+    """Return a request from the client's end to the server's."""
     client, server = ends(lab)
     return (
         Ether(src=client.mac, dst=server.mac)
@@ -95,7 +95,7 @@ def request_packet(lab: Lab, items: list[KVItem], **batch: object) -> Packet:
 
 
 def malformed_packets(lab: Lab) -> dict[str, tuple[Packet, str]]:
-    """What is wrong with each, and the counter that names it."""
+    """Return malformed packets by their fault, each with the counter that must move."""
 
     def one(**batch: object) -> Packet:
         return request_packet(lab, [KVItem.get(b"malformed", opaque=1)], **batch)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""How fast is the data path on this machine, next to what is aimed at?
+"""How fast is the data path on this machine, compared with its goals?
 
-Nothing here fails for being slow: machines differ. A run that is not correct fails.
+A slow run does not fail, because machines differ. An incorrect run fails.
 """
 
 import pytest
@@ -23,7 +23,7 @@ GOALS = {
         2.0,
     ),
 }
-"""Aims on two cores where redis-server gives about 1 Mops with 45 commands pipelined."""
+"""Goals for two cores on which redis-server serves about 1 Mops with 45 commands pipelined."""
 
 
 def test_the_three_goals(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,26 +29,26 @@ PROTOCOL = Path(__file__).parents[2] / "docs" / "PROTOCOL.md"
 
 @dataclass(frozen=True)
 class NativeView:
-    """What the native compiler makes of the headers."""
+    """The layout of the headers according to the native compiler."""
 
     constants: dict[str, int]
     sizes: dict[str, int]
-    """Bytes of each structure."""
+    """Size of each structure in bytes."""
     fields: dict[str, dict[str, tuple[int, int]]]
-    """Structure to field to (offset, bytes), in the order of declaration."""
+    """Offset and size in bytes by structure and field, in the order of declaration."""
 
     def field(self, struct_name: str, field_name: str, data: bytes, start: int = 0) -> bytes:
-        """The bytes of a field in a structure that begins at `start`."""
+        """Return the bytes of a field in a structure that begins at `start`."""
         offset, size = self.fields[struct_name][field_name]
         return data[start + offset : start + offset + size]
 
 
 class HeaderError(Exception):
-    """The compiler refused the header: one of its own assertions failed, or it is no C."""
+    """The compiler refused the header: a static assertion failed, or it is not valid C."""
 
 
 def disagreements(include_dir: Path, tmp_path: Path) -> dict[str, list[str]]:
-    """Return, by witness, what it sees otherwise than the native compiler does."""
+    """Return the differences of each witness from the native compiler's view."""
     try:
         native = native_view(include_dir, tmp_path)
     except HeaderError as error:
@@ -107,7 +107,7 @@ def parse_layout(printed: str) -> NativeView:
 
 
 def header_text(include_dir: Path) -> str:
-    """Return the headers of `include_dir`/abi, one behind the other."""
+    """Return the text of all headers of `include_dir`/abi."""
     return "\n".join(path.read_text() for path in sorted((include_dir / "abi").glob("*.h")))
 
 
@@ -131,7 +131,7 @@ def enumerators(text: str) -> list[str]:
 
 
 def constants_against(native: NativeView) -> list[str]:
-    """Constants as attributes of `abi`, and the enumerations made of them."""
+    """Return differences in the constants of `abi` and the enumerations made of them."""
     wrong = [
         f"{name}: {value} here, {getattr(abi, name, None)} in abi"
         for name, value in native.constants.items()
@@ -188,7 +188,7 @@ def layer_fields(layer: type) -> set[str]:
 
 
 def layer_values(field: str, content: bytes) -> dict[str, object]:
-    """The scapy fields that put `content` into an ABI field."""
+    """Return the scapy fields that put `content` into an ABI field."""
     if field == "kv_length":
         return {"value_length": int.from_bytes(content[:-1], "little"), "key_length": content[-1]}
     if field == "reserved":
@@ -197,7 +197,7 @@ def layer_values(field: str, content: bytes) -> dict[str, object]:
 
 
 def codec_against(native: NativeView) -> list[str]:
-    """Every field of a request and of a reply stands where the native compiler has it."""
+    """Return differences in the places of the codec's fields, of requests and of replies."""
     batch_start = native.fields["kv_packet_header"]["magic"][0]
     item_start = native.sizes["kv_packet_header"] - batch_start
     item = {"operation": 0x21, "opaque": 0x3433_3231, "key_hash": 0x4847_4645_4443_4241}
@@ -222,7 +222,7 @@ def codec_against(native: NativeView) -> list[str]:
 
 
 def protocol_against(native: NativeView) -> list[str]:
-    """The tables and the hex dumps of docs/PROTOCOL.md."""
+    """Return differences in the tables and hex dumps of docs/PROTOCOL.md."""
     text = PROTOCOL.read_text()
     wrong = []
     for struct in ("kv_packet_header", "kv_item_header", "kv_request", "kv_response"):
@@ -277,14 +277,14 @@ def protocol_constants_against(native: NativeView, text: str) -> list[str]:
 
 
 def table(text: str, title: str) -> str:
-    """The Markdown table behind a `<!-- title -->` mark."""
+    """Return the Markdown table after a `<!-- title -->` mark."""
     found = re.search(rf"^<!-- {re.escape(title)} -->\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert found, f"PROTOCOL.md has no table marked {title!r}"
     return found[1]
 
 
 def hexdump(text: str, kind: str) -> bytes:
-    """The bytes of a ```hexdump block."""
+    """Return the bytes of a ```hexdump block."""
     found = re.search(rf"^```hexdump {kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert found, f"PROTOCOL.md has no hex dump of a {kind}"
     rows = re.findall(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} )+)", found[1], re.MULTILINE)
@@ -348,7 +348,7 @@ def test_offsets_in_the_headers_comments_are_right(tmp_path: Path) -> None:
 
 
 def swapped(first: str, second: str) -> Callable[[str], str]:
-    """Exchange two declarations inside struct kv_item_header or kv_packet_header."""
+    """Return a change that swaps two declarations in struct kv_item_header or kv_packet_header."""
 
     def change(text: str) -> str:
         assert text.count(first) == text.count(second) <= 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The folders of bpf/ and _core/ are layers: an #include goes to the own or a lower one."""
+"""The folders of bpf/ and _core/ are layers: a file includes from its own or a lower one."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 GUARD = re.compile(r"^#ifndef (\w+)\n#define \1$", re.MULTILINE)
 
 ENTRY = ""
-"""The folder itself, where the entry points are."""
+"""The top folder, which has the entry points."""
 BPF_MAY_INCLUDE = {
     "abi": set(),
     "base": {"abi"},
@@ -26,7 +26,7 @@ BPF_MAY_INCLUDE = {
     "door": {"abi", "base", "net", "protocol", "queue"},
     ENTRY: {"abi", "base", "net", "protocol", "queue", "store", "service", "door"},
 }
-"""Folders of bpf/: what each may include besides its own headers."""
+"""Folders that each folder of bpf/ may include from, besides itself."""
 CORE_MAY_INCLUDE = {
     "base": set(),
     "queue": {"base"},
@@ -45,11 +45,11 @@ SHARED = {"door": {"door", "protocol", "net", "queue", "base"}}
 def sources(root: Path) -> list[Path]:
     """Return the C files of both trees."""
     found = [path for tree in (BPF, CORE) for path in sorted((root / tree).rglob("*.[ch]"))]
-    return [path for path in found if not path.name.startswith("_")]  # cffi's are generated
+    return [path for path in found if not path.name.startswith("_")]  # cffi generates those
 
 
 def crossings(root: Path) -> list[str]:
-    """Return every #include that crosses a layer, or that names no folder or no file of ours."""
+    """Return every #include that crosses a layer, or names a folder or file that does not exist."""
     found = []
     for path in sources(root):
         tree = BPF if path.is_relative_to(root / BPF) else CORE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The command line without a privilege: help, bad input, exit statuses. Nothing is ever built."""
+"""The command line without privileges: help, bad input, exit statuses. No lab is ever built."""
 
 import io
 import json
@@ -55,7 +55,7 @@ LAB_COMMANDS = {"down", "status", "up"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the command line came to."""
+    """The result of one run of the command line."""
 
     status: int
     output: str
@@ -67,7 +67,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """main() in this process, whose signal handlers come back afterwards."""
+    """Yield a function that runs main() in this process; restore the signal handlers afterwards."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run_main(*arguments: str) -> Outcome:
@@ -90,7 +90,7 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture
 def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks take us for root; whoever begins to build something fails the test."""
+    """Make the checks see root; starting to build anything fails the test."""
 
     def refuse(*_arguments: object, **_settings: object) -> None:
         pytest.fail("something is being built")
@@ -122,7 +122,7 @@ def test_help_names_every_command(run: Run) -> None:
 
 
 def commands() -> Iterator[tuple[str, ...]]:
-    """Every command's path, hidden ones too."""
+    """Yield the path of every command, including hidden ones."""
     for name, command in main.cli.commands.items():
         yield (name,)
         if isinstance(command, click.Group):
@@ -358,7 +358,7 @@ def test_imports_need_no_measuring(run: Run, tmp_path: Path) -> None:
 def test_a_lab_s_server_that_ends_or_hangs_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """Whatever has answered at its address."""
+    """The command gives up even if another server answers at its address."""
     monkeypatch.setattr(labs, "LAB_READY_SECONDS", 0.2 if command == "sleep" else 60)
     log = tmp_path / "log"
     log.write_text("note: it runs\ndpukv: it broke\n")
@@ -371,7 +371,7 @@ def test_a_lab_s_server_that_ends_or_hangs_is_given_up(
 def test_a_lab_s_server_that_gets_further_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For longer than LAB_READY_SECONDS altogether: each line of its log counts."""
+    """It waits longer than LAB_READY_SECONDS in total, because each line of the log counts."""
     monkeypatch.setattr(labs, "LAB_READY_SECONDS", 0.2)
     log = tmp_path / "log"
     log.write_text("")
@@ -397,7 +397,7 @@ def test_a_wrong_slowness_is_refused_before_anything_starts(
 
 
 def test_every_setting_is_an_option_of_serve() -> None:
-    """`lab up` hands all of them on that way."""
+    """`lab up` passes all settings on as options."""
     settings = {
         "engine_cpus": tuple(os.sched_getaffinity(0)),
         "dpu_cpus": tuple(os.sched_getaffinity(0)),
@@ -453,7 +453,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def a_result(**changes: object) -> dict[str, object]:
-    """A result with figures as large as they get."""
+    """Return a result with the largest numbers that occur."""
     return {
         "design": "lat",
         "target": None,

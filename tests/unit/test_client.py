@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """The Python client against a stand-in server: loss, duplicates, late answers, garbage, errors.
 
-The stand-in is a thread on loopback that uses the codec and a dict. It stands in for the real
-server, whose tests with this same client are in tests/net.
+The stand-in is a thread on loopback that uses the codec and a dict. Tests of the real server with
+this client are in tests/net.
 """
 
 import errno
@@ -33,30 +33,30 @@ from dpukv_xdp.wire.codec import Reply, Request
 from dpukv_xdp.wire.hashing import hash_key
 
 Fault = Callable[["StandIn", int, bytes], list[bytes]]
-"""(server, number of the datagram, right answer) to the datagrams that go back instead."""
+"""Maps (server, number of the datagram, right answer) to the datagrams that are sent instead."""
 
 PATIENT = patient(2.0)
-"""Seconds: no stall of a busy machine must look like a loss."""
+"""Time-out in seconds with which a stall of a busy machine does not look like a loss."""
 WITH_VALUE = (abi.Operation.GET, abi.Operation.INCREMENT)
 READS = (abi.Operation.GET, abi.Operation.TEST, abi.Operation.NOOP_READ)
 TIMEOUT = 0.25
-"""Where losses are the subject."""
+"""Time-out in seconds of tests about losses."""
 
 
 class StandIn:
-    """Stands in for the real server: one socket and one dict for each engine."""
+    """Replaces the real server: one socket and one dict per engine."""
 
     def __init__(self, engines: int = 1, response_max: int = codec.payload_max()) -> None:
         self.response_max = response_max
         self.owners = tuple(range(engines))
-        """The engine of each partition."""
+        """The owning engine of each partition."""
         self.concurrent_read = False
         self.store: list[dict[bytes, bytes]] = [{} for _ in range(engines)]
         self.received: list[list[Request]] = []
         self.received_by: list[int] = []
-        """The engines that got these."""
+        """The engines that received the requests, in order."""
         self.results: dict[bytes, int] = {}
-        """Keys that get this result instead of service."""
+        """Results by key that are returned instead of serving the request."""
         self.fault: Fault = lambda _server, _number, answer: [answer]
         self.sockets = adjacent_sockets(engines)
         self.address = self.sockets[0].getsockname()
@@ -104,7 +104,7 @@ class StandIn:
         return self.serve_owned(self.store[owner], request)
 
     def serve_owned(self, store: dict[bytes, bytes], request: Request) -> tuple[int, bytes]:
-        """What the owner of the key does."""
+        """Execute a request as the owner of the key; return the result and the value."""
         value = store.get(request.key)
         if request.operation == abi.Operation.ADD and value is not None:
             return abi.Result.EXISTS, b""
@@ -123,7 +123,7 @@ class StandIn:
         return abi.Result.SUCCESS, value * (request.operation in WITH_VALUE)
 
     def record(self, owners: tuple[int, ...] | None = None) -> ServerRecord:
-        """What it says of itself in a directory."""
+        """Return its record for a directory."""
         addresses = [each.getsockname() for each in self.sockets]
         endpoints = tuple(("02:00:00:00:00:01", host, port) for host, port in addresses)
         owners = self.owners if owners is None else owners
@@ -134,7 +134,7 @@ class StandIn:
             self.close_last()
 
     def close_last(self) -> None:
-        """One engine less."""
+        """Close the last engine's socket."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
             waker.sendto(b"stop", self.sockets[-1].getsockname())
         self.threads.pop().join()
@@ -142,7 +142,7 @@ class StandIn:
 
 
 def adjacent_sockets(count: int) -> list[socket.socket]:
-    """UDP sockets on loopback with consecutive ports."""
+    """Return UDP sockets on loopback with consecutive ports."""
     for _ in range(100):
         sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
         try:
@@ -444,7 +444,7 @@ def test_a_server_that_comes_back_in_time_is_found() -> None:
 
 
 class Troubled:
-    """A socket whose sends, or whose receives, fail with these errors first."""
+    """A socket whose first sends, or receives, fail with these errors."""
 
     def __init__(self, real: socket.socket, *, send: list[int], recv: list[int]) -> None:
         self.real, self.errors = real, {"send": send, "recv": recv}
@@ -501,7 +501,7 @@ def test_an_error_that_does_not_pass_is_one_of_usage(
 
 
 def test_who_is_silent_has_not_refused() -> None:
-    """Another endpoint has, in the same call."""
+    """Another endpoint has refused in the same call."""
     server = StandIn(engines=2)
     server.fault = lambda _server, _number, _answer: []
     server.close_last()
@@ -519,14 +519,14 @@ def test_who_is_silent_has_not_refused() -> None:
 # ---- With a directory
 
 SELDOM = 60.0
-"""Seconds: what happens within a test happens for another reason than the next look."""
+"""Refresh time in seconds, so long that no refresh happens within a test."""
 ITEMS = {f"key-{index}": f"value-{index}" for index in range(100)}
 VALUES = {key: text.encode() for key, text in ITEMS.items()}
 
 
 @contextmanager
 def stand_ins(*engines: int) -> Iterator[list[StandIn]]:
-    """Servers with so many engines each."""
+    """Yield servers, each with the given number of engines."""
     made = [StandIn(each) for each in engines]
     try:
         yield made
@@ -602,7 +602,7 @@ def test_a_partition_on_the_move_is_waited_for(directory: FileDirectory) -> None
         directory.publish("one.1", server.record())
         with Client.from_directory(str(directory), timeout=PATIENT, refresh=SELDOM) as client:
             client.noop("key")
-            server.owners = (9,) * 8  # nobody's
+            server.owners = (9,) * 8  # no engine's
             directory.publish("one.1", server.record((1,) * 8))
 
             def arrive() -> None:
@@ -636,7 +636,7 @@ def test_only_what_is_rejected_goes_out_again(directory: FileDirectory) -> None:
 def test_what_is_under_way_when_the_directory_changes_is_not_sent_again(
     directory: FileDirectory,
 ) -> None:
-    """It may have been carried out: an INCREMENT would count twice."""
+    """It may have been executed: an INCREMENT would count twice."""
     with stand_ins(2) as (server,):
         server.owners = (0, 1)
         directory.publish("one.1", server.record())
@@ -649,7 +649,7 @@ def test_what_is_under_way_when_the_directory_changes_is_not_sent_again(
             if requests[0].key == first:
                 server.owners = (1, 0)
                 directory.publish("one.1", server.record())
-                time.sleep(0.3)  # the other one is rejected meanwhile, and has the client look
+                time.sleep(0.3)  # a rejection meanwhile makes the client read the directory
             return replies
 
         server.reply_all = slow  # type: ignore[method-assign]
@@ -661,7 +661,7 @@ def test_what_is_under_way_when_the_directory_changes_is_not_sent_again(
 
 
 def owned_by(server: StandIn, engine: int) -> bytes:
-    """A key."""
+    """Return a key that an engine of the server owns."""
     keys = (key.encode() for key in ITEMS)
     owners = server.owners
     return next(key for key in keys if owners[(hash_key(key) >> 48) % len(owners)] == engine)
@@ -681,7 +681,7 @@ def test_what_is_not_answered_in_time_goes_to_the_new_owner(directory: FileDirec
         server.fault = silent
         with Client.from_directory(str(directory), timeout=TIMEOUT, refresh=SELDOM) as client:
             assert client.set("key", "value")
-        assert server.received_by == [0, 0, 1]  # it looks when it sends for the second time
+        assert server.received_by == [0, 0, 1]  # it reads the directory before the second attempt
 
 
 def test_reads_go_to_all_who_may_answer_by_their_share(directory: FileDirectory) -> None:
@@ -723,7 +723,7 @@ def test_a_read_that_is_not_answered_is_sent_to_another_reader(directory: FileDi
 
 
 def test_an_error_names_whoever_answered(directory: FileDirectory) -> None:
-    """Of readers, that is not the owner each time."""
+    """With concurrent reads, the answering engine need not be the owner."""
     with stand_ins(2) as (server,):
         server.owners, server.concurrent_read = (0, 1), True
         server.results[b"key"] = abi.Result.NOT_SUPPORTED
@@ -768,7 +768,7 @@ def test_what_is_wrong_with_the_directory_is_told_with_what_came_of_it(
 
 
 def test_sockets_to_servers_that_have_gone_are_closed(directory: FileDirectory) -> None:
-    """Also if the client hears of it in the middle of a call."""
+    """Also if the client learns of it in the middle of a call."""
     with stand_ins(1, 1) as (old, new):
         old.owners = (9,)
         directory.publish("one.1", old.record((0,)))
@@ -874,7 +874,7 @@ def test_a_directory_without_the_server_is_an_error(directory: FileDirectory) ->
 
 
 def test_a_port_that_no_socket_reaches_is_named(directory: FileDirectory) -> None:
-    """Public MICA2's servers begin at port 0."""
+    """Ports of public MICA2 servers begin at 0."""
     directory.publish(
         "one.1", ServerRecord(False, False, (0,), (("02:00:00:00:00:01", "10.0.0.1", 0),))
     )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Bytes to requests and replies and back: exact, at every limit, and named errors for what is
-malformed.
+"""Bytes to requests and replies and back: exact, at every limit, and a specific error for each kind
+of malformed input.
 """
 
 from pathlib import Path
@@ -171,7 +171,7 @@ def test_every_truncation_is_noticed_or_leaves_whole_requests() -> None:
     first_end = 6 + codec.item_bytes(5, 10)
     for length in range(len(payload)):
         cut = payload[:length]
-        if first_end <= length < first_end + 24:  # fewer bytes than a header are not looked at
+        if first_end <= length < first_end + 24:  # a rest shorter than a header is ignored
             assert codec.decode_requests(cut) == batch[:1]
         else:
             with pytest.raises(TruncatedError):
@@ -269,8 +269,8 @@ def test_a_wrong_address_is_a_usage_error(endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in DATA.glob("mica2_*.pcap")))
 def test_captures_of_the_real_mica2_decode_and_encode_again(name: str) -> None:
-    """Byte for byte but for the reserved fields (MICA2 leaks old bytes there) and the IP checksum
-    (it sends 0).
+    """Byte for byte except the reserved fields (MICA2 leaks old bytes there) and the IP checksum
+    (which it sends as 0).
     """
     count = 0
     for raw, _ in RawPcapReader(str(DATA / name)):
@@ -283,7 +283,7 @@ def test_captures_of_the_real_mica2_decode_and_encode_again(name: str) -> None:
 
 
 def without_undefined(raw: bytes, item_count: int) -> bytes:
-    """The frame with zeros for what MICA2 leaves undefined."""
+    """Return the frame with zeros in the bytes that MICA2 does not define."""
     frame = bytearray(raw)
     at = abi.offset("kv_packet_header", "ip_checksum")
     frame[at : at + 2] = bytes(2)

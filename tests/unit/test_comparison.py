@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Which runs a comparison is made of, and its table: nothing is built here."""
+"""The runs that make up a comparison, and its table; no server is built here."""
 
 import io
 from pathlib import Path
@@ -22,7 +22,7 @@ COMPARED = [design.name for design in DESIGNS.values() if design.is_compared]
 
 
 class FakeBench:
-    """Answers a run more each time."""
+    """A bench whose results have one more run each time."""
 
     runs = 0
 
@@ -70,7 +70,7 @@ def fake_bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing(what: str, fraction: float) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 def undoes_something(ablation: Ablation, config: ServerConfig) -> bool:

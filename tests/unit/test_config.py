@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A server's settings: every limit at its edge, and what does not go together."""
+"""A server's settings: every limit at its edge, and combinations that are refused."""
 
 import os
 import re
@@ -182,7 +182,7 @@ def test_depths_are_in_order(respond: str) -> None:
 def test_items_and_log_are_shared_by_the_partitions(
     design: str, engines: int, partitions: int, parts: int
 ) -> None:
-    """Each gets its share, and more by what hashing may deal it, but never more than all."""
+    """Each gets its share plus a margin for uneven hashing, but never more than the whole."""
     items, log_bytes = 10**6 + 1, 1 << 24
     config = ServerConfig(
         design=design, engines=engines, items=items, log_bytes=log_bytes, partitions=partitions

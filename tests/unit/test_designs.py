@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A design is a row of the table: nothing branches on its name."""
+"""A design is a row of the table: no code branches on its name."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ DEFAULTS = {("topology/schema.py", "ServerConfig", "design")}
 """Settings whose default is a design's name: module, class and field."""
 
 NO_ROW = {("cli/measuring.py", "given['design'] == ALL_DESIGNS")}
-"""What the option --design may be compared with: the word for all rows, which names none."""
+"""Allowed comparisons of --design: with the word for all designs, which is no design's name."""
 STRING_TESTS = ("startswith", "endswith", "find", "index", "count")
 
 COMMENTS = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
@@ -130,8 +130,8 @@ def test_what_is_allowed_is_not_seen() -> None:
 
 
 def branches_on_names(module: str, text: str) -> list[str]:
-    """Where a module has a design's name as a string, or makes anything depend on the name of a
-    design that it was given.
+    """Return the places at which a module has a design's name as a string, or branches on the name
+    of a given design.
     """
     tree = ast.parse(text)
     allowed = {
@@ -154,7 +154,7 @@ def branches_on_names(module: str, text: str) -> list[str]:
 
 
 def default_nodes(tree: ast.AST, class_name: str, field: str) -> Iterator[ast.Constant]:
-    """The constant that a class gives a field as its default."""
+    """Yield the constants that are a class field's default."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for line in node.body:
@@ -164,8 +164,8 @@ def default_nodes(tree: ast.AST, class_name: str, field: str) -> Iterator[ast.Co
 
 
 def deciding_operands(node: ast.AST) -> list[ast.expr]:
-    """What the outcome of a node depends on, if it is a comparison, a match, a look-up, or a call
-    of a string's test.
+    """Return the operands that decide a node's outcome, if it is a comparison, a match, a look-up,
+    or a call of a string's test.
     """
     if isinstance(node, ast.Compare):
         return [node.left, *node.comparators]
@@ -179,7 +179,7 @@ def deciding_operands(node: ast.AST) -> list[ast.expr]:
 
 
 def is_design_name(node: ast.expr) -> bool:
-    """`X.design`, `X["design"]`, `design.name`, `row().name`, or a name as it stands."""
+    """Return whether a node is `X.design`, `X["design"]`, `design.name`, `row().name` or a name."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str) and node.value in DESIGNS
     if isinstance(node, ast.Tuple | ast.List | ast.Set):
@@ -195,7 +195,7 @@ def is_design_name(node: ast.expr) -> bool:
 
 
 def names_in_c(text: str) -> list[str]:
-    """Design names in code: quoted, or as an identifier or words of one."""
+    """Return the design names in C code: quoted, or as an identifier or words of one."""
     code = COMMENTS.sub(" ", text)
     identifiers = [f"_{word.lower()}_" for word in IDENTIFIER.findall(code)]
     return [
@@ -211,7 +211,7 @@ def test_columns_are_places() -> None:
 
 
 def assert_row_makes_sense(row: Design) -> None:
-    """Doors and processing are places without repetition, and what a door leads to exists."""
+    """Assert that doors and processing are distinct places, and each door leads to an engine."""
     for places in (row.communication, row.processing):
         assert places
         assert len(set(places)) == len(places)

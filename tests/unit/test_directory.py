@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Records to the byte, malformed ones, the directory of files, and the publisher's thread.
+"""Exact and malformed records, the directory of files, and the publisher's thread.
 
-Real etcds are in tests/net.
+Tests with a real etcd are in tests/net.
 """
 
 import json
@@ -38,11 +38,11 @@ MICA2_LINE = (
     '{"concurrent_read":false, "concurrent_write":false, "partitions":[[0,0],[1,1]], '
     '"endpoints":[[0,0,"02:00:00:00:00:01","10.0.0.1",0],[1,1,"02:00:00:00:00:01","10.0.0.1",1]]}'
 )
-"""What public MICA2's server registers."""
+"""The line that public MICA2's server registers."""
 RECORD = ServerRecord(False, False, (0, 1), ((MAC, "10.0.0.1", 0), (MAC, "10.0.0.1", 1)))
 OTHER = ServerRecord(True, True, (0,), ((MAC, "10.0.0.2", 9800),))
 SOON_SECONDS = patient(5.0)
-"""By when whatever a thread does is done, on a busy machine too."""
+"""Time-out for a thread's work, on a busy machine, too."""
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -88,7 +88,7 @@ def test_a_record_survives_its_json(record: ServerRecord) -> None:
 
 
 def test_lcores_with_other_numbers_are_understood() -> None:
-    """A MICA2 server may have several endpoints on an lcore: clients take the first."""
+    """A MICA2 server may have several endpoints on an lcore; clients use the first."""
     text = json.dumps(
         {
             "concurrent_read": False,
@@ -229,9 +229,9 @@ def test_urls_that_name_no_directory(url: str) -> None:
 def test_names_that_no_server_has(tmp_path: Path, name: str) -> None:
     for url in (f"file:{tmp_path}/below", "etcd2://127.0.0.1:1", "etcd3://127.0.0.1:1"):
         place = open_directory(url)
-        with pytest.raises(UsageError, match="no server name"):
+        with pytest.raises(UsageError, match="not a server name"):
             place.publish(name, RECORD)
-        with pytest.raises(UsageError, match="no server name"):
+        with pytest.raises(UsageError, match="not a server name"):
             place.withdraw(name)
     assert list(tmp_path.iterdir()) == []
 
@@ -349,7 +349,7 @@ def test_a_place_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
 
 
 class Memory:
-    """A directory that notes what is done to it, and fails on demand."""
+    """A directory that records its calls, and fails on demand."""
 
     def __init__(self) -> None:
         self.records: dict[str, ServerRecord] = {}
@@ -420,7 +420,7 @@ def test_a_place_that_is_lost_at_the_end_is_no_failure(memory: Memory) -> None:
     said: list[str] = []
     with Publisher(memory, "one.1", RECORD, said.append, refresh_seconds=60):
         memory.is_lost = True
-    assert said == ["the directory is lost; the record of this server goes within 10 s"]
+    assert said == ["the directory is lost; this server's record expires within 10 s"]
 
 
 def test_a_place_that_is_lost_at_the_start_is_an_error(memory: Memory) -> None:
@@ -431,7 +431,7 @@ def test_a_place_that_is_lost_at_the_start_is_an_error(memory: Memory) -> None:
 
 
 class Interrupted(BaseException):
-    """As cli.py's."""
+    """An interrupt like that of the command line."""
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
@@ -481,7 +481,7 @@ def test_nobody_has_to_listen(memory: Memory) -> None:
 
 @pytest.fixture
 def zombie() -> Iterator[int]:
-    """A process that has ended and is not reaped."""
+    """Yield the number of a process that has ended and is not reaped."""
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     yield child.pid
@@ -491,7 +491,7 @@ def zombie() -> Iterator[int]:
 def test_a_server_removes_what_killed_ones_of_its_host_have_left(
     memory: Memory, zombie: int
 ) -> None:
-    """On other addresses too. Whether one of another host lives cannot be seen from here."""
+    """Also those at other addresses. Whether another host's server lives cannot be known here."""
     dead, alive = server_name(zombie), server_name(os.getppid())
     memory.records = {dead: OTHER, alive: RECORD, f"elsewhere.{zombie}": RECORD}
     with Publisher(memory, "one.2", RECORD, print, refresh_seconds=60):
@@ -514,7 +514,7 @@ def test_somebody_else_s_malformed_record_keeps_nobody_from_publishing(
 
 
 def test_a_publisher_needs_a_name(memory: Memory) -> None:
-    with pytest.raises(UsageError, match="no server name"):
+    with pytest.raises(UsageError, match="not a server name"):
         Publisher(memory, "a/b", RECORD, print)
 
 
@@ -522,14 +522,14 @@ def test_a_publisher_needs_a_name(memory: Memory) -> None:
 
 
 def at(host: int, *ports: int) -> ServerRecord:
-    """A server's record."""
+    """Return a server's record."""
     endpoints = tuple((MAC, f"10.0.0.{host}", port) for port in ports)
     return ServerRecord(False, False, (0,), endpoints)
 
 
 def look(watch: Watch) -> None:
-    """Have it look, and wait until it has looked at what is there now."""
-    for _ in range(2):  # it may have been looking already
+    """Make the watch read the directory, and wait until it has read the current state."""
+    for _ in range(2):  # a read may have been under way already
         before = watch._read_at
         watch.ask()
         wait_until(lambda before=before: watch._read_at > before)  # type: ignore[misc]
@@ -537,7 +537,7 @@ def look(watch: Watch) -> None:
 
 @pytest.fixture
 def three(files: FileDirectory) -> Iterator[Watch]:
-    """What is known of three servers, two of them on one host."""
+    """Yield a watch that knows three servers, two of them on one host."""
     files.publish("a.5", at(1, 1, 2))
     files.publish("a.6", at(1, 3, 4))
     files.publish("b.7", at(2, 1))
@@ -547,7 +547,7 @@ def three(files: FileDirectory) -> Iterator[Watch]:
 
 
 def test_a_server_that_starts_again_keeps_its_place(files: FileDirectory, three: Watch) -> None:
-    """And so its keys, whatever number its process has."""
+    """It keeps its keys, too, whatever its process number is."""
     for old, new, record in (("a.5", "a.10", at(1, 1, 2)), ("b.7", "b.10000", at(2, 1))):
         before = three.servers
         files.withdraw(old)
@@ -574,7 +574,7 @@ def test_a_server_that_starts_again_elsewhere_takes_the_place_of_the_old_one(
 def test_a_server_that_is_missing_for_a_moment_keeps_its_place(
     files: FileDirectory, three: Watch
 ) -> None:
-    """As after an outage that outlasted all records: servers come back one after the other."""
+    """After an outage that outlasted all records, servers return one after the other."""
     before = three.servers
     for name in ("a.5", "a.6", "b.7"):
         files.withdraw(name)
@@ -587,7 +587,7 @@ def test_a_server_that_is_missing_for_a_moment_keeps_its_place(
 
 
 class Clock:
-    """Stands in for `time`: goes on by itself, hardly, and when told to."""
+    """Replaces `time`: advances when told to, and hardly by itself."""
 
     def __init__(self) -> None:
         self.seconds = time.monotonic()
@@ -645,7 +645,7 @@ def test_looks_that_fail_do_not_count(
 
 
 def test_a_malformed_record_blinds_nobody(files: FileDirectory, three: Watch) -> None:
-    """A new one is left out; one that was known stays as it was."""
+    """A malformed new record is left out; a server that was known keeps its last record."""
     before = three.servers
     assert three.failure is None
     (folder_of(files) / "bad.2.json").write_text("{")

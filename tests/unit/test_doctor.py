@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What `dpukv doctor` says about a machine that lacks something."""
+"""`dpukv doctor` on machines that lack something."""
 
 import errno
 import json
@@ -93,7 +93,7 @@ def test_without_root_it_says_what_it_could_not_try(monkeypatch: pytest.MonkeyPa
     assert [check.name for check in untried] == wanted
     for check in untried:
         assert not check.ok
-        assert "it takes root" in check.found
+        assert "this needs root" in check.found
         assert check.remedy == "run it with sudo"
 
 
@@ -113,7 +113,7 @@ def test_a_check_that_fails_is_a_finding(error: Exception) -> None:
 
 
 class FakeBuild:
-    """A build that loads, or does not."""
+    """A build that loads or fails to."""
 
     source = "kv_fake.c"
 
@@ -236,5 +236,5 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    with pytest.raises(DpukvError, match="can be written: make one writable"):
+    with pytest.raises(DpukvError, match="is writable: make one writable"):
         kernel_headers.writable_cache()

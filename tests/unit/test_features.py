@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Features of kernels are found out by trying, and a lack is told with what works instead."""
+"""Kernel features are probed, and the error for a missing one says what to use instead."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def test_without_the_privilege_nothing_is_said_of_the_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     monkeypatch.setitem(probes.PROBES, name, refusing(number))
-    with pytest.raises(MissingError, match=rf"trying whether this kernel has {name} needs root"):
+    with pytest.raises(MissingError, match=rf"probing whether this kernel has {name} needs root"):
         probes.require(name, "--some-option")
 
 

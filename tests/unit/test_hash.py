@@ -11,8 +11,8 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.wire import hashing
 from dpukv_xdp.wire.hashing import city_hash, hash_key
 
-# Hash of bytes 0, 1, 2, ... of that length, from the reference implementation (PyPI's cityhash
-# 0.4.10). The lengths lie at the edges of the algorithm's length classes and of its 64-byte blocks.
+# Hashes of bytes 0, 1, 2, ... by length, from the reference implementation (PyPI's cityhash
+# 0.4.10). The lengths are at the edges of the algorithm's length classes and of its 64-byte blocks.
 KNOWN_ANSWERS = {
     0: 0x9AE16A3B2F90404F,
     1: 0xBE6056EDF5E94B54,

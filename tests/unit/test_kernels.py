@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""tools/test --kernels with fakes of qemu, mmdebstrap and the rest on PATH: what goes wrong is one
-sentence, and nothing is left behind. No guest is booted here; tools/test --kernels --quick does.
+"""tools/test --kernels with fakes of qemu, mmdebstrap and others on PATH: each failure is one
+sentence, and nothing is left behind. Only tools/test --kernels --quick boots a guest.
 """
 
 import io
@@ -27,17 +27,17 @@ from kernels.images import KERNELS, Image, Kernel
 ROOT = Path(__file__).parents[2]
 SILENT = "exec sleep 600\n"
 LONG_SECONDS = 60.0
-"""For what happens at once, on a machine that others use as well."""
+"""Time-out for steps that are immediate, on a machine that other programs use, too."""
 Fake = Callable[..., Path]
 
 
 def say(sentence: str) -> None:
-    """Say nothing."""
+    """Ignore a sentence."""
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Put a shell script of some name first on PATH."""
+    """Return a function that puts a shell script first on PATH."""
     place = tmp_path / "fakes"
     place.mkdir()
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
@@ -53,8 +53,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture
 def packages(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mmdebstrap, mkfs and isolation that succeed at once, and make next to nothing."""
-    monkeypatch.setattr(hosts, "pip_settings", list)  # asking pip takes long
+    """Fake an mmdebstrap, mkfs and isolation that succeed at once and make very small files."""
+    monkeypatch.setattr(hosts, "pip_settings", list)  # running pip is slow
     fake("apt-get", "echo http://mirror.example bookworm main\n")
     fake("apt-config", "exit 0\n")
     fake("unshare", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
@@ -70,7 +70,7 @@ def packages(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
-    """Files where an image's would be, for a qemu that is a fake."""
+    """Return an image of empty files, for a fake qemu."""
     for name in ("root.img", "vmlinuz", "initrd"):
         (tmp_path / name).write_text("not one")
     return Image(tmp_path, "6.1.0-9-amd64")
@@ -196,7 +196,7 @@ def test_mmdebstrap_that_is_missing_is_named(
     missing = lambda program: None if program == "mmdebstrap" else f"/bin/{program}"  # noqa: E731
     monkeypatch.setattr(processes.shutil, "which", missing)
     monkeypatch.setattr(hosts, "_has", lambda program: False)
-    with pytest.raises(MissingError, match=r"needs mmdebstrap: sudo tools/setup --with-guests"):
+    with pytest.raises(MissingError, match=r"needs mmdebstrap: run sudo tools/setup --with-guests"):
         build("bare", tmp_path)
 
 
@@ -209,13 +209,13 @@ def test_room_is_looked_at_first(
     if fits:
         images.check_room(tmp_path, 1 << 30)
     else:
-        with pytest.raises(DpukvError, match=r"takes 1\.0 GiB in .* make room there"):
+        with pytest.raises(DpukvError, match=r"needs 1\.0 GiB in .* make room there"):
             images.check_room(tmp_path, 1 << 30)
 
 
 def test_what_a_dead_process_left_goes_and_a_living_one_s_stays(tmp_path: Path) -> None:
     ours = tmp_path / f".new-{os.getpid()}-{start_ticks(os.getpid())}"
-    dead = tmp_path / f".new-{os.getpid()}-1"  # the number was another process' before
+    dead = tmp_path / f".new-{os.getpid()}-1"  # another process had this number before
     for path in (ours, dead):
         path.mkdir()
     images._remove_unfinished(tmp_path)
@@ -223,7 +223,7 @@ def test_what_a_dead_process_left_goes_and_a_living_one_s_stays(tmp_path: Path) 
 
 
 def leftovers(place: Path) -> list[str]:
-    """What a build that failed might leave."""
+    """Return the files that a failed build might leave."""
     return [path.name for path in place.glob(".new-*")] + [path.name for path in place.glob("6*")]
 
 
@@ -311,7 +311,7 @@ def test_only_sshd_greets() -> None:
 
 
 def run_and_end(script: str, number: signal.Signals, begun: Path) -> int:
-    """Run Python that writes `begun`, send it a signal then, and return its exit status."""
+    """Run a Python script, signal it once it has written `begun`, and return its exit status."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tools'}"}
     with subprocess.Popen([sys.executable, "-P", "-c", script], env=environment) as process:
         try:
@@ -361,7 +361,7 @@ def test_an_end_from_outside_leaves_nothing(
     assert run_and_end(script.format(place=str(tmp_path)) + RUN, number, begun) == status
     pid = int(begun.read_text())
     wait_for(lambda: start_ticks(pid) is None)
-    if number == signal.SIGKILL:  # what it had begun is the next one's to remove
+    if number == signal.SIGKILL:  # the next run removes what it left
         images._remove_unfinished(tmp_path)
     assert leftovers(tmp_path) == []
 

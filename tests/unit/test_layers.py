@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""A room of the package imports from its own and from lower rooms; an import that crosses fails."""
+"""A room of the package imports only from its own and lower rooms; any other import fails."""
 
 import ast
 import shutil
@@ -17,7 +17,7 @@ ROOMS_OF_THE_CLIENT = ("base", "client", "discovery", "wire")
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the package and of its contracts."""
+    """Return a copy of the package and of its import contracts."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for source in (ROOT / "dpukv_xdp").rglob("*.py"):
         copy = tmp_path / source.relative_to(ROOT)
@@ -60,7 +60,7 @@ def test_a_room_that_is_not_among_the_layers_fails(tree: Path) -> None:
 
 
 def test_the_client_s_rooms_import_no_native_code() -> None:
-    """The check of imports does not see compiled modules."""
+    """import-linter does not see compiled modules."""
     importers = {
         path.relative_to(ROOT).as_posix()
         for room in ROOMS_OF_THE_CLIENT
@@ -71,13 +71,13 @@ def test_the_client_s_rooms_import_no_native_code() -> None:
 
 
 def check(tree: Path) -> tuple[int, str]:
-    """The exit status of the check in a tree, and what it said."""
+    """Run import-linter in a tree; return its exit status and its output."""
     run = subprocess.run(CHECK, cwd=tree, capture_output=True, text=True, check=False)
     return run.returncode, run.stdout + run.stderr
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Every module that a file imports, at the top or inside a function."""
+    """Return every module that a file imports, at the top or inside a function."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What limits a run is said alike for our stores and for others."""
+"""The limit of a run is determined in the same way for our stores and for others."""
 
 from typing import Any
 
@@ -14,7 +14,9 @@ HOST_STAGES = {"dpu": {}, "host": {"receive": 20.0, "parse": 10.0, "process": 30
 def ours(
     *, out: float = 60.0, stages: dict[str, Any] = XDP_STAGES, **changes: dict[str, float]
 ) -> dict[str, Any]:
-    """Ten million requests per second of 10 a packet, `out` packets of 64 in flight."""
+    """Return a run with 10 million requests per second, 10 per packet, `out` of 64 packets in
+    flight.
+    """
     role = {"cores": 1.0, "cpu_ns_per_op": 100.0, "stolen_fraction": 0.0}
     return {
         "design": "lat",
@@ -75,7 +77,7 @@ def test_a_host_that_communicates_is_busy_with_all_its_stages() -> None:
 
 
 def test_stages_count_at_the_rate_that_they_were_timed_at() -> None:
-    """The phase for CPU time may run at another rate than the run."""
+    """The phase that measures CPU time may have another rate than the run."""
     result = {**ours(stages=HOST_STAGES), "accounting_mops": 6.0}
     assert limits.server_busy_of(result) == pytest.approx(0.588)
 

@@ -59,7 +59,7 @@ PLAIN = Costs(
     host_cores=1,
     variation=0.0,
 )
-"""100 ns for a request, everywhere, and nothing else takes time."""
+"""Costs of 100 ns per request in every stage, and of nothing else."""
 ERROR_TOLERANCE = 0.02
 
 
@@ -85,7 +85,7 @@ def test_an_open_loop_on_one_core_waits_as_m_d_1_does(load: float) -> None:
 
 
 def test_one_packet_outstanding_takes_the_sum_of_its_stages() -> None:
-    """Figure 10a: receive, parse, there, process, back, send; prepare runs meanwhile."""
+    """Figure 10a: receive, parse, transfer, process, transfer back, send; prepare overlaps."""
     costs = replace(
         PLAIN,
         batch_packets=1,
@@ -131,7 +131,7 @@ def test_many_to_one_is_limited_by_its_one_core() -> None:
 
 
 def test_a_fused_core_that_sends_late_answers_a_burst_behind_the_next_one_s_parsing() -> None:
-    """Section 4.3: the same throughput, and a latency longer by that (30 of 100 ns a request)."""
+    """Section 4.3: equal throughput, and a latency that is longer by 30 of 100 ns per request."""
     costs = replace(PLAIN, batch_packets=64, burst_packets=64, window=192)
     soon, late = (
         simulate(replace(costs, sends_late=is_late), Point(design="cpu-only"))
@@ -173,7 +173,7 @@ def test_busy_host_threads_slow_each_other_and_those_beyond_the_last_take_turns(
 
 
 def test_handing_over_takes_as_long_on_a_busy_host() -> None:
-    """It waits for the bus, not for caches that others use."""
+    """The transfer waits for the bus, not for shared caches."""
     costs = replace(
         PLAIN,
         serve=Cost(request_ns=160),
@@ -187,7 +187,7 @@ def test_handing_over_takes_as_long_on_a_busy_host() -> None:
 
 
 def test_responses_leave_before_the_next_burst_or_with_its_frames() -> None:
-    """On a DPU what is finished is sent at once; the lab's XDP needs a later frame for it."""
+    """A DPU sends finished responses at once; the lab's XDP needs a later frame for them."""
     lab = replace(
         PLAIN, batch_packets=1, parked_transfers=8, transfer_packets=1, carried_by_frames=True
     )
@@ -212,7 +212,7 @@ def test_with_time_for_it_the_lab_s_xdp_waits_and_a_late_frame_is_flushed_for() 
     )
     waits = simulate(lab, Point(design="lat", rate_mops=1.0))
     assert waits.latency_us["p50"] == pytest.approx(0.085, abs=0.02)
-    # A bus that makes a wait longer than the time between frames: some then need the flush.
+    # The bus makes a wait longer than the time between frames, so that some need the flush.
     far = replace(lab, bus=BusCosts(latency_us=20.0))
     parks = simulate(far, Point(design="lat", rate_mops=0.1))
     assert 40.0 < parks.latency_us["p50"] < 40.2 + 30.0
@@ -272,7 +272,7 @@ def test_batches_are_neither_lost_nor_made(design: str) -> None:
     )
     seen = run_events(machine)
     assert seen.sent_batches == seen.answered_batches + seen.outstanding_batches
-    assert 0 < seen.outstanding_batches <= 5 * 2  # endpoints, batches in a window
+    assert 0 < seen.outstanding_batches <= 5 * 2  # endpoints times batches per window
 
 
 @pytest.mark.parametrize("design", COMPARED)
@@ -374,8 +374,8 @@ def test_a_file_without_costs_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def bench_result(design: str, requests: int, mops: float, **changes: Any) -> dict[str, Any]:
-    """What bench.measure returns, as far as the model reads it: round costs of 8 and 10 ns a
-    request and 100 ns a packet.
+    """Return the part of bench.measure's result that the model reads, with round costs: 8 and 10 ns
+    per request, 100 ns per packet.
     """
     zero = dict.fromkeys(("receive", "parse", "process", "wait", "prepare", "send"), 0.0)
     packet_ns = 100 / requests
@@ -414,7 +414,7 @@ def bench_result(design: str, requests: int, mops: float, **changes: Any) -> dic
 
 
 def bench_results() -> list[dict[str, Any]]:
-    """One run of each design that costs are made of, with two packet sizes."""
+    """Return one run of each design from which costs are derived, with two packet sizes."""
     return [
         bench_result(design, requests, mops)
         for design in ("cpu-only", "dpu-only", "lat")
@@ -436,7 +436,7 @@ def test_costs_of_this_machine_are_its_clocks_by_packet_and_request() -> None:
 
 
 def test_what_two_doors_cost_is_what_is_left_of_xdp_s_core() -> None:
-    """160 ns more for each packet of all, whatever part of them is for the host: of a burst."""
+    """160 ns more per packet of a burst, whatever share of the packets is for the host."""
     results = bench_results()
     for design, own, share in (("shrd", "dpu-only", 0.5), ("dual", "lat", 0.25)):
         for requests, mops in ((1, 2.0), (45, 20.0)):
@@ -461,7 +461,7 @@ def test_what_two_doors_cost_is_what_is_left_of_xdp_s_core() -> None:
 
 
 def test_accounting_does_not_count_as_work() -> None:
-    """CPU time is taken while the kernel's statistics slow everything down."""
+    """CPU time is measured while the kernel's statistics slow everything down."""
     plain = bench_results()
     slowed = []
     for result in plain:
@@ -493,7 +493,7 @@ def test_a_profile_slows_the_dpu_and_adds_its_bus() -> None:
 
 
 def test_hardware_steers_to_an_emulated_dpu_s_host_door() -> None:
-    """The lab's XDP does it itself, which must not make dual slower than sav."""
+    """In the lab XDP steers by itself, which must not make dual slower than sav."""
     lab = replace(
         costs_from_bench(bench_results()),
         forward=Cost(unit_ns=5000),
@@ -612,7 +612,7 @@ def test_a_value_a_range_and_a_wide_range_are_summed_up_apart() -> None:
 def test_this_machine_s_points_are_met_within_what_is_promised(
     measured_checks: list[Check],
 ) -> None:
-    """What may be further off is in model_validation.MEASURED_EXCEPTIONS, which gives `why`."""
+    """Larger deviations are in model/validation.py's MEASURED_EXCEPTIONS, each with its reason."""
     off = [
         f"{check.name}, {check.where}: {check.error:+.1%}"
         for check in measured_checks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The paper's values: all there, typed by their notes, and found by what they are about."""
+"""The paper's values: complete, typed by their notes, and found by their subject."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def _measures_anew() -> Iterator[None]:
 def test_it_is_measured_once(
     monkeypatch: pytest.MonkeyPatch, times: list[float], slowness: float
 ) -> None:
-    """By the CPU time that the work takes."""
+    """The measure is the CPU time of the work."""
     monkeypatch.delenv(patience.VARIABLE, raising=False)
     now = [0.0]
     left = list(times)

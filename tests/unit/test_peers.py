@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What Redis and memcached are sent, what their answers count as however they are cut, and results
-from elsewhere.
-"""
+"""Requests to Redis and memcached, their answers however they are cut, and imported results."""
 
 import csv
 import io
@@ -59,25 +57,25 @@ def value_of(rank: int) -> bytes:
 def plan_of(
     protocol: str, ranks: list[int] = RANKS, gets: list[bool] = IS_GET, **options: int
 ) -> PeerPlan:
-    """One message, unless told otherwise."""
+    """Return a plan, of one message by default."""
     options.setdefault("per_message", len(ranks))
     return PeerPlan(PROTOCOLS[protocol], np.array(ranks, np.uint64), np.array(gets), **options)
 
 
 @dataclass
 class Heard:
-    """What the parser made of an answer."""
+    """The parser's result for an answer."""
 
     counts: Any
     left: bytes
-    """Not understood yet, or the next answer's."""
+    """Bytes that are not parsed yet, or belong to the next answer."""
 
     def __getattr__(self, name: str) -> int:
         return int(getattr(self.counts, name))
 
 
 def hear(plan: PeerPlan, pieces: list[bytes]) -> Heard:
-    """The answer to the first message, as it comes in pieces."""
+    """Parse the answer to the first message, which arrives in pieces."""
     answer = ffi.new("struct kv_peer_answer *")
     left = b""
     for piece in pieces:
@@ -249,7 +247,7 @@ def test_what_an_answer_counts_as(
         ("resp", b"$8\r\n12345678xx"),
         ("resp", b"$-2\r\n"),
         ("resp", b"$99999999\r\n"),
-        ("resp", b"$9999999\r\n"),  # more than the buffer
+        ("resp", b"$9999999\r\n"),  # longer than the buffer
         ("resp", b"$\r\n"),
         ("resp", b"\n"),
         ("resp", b"$8\n"),
@@ -291,7 +289,7 @@ def test_peers_are_found_by_name() -> None:
 
 
 def times_of(cpu_ms: int, idle_ms: int, **threads_ms: int) -> "ServerTimes":
-    """After 100 ms."""
+    """Return the times of a server after 100 ms."""
     by_thread_ns = {name: ms * 1_000_000 for name, ms in threads_ms.items()}
     return ServerTimes(100_000_000, cpu_ms * 1_000_000, by_thread_ns, idle_ms * 1_000_000)
 
@@ -306,7 +304,7 @@ def server_role(after: "ServerTimes", cores: int) -> dict[str, float]:
 
 
 def test_threads_that_wait_for_each_other_are_no_other_programs() -> None:
-    """Four threads on one core: each waits most of the time, and the core is the server's."""
+    """Four threads on one core: each waits most of the time, but the server uses the whole core."""
     role = server_role(times_of(98, 2, a=60, b=20, c=10, d=8), 1)
     assert (role["busy_fraction"], role["stolen_fraction"]) == (0.98, 0.0)
 
@@ -317,7 +315,7 @@ def test_what_is_neither_the_server_s_nor_idle_is_other_programs() -> None:
 
 
 def test_a_server_s_busiest_thread_counts() -> None:
-    """redis has one for its commands, however many cores there are."""
+    """redis executes commands on one thread, however many cores there are."""
     assert server_role(times_of(130, 70, main=99, io=31), 2)["busy_fraction"] == 0.99
 
 
@@ -453,7 +451,7 @@ def test_the_paper_s_results_can_be_imported() -> None:
 
 
 def test_the_example_has_every_single_value_of_the_paper() -> None:
-    """Throughput and latency that the paper prints as one number, and nothing else."""
+    """It has exactly the throughputs and latencies that the paper prints as one number."""
     units = {"throughput_peak": 1.0, "throughput_at_50us": 1e-3, "latency_at_peak": 1.0}
     with PAPER.open(newline="") as table:
         printed = [
@@ -468,7 +466,7 @@ def test_the_example_has_every_single_value_of_the_paper() -> None:
         for result in document.results
         if result.latency_us
     }
-    fixed = {("Redis-7.4.1", 50.0), ("MICA", 50.0)}  # figure 2 is at this latency
+    fixed = {("Redis-7.4.1", 50.0), ("MICA", 50.0)}  # the latency of figure 2
     assert throughput == {(d, value) for d, m, value in printed if m.startswith("throughput")}
     assert latency - fixed == {(d, value) for d, m, value in printed if m.startswith("latency")}
 
@@ -543,7 +541,7 @@ def test_what_is_no_json_or_not_there_is_said(tmp_path: Path) -> None:
     path.write_text("not json")
     with pytest.raises(UsageError, match="is not JSON"):
         read_results(path)
-    for other in ("[]", '{"rows": []}'):  # the latter as compare's own --json
+    for other in ("[]", '{"rows": []}'):  # the latter is compare's own --json
         path.write_text(other)
         with pytest.raises(UsageError, match="no file of results to import"):
             read_results(path)

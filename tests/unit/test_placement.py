@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""From a design's columns to engines, doors and cores, and from keys to engines."""
+"""The mapping of designs to engines, doors and cores, and of keys to engines."""
 
 import os
 from collections import Counter
@@ -25,7 +25,7 @@ from dpukv_xdp.wire import abi
 CORES = (10, 11, 12)
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50)
 
-# Two engines behind each door: door, processing and, with one, two and three host cores, the core.
+# Two engines per door: door, processing, and the core with one, two and three host cores.
 PLACED: dict[str, list[tuple[str, str, tuple[Any, Any, Any]]]] = {
     "cpu-only": [("host", "host", (10, 10, 10)), ("host", "host", (10, 11, 11))],
     "dpu-only": [("dpu", "dpu", (None, None, None))] * 2,
@@ -84,7 +84,7 @@ def test_doors_part_the_engines(name: str) -> None:
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_one_engine_behind_each_door_of_one_core(name: str) -> None:
-    """The smallest machine runs every design; only spare cores have to be shared."""
+    """The smallest machine runs every design; engines share a core only for lack of spare ones."""
     placement = place_engines(DESIGNS[name], 1, CORES[:1])
     assert {place.cpu for place in placement.engines} <= {None, CORES[0]}
     assert bool(placement.notes) == (CORES_WANTED[name] == 3)

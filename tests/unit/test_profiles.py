@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""DPU profiles: the paper's numbers, what each DPU cannot run, and what an emulation says."""
+"""DPU profiles: the paper's numbers, the designs that each refuses, and the emulation's label."""
 
 import itertools
 from dataclasses import replace

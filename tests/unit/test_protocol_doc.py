@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The exchange in docs/PROTOCOL.md is what the codec makes of it (its tables are held to bpf/abi
-by test_abi.py).
+"""The exchange in docs/PROTOCOL.md agrees with the codec (test_abi.py compares its tables with
+bpf/abi).
 """
 
 import re
@@ -23,7 +23,7 @@ REPLIES = [
 
 
 def rows(kind: str) -> list[tuple[int, bytes, str]]:
-    """(offset, bytes, annotation) of each row of a hex dump."""
+    """Return the offset, bytes and annotation of each row of a hex dump."""
     block = TEXT.split(f"```hexdump {kind}\n")[1].split("```")[0]
     parsed = []
     for line in block.splitlines():

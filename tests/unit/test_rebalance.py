@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Which partitions move, and when one does not."""
+"""The choice of partitions to move, and moves that fail."""
 
 import errno
 import threading
@@ -85,11 +85,11 @@ def test_moves_never_make_the_busiest_busier_and_end(
 
 
 def test_who_does_not_let_go_in_time_keeps_the_partition() -> None:
-    """Nobody would be served meanwhile; in half a second is too late."""
+    """The partition is not served meanwhile, so a release after half a second is too late."""
     table = ffi.new("struct kv_partition_table *")
     table.owner[3] = 1
     hosts = [ffi.new("struct kv_host *") for _ in range(2)]
-    hosts[0].stop = 1  # it has let go of everything
+    hosts[0].stop = 1  # a stopped core has released everything
 
     def go_on() -> None:
         hosts[1].rounds = 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Recommendations: with the paper's costs they are the paper's (sections 6.2 and 6.3)."""
+"""Recommendations: with the paper's costs they agree with the paper (sections 6.2 and 6.3)."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
 
 @cache
 def of_paper(dpu: str, workload: str = "C") -> Recommendation:
-    """With the paper's costs."""
+    """Return the recommendation with the paper's costs."""
     return recommend(costs_from_paper(dpu, workload), dpu)
 
 
@@ -48,7 +48,7 @@ def test_on_bluefield_3_it_is_lat_for_throughput_and_latency(workload: str) -> N
 
 
 def prediction(design: str, mops: float, mean_us: float, **changes: Any) -> Prediction:
-    """As simulate returns it."""
+    """Return a prediction as simulate() does."""
     found = simulate(costs_from_paper("bf2"), Point(design=design))
     latency = {"mean": mean_us, "p50": mean_us, "p99": mean_us}
     return replace(found, throughput_mops=mops, latency_us=latency, **changes)
@@ -67,7 +67,7 @@ def test_a_design_that_is_as_good_with_fewer_host_cores_is_called_so() -> None:
 
 
 def test_the_busiest_core_is_named_and_not_the_mean() -> None:
-    """dual's spare host cores are full, its main one is not."""
+    """dual's spare host cores are saturated, its main one is not."""
     dual = of_paper("bf2").candidates[-2]
     assert dual.design == "dual"
     assert dual.utilisation["host"] < 0.9 < dual.peak_utilisation["host"]
@@ -76,7 +76,7 @@ def test_the_busiest_core_is_named_and_not_the_mean() -> None:
 
 
 def test_latencies_are_compared_at_one_load_too() -> None:
-    """At the peak each design has its own load."""
+    """At the peak, each design has a different load."""
     found = of_paper("bf2")
     rates = {prediction.rate_mops for prediction in found.at_one_load}
     assert len(rates) == 1
@@ -214,7 +214,7 @@ def test_the_command_says_it(
 def test_the_model_s_command_prints_and_plots_a_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The issue's own words."""
+    """The command is the one that the issue gives."""
     monkeypatch.chdir(tmp_path)
     asked = ["--design", "lat", "--dpu-cores", "8", "--host-cores", "8", "--dpu", "bf3"]
     result = CliRunner().invoke(model.model, asked, catch_exceptions=False)
@@ -311,7 +311,7 @@ def test_the_model_s_command_draws_a_curve_and_lists_what_it_assumes(tmp_path: P
 
 
 def test_costs_of_here_take_each_design_s_two_ends_once() -> None:
-    """A run takes some seconds: three rounds of all packet sizes took ten minutes."""
+    """A run takes some seconds, so three rounds of all packet sizes would take ten minutes."""
     runs = [
         run.settings
         for run in expand(find_plans(["model"]), "default")
@@ -325,7 +325,7 @@ def test_costs_of_here_take_each_design_s_two_ends_once() -> None:
 def test_costs_of_here_are_measured_and_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """From what bench would have measured, with a client apart."""
+    """The results are those of a bench with a separate client."""
     committed = read_results(MEASURED_PATH)
     asked: list[str] = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Titles of tables: what the runs have in common, and that an emulated one says so in full."""
+"""Titles of tables: they state what the runs have in common, and emulation in full."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""`dpukv reproduce` without measuring: plans, order, resuming, medians, and the report of made-up
-runs.
+"""`dpukv reproduce` without measurements: plans, order, resuming, medians, and the report of
+invented runs.
 """
 
 import base64
@@ -132,7 +132,7 @@ def test_plans_name_what_there_is(plan: Any) -> None:
 
 @pytest.mark.parametrize("plan", load_plans().values(), ids=load_plans())
 def test_what_the_paper_prints_is_held_only_against_what_it_is_for(plan: Any) -> None:
-    """The paper's load, and whether it says "up to"."""
+    """A printed value is for the paper's load, and may be an upper bound ("up to")."""
     points = [run.settings for run in expand([plan], "default")]
     for claim in plan.claims:
         loads = [settings for settings in points if matches(settings, claim.of)]
@@ -157,7 +157,7 @@ def test_what_the_paper_prints_is_held_only_against_what_it_is_for(plan: Any) ->
 
 
 def is_for(printed: str, ours: str | None) -> bool:
-    """Whether the paper's value is for such a load, or for whatever load there is."""
+    """Return whether the paper's value is for our load, or for any load."""
     return ours is None or ours in printed or printed in ("n/a", "any", "GET", "SET")
 
 
@@ -175,7 +175,7 @@ def test_a_smaller_size_has_fewer_and_shorter_runs() -> None:
 
 
 def test_the_smoke_takes_five_minutes_at_most() -> None:
-    """By what a session and a run took on a slow two-core machine."""
+    """The estimate uses the times of a session and a run on a slow two-core machine."""
     runs = expand(find_plans([]), "smoke")
     stores = sum(session[0].kind in ("bench", "peer") for session in runner.sessions(runs))
     assert 2.8 * stores + 1.4 * len(runs) < 240
@@ -233,7 +233,7 @@ def test_a_session_has_only_what_its_server_can_serve() -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys in the order in which they were measured; nothing is."""
+    """Fake the measurement; return the list of keys in the order in which they are measured."""
     keys: list[str] = []
 
     @contextmanager
@@ -250,7 +250,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def nothing(what: str, fraction: float) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path, measured: list[str]) -> None:
@@ -381,7 +381,7 @@ def test_numbers_have_three_digits() -> None:
 
 
 def ratio_claim(**changes: Any) -> Claim:
-    """Throughput of lat over dpu-only, held against 1.2 times."""
+    """Return a claim that lat has 1.2 times the throughput of dpu-only."""
     settings: dict[str, Any] = {
         "name": "lat over dpu-only",
         "metric": "throughput",
@@ -395,7 +395,7 @@ def ratio_claim(**changes: Any) -> Claim:
 
 
 def two_designs(lat: Sequence[Sequence[float]], dpu_only: Sequence[Sequence[float]]) -> Points:
-    """Both designs with these throughputs: for each of the workloads A, B and C its rounds."""
+    """Return points of both designs with these throughputs: by workload A, B, C, then by round."""
     runs, lines = [], []
     for design, loads in (("lat", lat), ("dpu-only", dpu_only)):
         for workload, values in zip("ABC", loads, strict=False):
@@ -409,7 +409,7 @@ def two_designs(lat: Sequence[Sequence[float]], dpu_only: Sequence[Sequence[floa
 
 
 def two_points(lat: Sequence[float], dpu_only: Sequence[float]) -> Points:
-    """Both designs under one load."""
+    """Return points of both designs under one load."""
     return two_designs([lat], [dpu_only])
 
 
@@ -430,7 +430,9 @@ def test_a_ratio_is_held_against_the_paper(lat: list[float], verdict: str, words
 
 
 def test_ratios_are_of_one_round() -> None:
-    """The machine is twice as fast in the second round, and slow in the third: 1.2 all the time."""
+    """The machine is twice as fast in the second round and slow in the third, but 1.2 holds in
+    each.
+    """
     found = check_claim(ratio_claim(), two_points([12.0, 24.0, 1.2], [10.0, 20.0, 1.0]))
     assert found is not None
     assert found.loads[0].spread == Spread(*[pytest.approx(1.2)] * 3)
@@ -440,7 +442,7 @@ def test_ratios_are_of_one_round() -> None:
 
 
 def test_loads_that_agree_are_counted() -> None:
-    """Not the ends of their range, nor their median, which is the paper's here."""
+    """Neither the ends of their range count, nor their median, which equals the paper's here."""
     found = check_claim(ratio_claim(), two_designs([[1.0], [12.0], [90.0]], [[10.0]] * 3))
     assert found is not None
     assert not found.agrees
@@ -494,11 +496,11 @@ def test_bytes_of_a_set_are_what_a_mix_leaves() -> None:
 
 
 Curve = dict[int, tuple[float, float]]
-"""Mops and microseconds by window."""
+"""Million requests per second, and microseconds, by window."""
 
 
 def with_curves(ours: Curve, redis: Curve) -> Points:
-    """lat and Redis with full messages."""
+    """Return points of lat and Redis with full messages."""
     runs = [
         run
         for run in expand(find_plans(["fig2"]), "smoke")
@@ -559,7 +561,7 @@ def test_a_ratio_of_curves_that_end_early_is_a_bound(
 
 
 def made_up(run: Run) -> Any:
-    """A result of the kind that such a run has."""
+    """Return an invented result of the kind that such a run has."""
     return {
         "bench": bench_result,
         "peer": bench_result,
@@ -660,12 +662,12 @@ def model_result(settings: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Report:
-    """Of all figures, made once: its pictures take seconds."""
+    """The report of all figures, made once because its pictures take seconds."""
 
     document: Document
     directory: Path
     figures: Sequence[Any]
-    """Matplotlib's."""
+    """Figures of matplotlib."""
 
     def page(self) -> str:
         return (self.directory / "report.html").read_text()
@@ -676,7 +678,7 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
-    """Of made-up runs."""
+    """Yield the report of invented runs."""
     output = tmp_path_factory.mktemp("report")
     plans = find_plans([])
     runs = expand(plans, "smoke")
@@ -693,7 +695,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
 
 
 class Reader(HTMLParser):
-    """What a browser would show: headings, pictures, tables; and what it would have to fetch."""
+    """Collects the headings, pictures and tables of a page, and the resources it would fetch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -820,7 +822,7 @@ def test_what_was_refused_is_in_the_report() -> None:
 
 
 def texts_of(axis: Any) -> list[Any]:
-    """Places of the numbers and names along an axis."""
+    """Return the boxes of the numbers and names along an axis."""
     low, high = sorted(axis.get_view_interval())
     return [
         tick.label1.get_window_extent()
@@ -878,11 +880,12 @@ addEventListener("load", () => {
 });
 </script>
 """
-"""What is wrong with a page: empty pictures, whatever is beyond its edge, blocks that overlap."""
+"""Script that returns a page's faults: empty pictures, content beyond its edge, overlapping blocks.
+"""
 
 
 def looked_at(page: str, directory: Path) -> dict[str, Any]:
-    """What LOOK finds in a window as wide as a laptop's: narrower ones scroll tables."""
+    """Return the result of LOOK in a window as wide as a laptop's: narrower ones scroll tables."""
     path = directory / "looked-at.html"
     path.write_text(page.replace("</body>", f"{LOOK}</body>"))
     said = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The control socket and the rebalancer's clock, around a server that only counts.
+"""The control socket and the rebalancer's clock, with a fake server that only counts.
 
 A real one is in tests/net/test_rebalance.py.
 """
@@ -25,7 +25,7 @@ PARTITIONS = 8
 
 
 class Counting:
-    """Stands in for a server with two engines, of which the first owns everything."""
+    """Replaces a server with two engines, of which the first owns everything."""
 
     def __init__(self) -> None:
         self.config = ServerConfig(directory="", rebalance_s=0.0)
@@ -72,7 +72,7 @@ def test_a_server_is_steered_by_its_name(server: Counting, tmp_path: Path) -> No
 def test_a_server_that_starts_removes_no_other_that_does(
     server: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even one that is bound and does not listen yet."""
+    """Not even the socket of one that is bound but does not listen yet."""
 
     class Interleaved(socketserver.ThreadingUnixStreamServer):
         def server_activate(self) -> None:
@@ -134,7 +134,7 @@ def test_a_mistake_of_ours_is_not_taken_for_one_of_the_caller_s(
 
 
 class Script:
-    """Stands in for the event that the rebalancer waits for: each wait is a step."""
+    """Replaces the event that the rebalancer waits for: each wait is one step."""
 
     def __init__(self, *steps: Callable[[], bool]) -> None:
         self.steps = list(steps)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Ctrl-C at any moment: an interrupt that a library swallows comes again, one that is on its way up
-is left alone. Each in a process of its own.
+"""Ctrl-C at any moment: an interrupt that a library swallows is raised again, and one that already
+propagates is not. Each test runs in a process of its own.
 """
 
 import signal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The kernel's refusal of an AF_XDP socket is told by its cause, for each step and errno."""
+"""The error for a refused AF_XDP socket names the cause, for each step and errno."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ WORDS = [
     (lib.KV_SOCKET_REGISTER, errno.EMFILE, "ulimit -n"),
     (lib.KV_SOCKET_REGISTER, errno.ENOMEM, "--rx-descriptors"),
     (lib.KV_SOCKET_REGISTER, errno.EINVAL, "power of two"),
-    (lib.KV_SOCKET_BIND, errno.ENODEV, "interface that is there"),
+    (lib.KV_SOCKET_BIND, errno.ENODEV, "interface that exists"),
     (lib.KV_SOCKET_BIND, errno.ENETDOWN, "ip link set"),
     (lib.KV_SOCKET_BIND, errno.EBUSY, "stop the program"),
     (lib.KV_SOCKET_BIND, errno.EOPNOTSUPP, "zero-copy"),
@@ -58,7 +58,7 @@ def test_an_unknown_one_names_the_step_and_the_kernel_s_reason(step: int) -> Non
 
 
 def refuse(**errors: tuple[int, int]) -> Callable[..., Any]:
-    """A kv_socket_open() that fails for each mode with that step and errno."""
+    """Return a kv_socket_open() that fails with the step and errno of each mode."""
 
     def kv_socket_open(_name: bytes, _queue: int, _count: int, zero_copy: int, step: Any) -> Any:
         step[0], ffi.errno = errors["zero_copy" if zero_copy else "copy"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Servers elsewhere: what HOST:PORT becomes."""
+"""External servers: how HOST:PORT is resolved."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def _answering(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_is_resolved_for_whoever_needs_an_address(tmp_path: Path) -> None:
-    """Route and directory, that is; on loopback the search ends with the MAC address."""
+    """The route and the directory need one; on loopback the search fails at the MAC address."""
     FileDirectory(tmp_path).publish("one.1", RECORD)
     with pytest.raises(DpukvError, match=r"MAC address of 127\.0\.0\.1") as raised:
         targets.find_target("localhost:9800", 1, f"file:{tmp_path}")

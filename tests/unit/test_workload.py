@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Prepared frames are right byte for byte (by the codec), and streams have the distributions that
-they claim.
+"""Prepared frames are right byte for byte, according to the codec, and streams have the stated
+distributions.
 """
 
 import time
@@ -23,8 +23,8 @@ from dpukv_xdp.wire.codec import Endpoint, Request
 from dpukv_xdp.wire.hashing import hash_key
 
 CHI_SQUARE_SIGMAS = 5.0
-"""How far a chi-square may be off its mean, in standard deviations; seeds are fixed, so this cannot
-flicker.
+"""Allowed deviation of a chi-square from its mean, in standard deviations. Seeds are fixed, so the
+result is the same in every run.
 """
 
 PLAN = Plan(
@@ -37,7 +37,7 @@ PLAN = Plan(
 
 
 def new_pool(templates: int) -> npt.NDArray[np.void]:
-    """Filled with ones: what is not written must not matter."""
+    """Return a pool filled with ones: bytes that are not written must not matter."""
     return np.full(templates * abi.SIZE("kv_template"), 0xFF, np.uint8).view(
         abi.dtype("kv_template")
     )
@@ -49,7 +49,7 @@ def requests_of(template: Any) -> list[Request]:
 
 
 def assert_fits(observed: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
-    """Chi-square against the expected counts."""
+    """Assert by a chi-square test that the counts fit the expected ones."""
     chi_square = float((((observed - expected) ** 2) / expected).sum())
     freedom = len(observed) - 1
     assert abs(chi_square - freedom) < CHI_SQUARE_SIGMAS * (2 * freedom) ** 0.5
@@ -147,7 +147,7 @@ def test_packets_are_cut_exactly_where_the_next_request_does_not_fit() -> None:
 
 
 def test_cutting_keeps_the_stream() -> None:
-    """The same seed gives the same operations and keys in the same order, however they are cut."""
+    """The same seed gives the same operations and keys in order, however packets are cut."""
     streams = []
     for requests_per_packet in (1, 20, 45):
         pool = new_pool(2000 // requests_per_packet)
@@ -333,7 +333,7 @@ def test_zipf_keys_have_the_exact_probabilities(keys: int) -> None:
     assert len(observed) == keys
     if keys == 1:
         return
-    # The head key by key, the tail in groups that expect about a thousand each.
+    # The head is tested key by key, the tail in groups that expect about a thousand each.
     cuts = np.searchsorted(np.cumsum(probabilities), np.arange(0, 1, 1000 / count))
     groups = np.unique(np.concatenate((np.arange(min(keys, 100)), cuts[cuts < keys])))
     assert_fits(np.add.reduceat(observed, groups), count * np.add.reduceat(probabilities, groups))
@@ -381,7 +381,7 @@ def test_preparing_a_million_requests_takes_about_as_long_as_writing_them() -> N
 
 
 def fastest_seconds(work: Any) -> float:
-    """Return the CPU time of the best of three runs, since others use this machine too."""
+    """Return the CPU time of the fastest of three runs: other programs use this machine, too."""
     times = []
     for _ in range(3):
         start = time.process_time()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""`tools/test --kernels`: this checkout on other kernels, in guests made of Debian's packages."""
+"""`tools/test --kernels`: test this checkout on other kernels, in guests of Debian packages."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""`tools/test --kernels`: this checkout on other kernels."""
+"""Command line of `tools/test --kernels`: test this checkout on other kernels."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Run the command line; return the exit status. An expected failure is one sentence."""
-    # A shell starts background jobs with SIGINT ignored: `kill -INT` must end them all the same.
+    """Run the command line; return the exit status. Expected failures print one sentence."""
+    # A shell starts background jobs with SIGINT ignored, but `kill -INT` must still end them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
@@ -43,20 +43,22 @@ def main() -> int:
 @click.option(
     "--quick",
     is_flag=True,
-    help="Only load every build, measure each design shortly and ask it by hand: minutes, for CI.",
+    help="Only load every build, and measure each design briefly: takes minutes, for CI.",
 )
-@click.option("--write", is_flag=True, help="Write docs/results/kernels.md and kernels.json, too.")
+@click.option("--write", is_flag=True, help="Also write docs/results/kernels.md and kernels.json.")
 @click.option(
-    "--write-budget", is_flag=True, help="Write bpf/budget.toml from these kernels and this one."
+    "--write-budget",
+    is_flag=True,
+    help="Write bpf/budget.toml from these kernels and the running one.",
 )
 def run(words: tuple[str, ...], quick: bool, write: bool, write_budget: bool) -> int:
-    """Try this checkout on KERNELS, such as 6.1,6.12, in guests made of Debian's packages; without
-    a list on all that are known. Other arguments go to pytest.
+    """Test this checkout on KERNELS, such as 6.1,6.12, in guests made of Debian packages; by
+    default on all known ones. Other arguments are passed to pytest.
 
-    On each kernel: the README's two commands as written in a guest with nothing prepared, the
-    functional suites, every program with the instructions that the verifier walked, a short bench
-    and a `set` and `get` in each design. The results are written to build/kernels. Exit status 1
-    if anything failed.
+    On each kernel this runs the README's two commands as written, in an unprepared guest; the
+    functional suites; every program, counting the instructions that the verifier processes; and a
+    short bench, a `set` and a `get` in each design. Results are written to build/kernels. The exit
+    status is 1 if anything failed.
     """
     kernels, arguments = split(words)
     names = kernels.split(",") if kernels else list(images.KERNELS)
@@ -67,7 +69,7 @@ def run(words: tuple[str, ...], quick: bool, write: bool, write_budget: bool) ->
     found: list[KernelResult] = []
 
     def attempt(result: KernelResult, step: Callable[[], None]) -> None:
-        """Take a step; one that cannot be taken does not keep others from theirs."""
+        """Run a step and record its failure, so that later steps still run."""
         try:
             step()
         except DpukvError as error:
@@ -92,14 +94,14 @@ def run(words: tuple[str, ...], quick: bool, write: bool, write_budget: bool) ->
 
 
 def split(words: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the list of kernels, empty if there is none, and pytest's arguments."""
+    """Return the list of kernels, empty if none is given, and pytest's arguments."""
     if words and not words[0].startswith("-"):
         return words[0], tuple(words[1:])
     return "", tuple(words)
 
 
 def say(sentence: str) -> None:
-    """Print what is being done, and when."""
+    """Print a sentence with the time of day."""
     console.print(f"{time.strftime('%H:%M:%S')} {sentence}", markup=False)
 
 

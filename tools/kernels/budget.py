@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The verifier's budget: instructions that each program of each build may take, bpf/budget.toml.
+"""The verifier budget, bpf/budget.toml: the instructions allowed per program of each build.
 
-The kernel's own limit is a million. A program that grows towards it on any kernel of the matrix is
-noticed here, long before that kernel refuses it.
+The kernel's own limit is a million. The budget reports a program that grows towards it on any
+kernel of the matrix, long before that kernel refuses the program.
 """
 
 import math
@@ -14,11 +14,11 @@ from dpukv_xdp.ops.builds import every_build
 
 BUDGET = Path(__file__).parents[2] / "bpf" / "budget.toml"
 MARGIN = 0.05
-"""What a row allows beyond the most that any kernel took when it was written."""
+"""Margin of a row over the largest count of any kernel when the row was written, as a fraction."""
 STEP = 50
-"""Rows are rounded up to a multiple of it."""
+"""Rows are rounded up to a multiple of this."""
 Programs = Mapping[str, int]
-"""Instructions by program."""
+"""Verified instructions by program."""
 
 _HEAD = f"""\
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
@@ -31,12 +31,12 @@ _HEAD = f"""\
 
 
 def read(path: Path = BUDGET) -> dict[str, dict[str, int]]:
-    """Return the table: build, program, instructions."""
+    """Return the table: instructions by build and program."""
     return tomllib.loads(path.read_text())
 
 
 def write(measured: Iterable[Mapping[str, Programs]], path: Path = BUDGET) -> None:
-    """Write the table from what some kernels took: for each, instructions by build and program."""
+    """Write the table from measurements: for each kernel, the instructions by build and program."""
     most: dict[str, dict[str, int]] = {}
     for kernel in measured:
         for build, programs in kernel.items():
@@ -48,12 +48,12 @@ def write(measured: Iterable[Mapping[str, Programs]], path: Path = BUDGET) -> No
 
 
 def allowed(instructions: int) -> int:
-    """Return the row for a program that took so many at most."""
+    """Return the budget of a program whose largest count is `instructions`."""
     return STEP * math.ceil(instructions * (1 + MARGIN) / STEP)
 
 
 def overruns(build: str, measured: Programs, table: Mapping[str, Programs]) -> list[str]:
-    """Return a sentence for each program of a build that takes more than its row, or has none."""
+    """Return a sentence for each program of a build that exceeds its budget or has none."""
     row = table.get(build, {})
     sentences = []
     for program, instructions in measured.items():
@@ -69,7 +69,7 @@ def overruns(build: str, measured: Programs, table: Mapping[str, Programs]) -> l
 
 
 def rows_without_build(table: Mapping[str, Programs]) -> list[str]:
-    """Return the rows that no build has, and the builds that have no row."""
+    """Return the names of rows without a build and of builds without a row."""
     names = {build.name for build in every_build()}
     return sorted(names ^ set(table))
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Boot an image in qemu, run commands in it over ssh, and leave nothing behind.
 
-The image stays as it is: what a guest writes goes into a nameless file of qemu's. The ssh key and
-the console's log have no names either, and qemu dies with this process, so that even kill -9
-leaves nothing.
+The image is not changed: a guest's writes go to an unlinked file of qemu. The ssh key and the
+console's log are unlinked files, too, and qemu dies with this process, so that even kill -9 leaves
+nothing behind.
 """
 
 import os
@@ -28,34 +28,34 @@ PROGRAMS = ("qemu-system-x86_64", "ssh", "ssh-keygen")
 CPUS = 2
 MEMORY_BYTES = 4 << 30
 MEMORY_BYTES_MIN = 2 << 30
-"""Less is not enough for the demo."""
+"""Least memory of a guest: the demo needs it."""
 HOST_BYTES = 512 << 20
 """Memory that stays free for this machine."""
 BOOT_SECONDS = 60.0
-"""Limit for booting, on a processor that is not emulated."""
+"""Time-out of booting on a processor that is not emulated."""
 EMULATION = 8.0
-"""How much slower an emulated processor may be, as long as it has not been measured."""
+"""Assumed slowness of an emulated processor until it has been measured."""
 MEASURE_SECONDS = 30.0
 PORT_TRIES = 3
 MASKED_UNITS = ("e2scrub_reap.service", "ifupdown-pre.service", "apt-daily.timer", "man-db.timer")
-"""Services of a fresh box that only take time."""
+"""Services of a fresh box that would only take time."""
 CONSOLE_LINES = 6
-"""Lines of the console that an error repeats."""
+"""Lines of the console that an error quotes."""
 SPEED_LOOP = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"
-"""The fixed job that the host's and the guest's shell do for the slowness factor."""
+"""The fixed job that the host's and the guest's shell run to measure the slowness factor."""
 SPEED_SCRIPT = f"a=$(date +%s%N); {SPEED_LOOP}; b=$(date +%s%N); echo $((b-a))"
 
 
 class Guest:
-    """A guest that answers on ssh."""
+    """A booted guest, reachable over ssh."""
 
     def __init__(self, name: str, port: int, key_path: str, console: IO[bytes]) -> None:
-        """`key_path` is the private key's; `console` is what qemu writes the serial console to."""
+        """`port` is ssh's on this host; `key_path` is the private key; `console` is the file of the
+        serial console.
+        """
         self.name = name
         self.slowness = 1.0
-        """How much longer a fixed job takes in the guest than on a machine that needs no patience:
-        at least 1.
-        """
+        """Factor by which the guest is slower than a reference machine: at least 1."""
         self._port = port
         self._key_path = key_path
         self._console = console
@@ -68,11 +68,11 @@ class Guest:
         limit_seconds: float,
         on_line: Callable[[str], None] = lambda line: None,
     ) -> tuple[int, list[str]]:
-        """Run a shell command as root; return its exit status and the lines of its output, errors
-        included.
+        """Run a shell command as root; return its exit status and the lines of its stdout and
+        stderr.
 
-        `limit_seconds` is for this host's speed. Raises LimitError with the console's last lines,
-        DpukvError when the connection breaks.
+        `limit_seconds` is scaled by the guest's slowness. Raises LimitError with the console's last
+        lines, DpukvError if the connection breaks.
         """
         try:
             status, lines = processes.run(
@@ -86,7 +86,7 @@ class Guest:
             )
         except LimitError as error:
             raise LimitError(f"{error}{self.console_words()}") from error
-        if status == 255:  # ssh's own
+        if status == 255:  # ssh's own failure
             said = " / ".join(lines[-2:]) or "nothing"
             raise DpukvError(
                 f"guest {self.name}: {what}: the connection broke ({said}){self.console_words()}"
@@ -94,7 +94,7 @@ class Guest:
         return status, lines
 
     def measure_slowness(self) -> None:
-        """Time the fixed job here and in the guest."""
+        """Set `slowness` by timing the fixed job here and in the guest."""
         here_ns = int(subprocess.check_output(["sh", "-c", SPEED_SCRIPT]))
         self.slowness = EMULATION  # for the limit of this command
         _, lines = self.run(SPEED_SCRIPT, what="measuring speed", limit_seconds=MEASURE_SECONDS)
@@ -102,7 +102,7 @@ class Guest:
         self.slowness = min(max(1.0, round(factor, 1)), patience.STATED_MAX)
 
     def console_words(self) -> str:
-        """Return the console's last lines for an error's sentence."""
+        """Return the console's last lines, as a clause of an error."""
         return console_words(self._console)
 
     def _ssh(self) -> list[str]:
@@ -123,10 +123,10 @@ class Guest:
 
 @contextmanager
 def booted(name: str, image: Image, payload: IO[bytes], say: Say) -> Iterator[Guest]:
-    """Boot an image and yield the guest; it ends with the block.
+    """Boot an image and yield the guest, which is ended with the block.
 
-    `payload` is an unnamed file that the guest sees as /dev/vdb. Raises MissingError without qemu,
-    DpukvError when it does not boot.
+    `payload` is an unlinked file that the guest sees as /dev/vdb. Raises MissingError without qemu,
+    DpukvError if the guest does not boot.
     """
     processes.require(PROGRAMS, "a guest")
     memory_bytes = guest_memory_bytes()
@@ -135,7 +135,7 @@ def booted(name: str, image: Image, payload: IO[bytes], say: Say) -> Iterator[Gu
         key_path, public_key = cleanup.enter_context(_key())
         emulated = not has_kvm()
         say(f"booting {name} ({'emulated' if emulated else 'KVM'}, {memory_bytes >> 20} MiB)")
-        # qemu wants it opened as it uses it: to read.
+        # qemu requires a descriptor that is open for reading only.
         payload_fd = os.open(f"/proc/self/fd/{payload.fileno()}", os.O_RDONLY)
         cleanup.callback(os.close, payload_fd)
         for attempt in range(1, PORT_TRIES + 1):
@@ -165,30 +165,33 @@ def booted(name: str, image: Image, payload: IO[bytes], say: Say) -> Iterator[Gu
 
 
 def has_kvm() -> bool:
-    """Whether the processor itself can run guests, and we may ask it to.
+    """Return whether the processor supports guests and we may use KVM.
 
-    /dev/kvm alone says too little: nested inside a paravirtualised guest it runs only kernels that
-    are made for that.
+    /dev/kvm alone does not suffice: nested inside a paravirtualised guest, it runs only kernels
+    that are made for that.
     """
     flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return flags is not None and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 def guest_memory_bytes() -> int:
-    """Return a guest's memory: 4 GiB, or what this machine has free. DpukvError if too little."""
+    """Return a guest's memory in bytes: 4 GiB, or the free memory if that is less.
+
+    Raises DpukvError if there is too little.
+    """
     text = Path("/proc/meminfo").read_text()
     found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
     available = (int(found[1]) << 10 if found else MEMORY_BYTES) - HOST_BYTES
     if available < MEMORY_BYTES_MIN:
         raise DpukvError(
-            f"a guest takes {MEMORY_BYTES_MIN >> 20} MiB of memory, and {max(available, 0) >> 20} "
-            "can be spared: end other programs"
+            f"a guest needs {MEMORY_BYTES_MIN >> 20} MiB of memory, and {max(available, 0) >> 20} "
+            "are available: end other programs"
         )
     return min(MEMORY_BYTES, available)
 
 
 def console_words(console: IO[bytes]) -> str:
-    """Return the last lines of a console for an error's sentence."""
+    """Return the last lines of a console, as a clause of an error."""
     lines = [line.strip() for line in _text(console).splitlines() if line.strip()]
     return f"; its console said last: {' / '.join(lines[-CONSOLE_LINES:])}" if lines else ""
 
@@ -201,7 +204,7 @@ def _qemu(
         if has_kvm()
         else ["-accel", "tcg,thread=multi", "-cpu", "max"]
     )
-    # systemd writes it to /root/.ssh/authorized_keys: its credential ssh.authorized_keys.root.
+    # systemd writes its credential ssh.authorized_keys.root to /root/.ssh/authorized_keys.
     command_line = (
         "root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 loglevel=4 "
         f"{' '.join(f'systemd.mask={unit}' for unit in MASKED_UNITS)} "
@@ -229,7 +232,9 @@ def _await_ssh(
     limit_seconds: float,
     console: IO[bytes],
 ) -> bool:
-    """Wait for sshd's greeting; return whether qemu ended instead. Raises LimitError."""
+    """Wait for sshd's greeting; return whether qemu ended instead. Raises LimitError if neither
+    happens in time.
+    """
     deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
         if qemu.poll() is not None:
@@ -243,7 +248,7 @@ def _await_ssh(
 
 
 def _greets(port: int) -> bool:
-    """Whether sshd greets; qemu itself takes connections before the guest does."""
+    """Return whether sshd greets: qemu accepts connections before the guest does."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
             return connection.recv(4) == b"SSH-"
@@ -258,8 +263,8 @@ def _free_port() -> int:
 
 @contextmanager
 def _key() -> Iterator[tuple[str, str]]:
-    """Yield a new ssh key: the private one's path, and the public one. The path is of memory of
-    this process.
+    """Yield a new ssh key: the path of the private key, in memory of this process, and the public
+    key.
     """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "key"
@@ -281,5 +286,5 @@ def _text(file: IO[bytes]) -> str:
 
 
 def quoted(*words: str) -> str:
-    """Return words as one command for a shell."""
+    """Return words as one command line, quoted for a shell."""
     return shlex.join(words)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What a guest takes over from its host: mirrors, proxies, certificates, pip's index."""
+"""Settings that a guest inherits from its host: mirrors, proxies, certificates, pip's index."""
 
 import os
 import re
@@ -9,21 +9,21 @@ import sys
 from pathlib import Path
 
 CERTIFICATES_DIR = Path("/usr/local/share/ca-certificates")
-"""Certificates that this host trusts beside Debian's."""
+"""Certificates that this host trusts in addition to Debian's."""
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 APT_SETTINGS = re.compile(
     r'^(Acquire::(?:(?:http|https|ftp)::.*|Check-Valid-Until|Check-Date|ForceIPv[46])) "(.*)";$'
 )
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "cert", "proxy", "default-timeout")
 KEPT_BY_SUDO = ("DPUKV_*", "PIP_*", *PROXIES)
-"""Variables of a guest that sudo hands on."""
+"""Environment variables that sudo keeps in a guest."""
 
 
 def apt_sources(release: str, suite: str) -> list[str]:
-    """Return lines for sources.list: this host's mirrors of `release`, and `suite` beside it.
+    """Return lines of sources.list for `release` and `suite` on this host's mirrors.
 
-    A Debian host of another release has its mirrors asked for `release`. Empty if this host has
-    no mirror of Debian: mmdebstrap then takes Debian's own.
+    A Debian host of another release uses its own mirrors with `release`. Empty if this host has no
+    Debian mirror: mmdebstrap then uses Debian's own.
     """
     if not _has("apt-get"):
         return []
@@ -48,7 +48,7 @@ def apt_sources(release: str, suite: str) -> list[str]:
 
 
 def apt_settings() -> list[str]:
-    """Return this host's settings of how apt reaches mirrors, as apt.conf has them."""
+    """Return lines of apt.conf: this host's settings for reaching mirrors."""
     if not _has("apt-config"):
         return []
     found = (APT_SETTINGS.match(line) for line in _output("apt-config", "dump").splitlines())
@@ -56,7 +56,7 @@ def apt_settings() -> list[str]:
 
 
 def certificate_hooks() -> list[str]:
-    """Return mmdebstrap's hooks that make a guest trust what this host trusts."""
+    """Return mmdebstrap's hooks that install this host's trusted certificates in a guest."""
     if not any(CERTIFICATES_DIR.glob("**/*.crt")):
         return []
     return [
@@ -66,7 +66,7 @@ def certificate_hooks() -> list[str]:
 
 
 def guest_files() -> dict[str, str]:
-    """Return the files that make a tree of packages a guest: path inside it, and text."""
+    """Return the files that turn a tree of packages into a guest: text by path."""
     proxies = [f"{name}={os.environ[name]}\n" for name in PROXIES if os.environ.get(name)]
     return {
         "etc/hostname": "guest\n",
@@ -80,7 +80,7 @@ def guest_files() -> dict[str, str]:
 
 
 def pip_settings() -> list[str]:
-    """Return lines of pip.conf: this host's settings that mean the same in a guest."""
+    """Return lines of pip.conf: this host's settings that are valid in a guest, too."""
     listing = _output(sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check")
     settings: dict[str, str] = {}
     for line in listing.splitlines():

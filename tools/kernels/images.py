@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Disk images of guests, from Debian's packages: built once for each recipe, then kept.
+"""Disk images of guests, made of Debian packages: built once per recipe, then cached.
 
 A `bare` image has a kernel, ssh, sudo and a network, and nothing else: a fresh box. A `prepared`
-one has what tools/setup installs, too, and brings the headers of its kernel along for the host.
+image also has everything that tools/setup installs, and its kernel's headers for use on the host.
 """
 
 import fcntl
@@ -29,12 +29,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel that Debian has for its release 12."""
+    """A kernel that Debian offers for its release 12."""
 
     name: str
-    """Its version, as people ask for it."""
+    """Version as the command line takes it, such as "6.1"."""
     suite: str
-    """The suite that its packages are from."""
+    """Debian suite of its packages."""
 
 
 RELEASE = "bookworm"
@@ -42,56 +42,56 @@ KERNELS = {
     kernel.name: kernel
     for kernel in (Kernel("6.1", RELEASE), Kernel("6.12", f"{RELEASE}-backports"))
 }
-"""Guests that we know how to make."""
+"""Kernels for which guests can be made, by name."""
 
 ROOT = Path(__file__).parents[2]
 GUESTS_DIR = Path("/var/cache/dpukv_xdp/guests")
 PROGRAMS = ("mmdebstrap", "mkfs.ext4", "unshare", "cp")
 RECIPE = "1"
-"""Changes when what is done with the packages changes."""
+"""Version of the recipe: change it when the steps below change."""
 BARE = ("systemd-sysv", "openssh-server", "sudo", "ifupdown", "isc-dhcp-client", "ca-certificates")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4")
-"""What the initial RAM disk loads."""
+"""Kernel modules that the initial RAM disk loads."""
 DISK_BYTES = 12 << 30
-"""Size of the guest's disk, which takes only as much as is used of it."""
+"""Size of the guest's disk, which is a sparse file."""
 NEEDED_BYTES = {"bare": 2 << 30, "prepared": 4 << 30}
-"""Free space that building takes at most."""
+"""Free space that a build needs at most, by kind of image."""
 BUILD_SECONDS = 1200.0
 MIRROR_SECONDS = 20
-"""Time that apt waits for an answer of the mirror."""
+"""Time-out of apt for an answer of the mirror."""
 
 
 class Image(msgspec.Struct, frozen=True):
     """A finished image."""
 
     path: Path
-    """Its directory."""
+    """Directory of the image."""
     release: str
-    """Of its kernel, such as "6.1.0-56-amd64"."""
+    """Release of its kernel, such as "6.1.0-56-amd64"."""
 
     @property
     def disk(self) -> Path:
-        """The root file system, to be left as it is."""
+        """Root file system, which guests must not change."""
         return self.path / "root.img"
 
     @property
     def kernel(self) -> Path:
-        """What qemu boots."""
+        """Kernel that qemu boots."""
         return self.path / "vmlinuz"
 
     @property
     def initrd(self) -> Path:
-        """The initial RAM disk for it."""
+        """Initial RAM disk of the kernel."""
         return self.path / "initrd"
 
     @property
     def headers(self) -> Path:
-        """Root directory that the headers of a prepared image lie in."""
+        """Root directory of the kernel headers of a prepared image."""
         return self.path / "headers"
 
 
 def kernel_named(name: str) -> Kernel:
-    """Return a row of KERNELS. Raises UsageError if there is none."""
+    """Return a row of KERNELS. Raises UsageError if there is none of that name."""
     if name not in KERNELS:
         raise UsageError(f"--kernels knows {', '.join(KERNELS)}, not {name!r}")
     return KERNELS[name]
@@ -99,9 +99,9 @@ def kernel_named(name: str) -> Kernel:
 
 @contextmanager
 def image(kernel: Kernel, kind: Kind, say: Say, guests_dir: Path = GUESTS_DIR) -> Iterator[Image]:
-    """Yield the image of a kernel, built if it is not there; it stays there within the block.
+    """Yield the image of a kernel, built if necessary and locked against removal in the block.
 
-    Raises MissingError without mmdebstrap, DpukvError without room or packages.
+    Raises MissingError without mmdebstrap, DpukvError without disk space or packages.
     """
     packages = _packages(kernel, kind)
     sources = hosts.apt_sources(RELEASE, kernel.suite)
@@ -111,11 +111,11 @@ def image(kernel: Kernel, kind: Kind, say: Say, guests_dir: Path = GUESTS_DIR) -
     path = guests_dir / f"{kernel.name}-{kind}-{digest}"
     guests_dir.mkdir(parents=True, exist_ok=True)
     with _lock_of(path).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # others may use it, too, and nobody may remove it
+        fcntl.flock(lock, fcntl.LOCK_SH)  # shared with other users, and no process may remove it
         if not path.is_dir():
             fcntl.flock(lock, fcntl.LOCK_EX)
             _remove_unfinished(guests_dir)
-            if not path.is_dir():  # nobody else built it meanwhile
+            if not path.is_dir():  # no other process built it meanwhile
                 processes.require(PROGRAMS, "a guest's image")
                 say(f"building the {kind} image of {kernel.name} from Debian's packages")
                 _build(path, kernel, kind, argv, sources)
@@ -163,7 +163,7 @@ def _mmdebstrap(packages: Sequence[str], sources: Sequence[str]) -> list[str]:
         "--format=directory",
         f"--include={','.join(packages)}",
         *(f"--aptopt={setting}" for setting in apt),
-        "--dpkgopt=force-unsafe-io",  # a disk that is thrown away needs no fsync
+        "--dpkgopt=force-unsafe-io",  # an unfinished tree is thrown away, so fsync is useless
         *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")),
         f"--essential-hook={'; '.join(initrd)}",
         *(f"--customize-hook={hook}" for hook in hosts.certificate_hooks()),
@@ -173,7 +173,7 @@ def _mmdebstrap(packages: Sequence[str], sources: Sequence[str]) -> list[str]:
 def _build(
     path: Path, kernel: Kernel, kind: Kind, argv: Sequence[str], sources: Sequence[str]
 ) -> None:
-    """Build into a directory of this process, and rename it when it is whole."""
+    """Build the image in a directory of this process, and rename it when it is complete."""
     check_room(path.parent, NEEDED_BYTES[kind])
     fresh = path.parent / _unfinished_name()
     try:
@@ -197,7 +197,7 @@ def _build(
 
 
 def _install(argv: Sequence[str], kernel: Kernel, scratch: Path) -> None:
-    """Run mmdebstrap in process and mount namespaces of its own, which end with it."""
+    """Run mmdebstrap in its own process and mount namespaces, which end with it."""
     isolated = ["unshare", "--mount", "--pid", "--kill-child", "--mount-proc", "--", *argv]
     status, lines = processes.run(
         isolated,
@@ -215,7 +215,7 @@ def _install(argv: Sequence[str], kernel: Kernel, scratch: Path) -> None:
 
 
 def _take_kernel(tree: Path, kernel: Kernel, target: Path) -> str:
-    """Copy kernel and initial RAM disk out of the tree; return the kernel's release."""
+    """Copy the kernel and the initial RAM disk out of the tree; return the kernel's release."""
     found = [path.name.removeprefix("vmlinuz-") for path in (tree / "boot").glob("vmlinuz-*")]
     if len(found) != 1 or not found[0].startswith(f"{kernel.name}."):
         raise DpukvError(
@@ -246,17 +246,17 @@ def _make_disk(tree: Path, disk: Path) -> None:
 
 
 def check_room(directory: Path, needed_bytes: int) -> None:
-    """Raise DpukvError if a directory's file system has less than that free."""
+    """Raise DpukvError if a directory's file system has less than `needed_bytes` free."""
     there = os.statvfs(directory)
     free_bytes = there.f_bavail * there.f_frsize
     if free_bytes < needed_bytes:
         raise DpukvError(
-            f"a guest's image takes {needed_bytes / (1 << 30):.1f} GiB in {directory}, and "
+            f"a guest's image needs {needed_bytes / (1 << 30):.1f} GiB in {directory}, and "
             f"{free_bytes / (1 << 30):.1f} are free: make room there"
         )
 
 
-# ---- Locks, and what a killed process left
+# ---- Locks, and leftovers of killed processes
 
 
 def _unfinished_name() -> str:
@@ -264,7 +264,7 @@ def _unfinished_name() -> str:
 
 
 def _remove_unfinished(guests_dir: Path) -> None:
-    """Remove what processes that are dead by now had begun."""
+    """Remove unfinished images of dead processes."""
     for path in guests_dir.glob(".new-*"):
         pid, ticks = (int(number) for number in path.name.split("-")[1:3])
         if not is_alive(Process(pid, ticks)):
@@ -272,7 +272,7 @@ def _remove_unfinished(guests_dir: Path) -> None:
 
 
 def _remove_older(path: Path, kernel: Kernel, kind: Kind) -> None:
-    """Remove images of other recipes that no guest uses."""
+    """Remove images of older recipes that no guest uses."""
     for other in path.parent.glob(f"{kernel.name}-{kind}-*"):
         if other == path:
             continue
@@ -283,5 +283,5 @@ def _remove_older(path: Path, kernel: Kernel, kind: Kind) -> None:
 
 
 def _lock_of(path: Path) -> Path:
-    """Return the file that is locked by users of an image (shared) and its builder (alone)."""
+    """Return an image's lock file: its users lock it shared, its builder exclusively."""
     return path.with_name(f".lock-{path.name}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Try the running kernel: `inside.py compile`, `load` and `talk`, a line of JSON for each result.
+"""Test the running kernel: `inside.py compile`, `load` and `talk` print a line of JSON per result.
 
-Runs in guests and on the host, from the checkout's environment. Nothing is imported twice: what
-tries a build or a design is a fork of this process.
+It runs in guests and on the host, in the checkout's environment. Each build and each design is
+tested in a fork of this process, so that modules are imported only once.
 """
 
 import json
@@ -32,18 +32,18 @@ from dpukv_xdp.topology.schema import ServerConfig
 
 KEYS = 4096
 SECONDS = 0.5
-"""How long a bench measures."""
+"""Duration of a bench."""
 BENCH = ["--keys", str(KEYS), "--seconds", str(SECONDS), "--json", "-"]
 LAB = "kernels"
-"""Name of the lab that is set up for each design."""
+"""Name of the lab of each design."""
 LAB_MTU = 1500
-"""By default, in a lab."""
+"""Default MTU of a lab, in bytes."""
 WORKERS = 2
 Result = dict[str, Any]
 
 
 def main() -> int:
-    """Print the results of what the command line names; return the exit status."""
+    """Print the results of the jobs on the command line; return the exit status."""
     jobs = {"compile": compile_all, "load": load_all, "talk": talk_all}
     for name in sys.argv[1:]:
         for result in jobs[name]():
@@ -55,20 +55,20 @@ def main() -> int:
 
 
 def compile_all() -> Iterator[Result]:
-    """Compile every build, and those of the commands below, unless it was kept."""
+    """Compile every build, and those of the commands below, unless it is cached."""
     for result in _in_workers(_compile, [*builds.every_build(), *command_builds()]):
         if "refused" in result or result["seconds"] > 0.2:
             yield {"compiled": result}
 
 
 def load_all() -> Iterator[Result]:
-    """Load every build; the instructions that the verifier walked for each of its programs."""
+    """Load every build; yield the instructions that the verifier processed per program."""
     for result in _in_workers(_load, builds.every_build()):
         yield {"build": result}
 
 
 def command_builds() -> list[Build]:
-    """Return what `talk` loads: labs' own addresses and sizes make other programs."""
+    """Return the builds that `talk` loads: a lab's address and sizes make other programs."""
     options = BenchOptions(keys=KEYS, seconds=SECONDS)
     link = replace(builds.LINK, mtu=LAB_MTU)
     found = []
@@ -97,7 +97,7 @@ def _load(build: Build) -> Result:
 
 
 def _in_workers(job: Callable[[Build], Result], what: list[Build]) -> Iterator[Result]:
-    """Do a job for each build in forks of this process; the results in the builds' order."""
+    """Run a job for each build in forks of this process; yield results in the builds' order."""
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("fork")) as pool:
         yield from pool.map(_timed, [job] * len(what), what)
 
@@ -115,7 +115,7 @@ def _timed(job: Callable[[Build], Result], build: Build) -> Result:
 
 
 def talk_all() -> Iterator[Result]:
-    """Measure each design shortly, and ask it by hand in a lab."""
+    """Measure each design briefly, and run `set` and `get` with it in a lab."""
     kept = _kept_programs()
     for design in DESIGNS:
         started = time.monotonic()
@@ -136,7 +136,7 @@ def _bench(design: str) -> Result:
 
 
 def _ask(design: str) -> Result:
-    """`lab up`, `set`, `get` and `lab down`."""
+    """Run `lab up`, `set`, `get` and `lab down` with a design."""
     steps = (
         (("lab", "up", "--name", LAB, "--design", design), None),
         (("set", "--lab", LAB, "hello", design), None),
@@ -153,9 +153,9 @@ def _ask(design: str) -> Result:
 
 
 def _dpukv(*arguments: str) -> tuple[int, str]:
-    """Run a command of dpukv in a fork; return its exit status and what it printed.
+    """Run a dpukv command in a fork; return its exit status and its output.
 
-    Of a command that succeeds, what it says on stderr is left out.
+    The output includes stderr only if the command fails.
     """
     with open_nameless() as out, open_nameless() as err:
         pid = os.fork()
@@ -166,7 +166,7 @@ def _dpukv(*arguments: str) -> tuple[int, str]:
 
 
 def _become(argv: list[str], out: int, err: int) -> None:
-    """Be a command, and end with its exit status."""
+    """Turn the calling fork into a command, and end with the command's exit status."""
     status = 1
     try:
         os.dup2(out, 1)
@@ -176,7 +176,7 @@ def _become(argv: list[str], out: int, err: int) -> None:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # noqa: BLE001 - the traceback is the command's answer
+    except BaseException:  # noqa: BLE001 - the traceback is the command's output
         traceback.print_exc()
     finally:
         with suppress(OSError):
@@ -190,7 +190,7 @@ def _kept_programs() -> set[str]:
 
 
 def open_nameless() -> Any:
-    """Return a file without a name."""
+    """Return an unlinked temporary file."""
     return os.fdopen(os.memfd_create("output"), "r+b")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""What is tried on each kernel, and in which guest."""
+"""The tests that run on each kernel, and the guests in which they run."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ NOT_QUICK = (
     *("matplotlib", "mpl_toolkits", "fontTools", "PIL", "pillow.libs", "contourpy", "kiwisolver"),
     *("pip", "setuptools", "hypothesis", "_pytest", "scapy", "simpy", "tzdata"),
 )
-"""Parts of the environment that a quick guest does without: checkers, plots, tests."""
+"""Parts of the environment that a quick guest does not need: checkers, plots, tests."""
 COMPILE_SECONDS = 900.0
 COPY_SECONDS = 30.0
 LOAD_SECONDS = 60.0
@@ -51,19 +51,19 @@ SUITES = (
         )
     ),
 )
-"""What a kernel can break; performance aside."""
+"""Suites that depend on the kernel, without those for performance."""
 JUNIT = "build/kernels/junit.xml"
 
 
 def try_here(result: KernelResult, say: Say) -> None:
     """Load every build on the running kernel."""
     with _phase(result, "load"):
-        say("here: compiling what was not kept, and loading every build")
+        say("here: compiling builds that are not cached, and loading every build")
         _inside_here(["load"], result)
 
 
 def try_quickly(kernel: Kernel, result: KernelResult, say: Say) -> None:
-    """Load every build, measure and ask each design, in a prepared guest with this environment."""
+    """Load every build and run each design in a prepared guest with this environment."""
     started = time.monotonic()
     with images.image(kernel, "prepared", say) as image, tempfile.TemporaryFile() as payload:
         result.seconds["image"] = round(time.monotonic() - started, 1)
@@ -103,10 +103,11 @@ def try_suites_here(arguments: Sequence[str], result: KernelResult, say: Say) ->
 
 
 def try_fresh_box(kernel: Kernel, arguments: Sequence[str], result: KernelResult, say: Say) -> None:
-    """Run the README's commands as written in a bare guest, tests for the functional suites.
+    """Run the README's commands as written in a bare guest; its test command runs the functional
+    suites.
 
-    The first has nothing prepared. Before the second, the guest gets the programs that were
-    compiled here: compiling them there takes an hour.
+    The first command runs in an unprepared guest. Before the second, the programs compiled here are
+    copied into the guest, because compiling them there takes an hour.
     """
     with images.image(kernel, "bare", say) as image, tempfile.TemporaryFile() as payload:
         _pack(payload, [*_checkout(), str(PROGRAMS_DIR)])
@@ -117,14 +118,14 @@ def try_fresh_box(kernel: Kernel, arguments: Sequence[str], result: KernelResult
             _try_command(guest, "sudo tools/test", suites, SUITES_SECONDS, result, say)
             junit = guests.quoted(str(ROOT / JUNIT))
             status, lines = guest.run(f"cat {junit}", what="results", limit_seconds=COPY_SECONDS)
-            if status == 0:  # else the command's failure has been told
+            if status == 0:  # otherwise the command's failure is in the results
                 result.suites = results.read_junit("\n".join(lines))
 
 
 def _try_command(
     guest: Guest, command: str, more: str, limit_seconds: float, result: KernelResult, say: Say
 ) -> None:
-    """Run a command of the README with `more` arguments, in the checkout."""
+    """Run a command of the README with additional arguments, in the checkout."""
     with _phase(result, command):
         say(f"{guest.name}: {command}")
         status, lines = guest.run(
@@ -144,13 +145,13 @@ def _try_command(
 def _booted(
     kernel: Kernel, image: Image, payload: IO[bytes], result: KernelResult, say: Say, *options: str
 ) -> Iterator[Guest]:
-    """Yield a guest that has unpacked its payload; `options` are tar's."""
+    """Yield a booted guest with its payload unpacked; `options` are tar's."""
     started = time.monotonic()
     with guests.booted(kernel.name, image, payload, say) as guest:
         result.seconds["boot"] = round(time.monotonic() - started, 1)
         result.emulated, result.slowness = not guests.has_kvm(), guest.slowness
         result.release = image.release
-        say(f"{kernel.name} is up: time-outs are {guest.slowness:g} times longer there")
+        say(f"{kernel.name} is up: its time-outs are {guest.slowness:g} times longer")
         with _phase(result, "copy"):
             _succeed(guest, f"tar -xPf /dev/vdb {guests.quoted(*options)}", COPY_SECONDS, "/")
         yield guest
@@ -195,11 +196,11 @@ def _take(lines: Sequence[str], result: KernelResult, table: dict[str, dict[str,
             result.add(msgspec.json.decode(line), table)
 
 
-# ---- What goes into a guest
+# ---- The payload of a guest
 
 
 def _compile_for(image: Image, say: Say) -> None:
-    """Compile every build with the guest's headers: here it takes seconds, there minutes."""
+    """Compile every build with the guest's headers here, which takes seconds instead of minutes."""
     source = kernel_headers.source_in(image.headers)
     if kernel_headers.headers_release() != image.release:
         say(f"compiling every build with the headers of {image.release}")
@@ -207,24 +208,24 @@ def _compile_for(image: Image, say: Say) -> None:
 
 
 def _has_same_environment() -> bool:
-    """Whether .venv works in a guest as it is: it is Debian's Python of the guest's release."""
+    """Return whether .venv works in a guest: this host must have the guest's Debian release."""
     text = Path("/etc/os-release").read_text()
     return f"VERSION_CODENAME={images.RELEASE}" in text and (ROOT / PYTHON).exists()
 
 
 def _checkout() -> list[str]:
-    """Return the files of the checkout, changed ones and new ones too, as git knows them."""
+    """Return the files of the checkout, including changed and untracked ones."""
     return _files("--cached", "--others", "--exclude-standard")
 
 
 def _environment() -> list[str]:
-    """Return what tools/setup makes in the checkout, and the programs that were compiled here."""
+    """Return the files that tools/setup makes in the checkout, and the compiled programs."""
     built = _files("--others", "--ignored", "--exclude-standard", "dpukv_xdp")
     return [*built, str(ROOT / ".venv"), str(PROGRAMS_DIR)]
 
 
 def _files(*asked: str) -> list[str]:
-    """Return the absolute paths that `git ls-files` lists and that are there."""
+    """Return the absolute paths of the existing files that `git ls-files` lists."""
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", *asked]
     listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if listing.returncode:
@@ -235,7 +236,7 @@ def _files(*asked: str) -> list[str]:
 
 
 def _pack(payload: IO[bytes], paths: Sequence[str]) -> None:
-    """Write files into an archive, with their places on this machine."""
+    """Write files into an archive, with their absolute paths."""
     excluded = [f"--exclude=site-packages/{pattern}" for pattern in NOT_QUICK]
     command = ["tar", "--create", "--absolute-names", *excluded, "--null", "--files-from=-"]
     with processes.started(command, stdin=subprocess.PIPE, stdout=payload) as tar:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Start programs that end with this process, however it ends, and wait for them with a limit."""
+"""Start programs that end with this process, however it ends, and wait for them with a time-out."""
 
 import ctypes
 import os
@@ -17,27 +17,27 @@ from dpukv_xdp.base.errors import DpukvError, MissingError
 PR_SET_PDEATHSIG = 1
 KILL_SECONDS = 10.0
 LAST_LINES = 8
-"""Lines of a program's output that an error repeats."""
+"""Lines of a program's output that an error quotes."""
 READ_BYTES = 1 << 16
 
 
 class LimitError(DpukvError):
-    """A step took longer than it may."""
+    """A step exceeded its time-out."""
 
 
 def require(programs: Sequence[str], feature: str) -> None:
     """Raise MissingError if one of the programs is not on PATH."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        needs = f"{', '.join(missing)}: sudo tools/setup --with-guests installs what it needs"
+        needs = f"{', '.join(missing)}: run sudo tools/setup --with-guests"
         raise MissingError(feature, needs)
 
 
 @contextmanager
 def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program within the block, in a process group of its own; `options` are Popen's.
+    """Run a program in its own process group within the block; `options` are Popen's.
 
-    It is killed at the end of the block, and by the kernel when this process dies.
+    It is killed at the end of the block, or by the kernel when this process dies.
     """
     libc = ctypes.CDLL(None)
     parent = os.getpid()
@@ -45,7 +45,7 @@ def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[by
     def die_with_parent() -> None:
         """Run in the child before exec: system calls only."""
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before prctl()
             os._exit(1)
 
     process = subprocess.Popen(argv, preexec_fn=die_with_parent, process_group=0, **options)
@@ -67,10 +67,10 @@ def run(
     on_line: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> tuple[int, list[str]]:
-    """Run a program to its end; return its exit status and its output's lines, errors included
-    unless `options` (Popen's) send them elsewhere.
+    """Run a program to its end; return its exit status and the lines of its stdout and stderr.
 
-    `on_line` is called with each line as it comes. Raises LimitError, which names `what`.
+    `options` are Popen's and may redirect stderr; `on_line` is called with each line as it arrives.
+    Raises LimitError, which names `what`, after `limit_seconds`.
     """
     lines: list[str] = []
     options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **options}
@@ -85,7 +85,7 @@ def run(
 
 
 def environment(**more: str) -> Mapping[str, str]:
-    """Return this process's environment with changes."""
+    """Return this process's environment with variables added or replaced."""
     return {**os.environ, **more}
 
 
@@ -94,7 +94,7 @@ def _quoted(lines: Sequence[str]) -> str:
 
 
 def _lines(stream: IO[bytes], deadline: float) -> Iterator[str | None]:
-    """Yield each line of a pipe without its end, and None when the deadline has passed."""
+    """Yield each line of a pipe without its newline; yield None when the deadline has passed."""
     rest = b""
     while True:
         readable, _, _ = select.select([stream], [], [], max(deadline - time.monotonic(), 0))

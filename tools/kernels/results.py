@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Results of the matrix, as JSON and as tables."""
+"""Results of the matrix of kernels, written as JSON and as tables."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -15,18 +15,18 @@ from kernels import budget
 
 
 class Suite(msgspec.Struct):
-    """The tests of one file or folder."""
+    """The results of the tests of one file or folder."""
 
     passed: int = 0
     failed: int = 0
     skipped: dict[str, int] = {}
-    """How often, by reason."""
+    """Number of skipped tests by reason."""
     failures: list[str] = []
-    """A line for each failed test."""
+    """One line per failed test."""
 
 
 class KernelResult(msgspec.Struct):
-    """What one kernel did."""
+    """The results of one kernel."""
 
     name: str
     """A row of images.KERNELS, or "here"."""
@@ -34,23 +34,25 @@ class KernelResult(msgspec.Struct):
     emulated: bool = False
     slowness: float = 1.0
     instructions: dict[str, dict[str, int]] = {}
-    """By build and program."""
+    """Verified instructions by build and program."""
     refused: dict[str, str] = {}
-    """Builds that did not load, and why."""
+    """Builds that did not load, with the reason."""
     over_budget: list[str] = []
+    """A sentence for each program beyond its budget."""
     broken: list[str] = []
-    """Why something could not be tried at all."""
+    """A sentence for each step that could not be run at all."""
     benches: dict[str, dict[str, Any]] = {}
-    """By design."""
+    """Results of the benches by design."""
     labs: dict[str, dict[str, Any]] = {}
+    """Results of `lab`, `set` and `get` by design."""
     commands: dict[str, str] = {}
-    """The README's commands: "ok", or what went wrong."""
+    """The README's commands: "ok", or the failure."""
     suites: dict[str, Suite] = {}
     seconds: dict[str, float] = {}
-    """How long each phase took."""
+    """Duration of each phase."""
 
     def add(self, line: dict[str, Any], table: dict[str, dict[str, int]]) -> None:
-        """Take in a line of inside.py."""
+        """Add the result in a line of inside.py; `table` is the budget."""
         if "build" in line:
             build = line["build"]
             if "refused" in build:
@@ -63,7 +65,7 @@ class KernelResult(msgspec.Struct):
                 place[line[kind].pop("design")] = line[kind]
 
     def failures(self) -> list[str]:
-        """Return a sentence for each thing that went wrong."""
+        """Return a sentence for each failure."""
         found = [*self.broken, *(f"{build}: {why}" for build, why in self.refused.items())]
         found += self.over_budget
         for design, bench in self.benches.items():
@@ -79,7 +81,7 @@ class KernelResult(msgspec.Struct):
 
 
 def read_junit(text: str) -> dict[str, Suite]:
-    """Return the suites in pytest's XML: by folder of tests/, and by file in tests/net."""
+    """Return the suites in pytest's XML, by folder of tests/, or by file for tests/net."""
     suites: dict[str, Suite] = {}
     for case in ElementTree.fromstring(text).iter("testcase"):
         parts = case.get("classname", "").removeprefix("tests.").split(".")
@@ -100,7 +102,7 @@ def read_junit(text: str) -> dict[str, Suite]:
 
 
 def show(results: list[KernelResult], console: Console) -> int:
-    """Print the table, and what went wrong; return the exit status."""
+    """Print the table and the failures; return the exit status."""
     table = Table(title="Kernels", title_justify="left")
     table.add_column("")
     for result in results:
@@ -115,13 +117,13 @@ def show(results: list[KernelResult], console: Console) -> int:
 
 
 def heading(result: KernelResult) -> str:
-    """Return what a column is called."""
+    """Return the heading of a kernel's column."""
     how = f", emulated ({result.slowness:g} times slower)" if result.emulated else ""
     return f"{result.name}: {result.release}{how}"
 
 
 def rows(results: list[KernelResult]) -> list[tuple[str, list[str]]]:
-    """Return the table without the instructions: name of the row, a cell for each kernel."""
+    """Return the table without the instructions: the name of each row and a cell per kernel."""
     found: list[tuple[str, list[str]]] = [
         ("builds loaded", [_loaded(result) for result in results]),
         ("most instructions", [_most(result) for result in results]),
@@ -149,7 +151,7 @@ def _markdown(results: list[KernelResult]) -> str:
     lines = [
         "# Kernels",
         "",
-        "Written by `sudo tools/test --kernels --write`. Of a suite: passed / failed / skipped.",
+        "Written by `sudo tools/test --kernels --write`. Suites: passed / failed / skipped.",
         "",
         *_markdown_table(["", *headings], [[name, *cells] for name, cells in rows(results)]),
         "",
