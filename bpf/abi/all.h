@@ -17,6 +17,7 @@
 #include "abi/histogram.h"
 #include "abi/limits.h"
 #include "abi/load.h"
+#include "abi/operation_table.h"
 #include "abi/partitions.h"
 #include "abi/queue_pair.h"
 #include "abi/store_layout.h"

@@ -5,6 +5,7 @@
 #ifndef KV_ABI_STORE_LAYOUT_H
 #define KV_ABI_STORE_LAYOUT_H
 
+#include "abi/operation_table.h"
 #include "abi/words.h"
 
 enum kv_store_limit {
@@ -53,12 +54,7 @@ struct kv_dpu_store {
 	/* As in struct kv_engine_stats */
 	__u64 batches;
 	__u64 requests;
-	__u64 gets;
-	__u64 sets;
-	__u64 noops;
-	__u64 errors;
-	__u64 not_supported;
-	__u64 rejected;
+	struct kv_operation_counts counts;
 	/* As in struct kv_store_stats */
 	__u64 set_nooverwrite;
 	__u64 set_new;
@@ -74,7 +70,6 @@ struct kv_dpu_store {
 	__u64 delete_notfound;
 	__u64 increment_found;
 	__u64 increment_notfound;
-	__u64 resets;
 	__u64 cleanup;
 };
 KV_ASSERT(sizeof(struct kv_dpu_store) == 280);

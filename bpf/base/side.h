@@ -10,12 +10,7 @@
 #define KV_SIDE_H
 
 #include "abi/words.h"
-
-/* A shared word may change at any moment: read or write it exactly once. */
-#define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
-#define KV_WRITE_ONCE(word, new_value) (*(volatile __typeof__(word) *)&(word) = (new_value))
-/* Enough on x86, where stores stay in order; arm64 would need a release store here. */
-#define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
+#include "base/barriers.h"
 
 #define KV_CACHE_LINE_BYTES 64
 
@@ -26,8 +21,6 @@
 		asm volatile("" ::"r"(touched));    \
 	} while (0)
 
-/* Keeps clang from following a scalar: the verifier accepts packet and map offsets it can bound by a mask alone. */
-#define KV_OPAQUE(scalar) asm volatile("" : "+r"(scalar))
 /*
  * Where a loop's offset starts. Were the verifier to know the number, every mix of item sizes would be a state of its
  * own ("BPF program is too large. Processed 1000001 insn"); an unknown, masked one makes all turns alike.

@@ -14,9 +14,9 @@
 #include "abi/partitions.h"
 #include "net/headers.h"
 #include "queue/dpu_end.h"
+#include "service/semantics.h"
 #include "store/dpu_store.h"
 
-#define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
 #define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* offset of a word in a payload */
 #define KV_LENGTH_MASK KV_OFFSET_MASK
 
@@ -162,12 +162,12 @@ static __always_inline void kv_touch_items(const struct kv_batch *batch)
 
 /* ---- Execution ---- */
 
-static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads);
+_Static_assert((KV_OPS_THAT_READ >> KV_OP_GET & 1) == (KV_OP_GET & 1) &&
+		       (KV_OPS_THAT_READ >> KV_OP_SET & 1) == (KV_OP_SET & 1),
+	       "kv_execute_short() takes the lowest bit of these two codes for the column \"reads\"");
+
 static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
 					    struct kv_response *response);
-static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind);
-static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
-					struct kv_response *response);
 
 static __always_inline void kv_execute_batch(struct kv_batch *batch)
 {
@@ -183,10 +183,11 @@ static __always_inline void kv_execute_batch(struct kv_batch *batch)
 			break;
 		if (kv_execute_short(batch, request, response))
 			continue;
-		kv_make_room(batch, kv_request_count(batch) - 1 - i);
+		batch->room = kv_room_for_next(batch->store->wire_bytes, kv_request_count(batch) - 1 - i,
+					       KV_RESPONSE_BYTES_MAX);
 		header = kv_execute(batch, request, response);
 		response->header = header;
-		batch->store->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+		batch->store->wire_bytes += kv_response_wire_bytes(header);
 	}
 }
 
@@ -206,7 +207,7 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 		return 0;
 	if (header != KV_HEADER(KV_OP_GET, 0, 8, 0) && header != KV_HEADER(KV_OP_SET, 0, 8, 8))
 		return 0;
-	if (kv_is_rejected(batch, request->key_hash, header & 1)) /* of these two codes, GET is the odd one */
+	if (kv_is_rejected(batch, request->key_hash, header & 1)) /* of these two, GET reads, and its code is odd */
 		return 0;
 	item = kv_item_of(batch->store_index, word);
 	if (!item || word == 0 || kv_distance(store, word) > KV_LOG_BYTES)
@@ -215,13 +216,13 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 	    item->kv_length != (8u << KV_LENGTH_KEY_SHIFT | 8))
 		return 0;
 	if (header == KV_HEADER(KV_OP_GET, 0, 8, 0)) {
-		store->gets++;
+		store->counts.gets++;
 		store->get_found++;
 		response->value = item->words[1];
 		response->header = KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, 8);
 		batch->store->wire_bytes += KV_INLINE_REPLY_BYTES;
 	} else {
-		store->sets++;
+		store->counts.sets++;
 		store->set_inplace++;
 		item->words[1] = request->value;
 		response->value = 0;
@@ -231,56 +232,27 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 	return 1;
 }
 
-/* What a response may take so that each one behind it still has room for a header and a short value. */
-static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind)
-{
-	__u32 taken = batch->store->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
-
-	batch->room = taken < KV_RESPONSE_BYTES_MAX ? KV_RESPONSE_BYTES_MAX - taken : 0;
-}
-
-static __always_inline __u32 kv_reset(struct kv_batch *batch);
-static __always_inline __u32 kv_reads(__u32 operation);
-static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
-					 struct kv_key *key);
-static __always_inline __u32 kv_refuse(struct kv_batch *batch, const struct kv_request *request);
+static __always_inline void kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
+					struct kv_key *key);
 static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct kv_request *request,
 					   const struct kv_key *key);
 static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struct kv_request *request,
 					     struct kv_response *response, const struct kv_key *key);
 
-/* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
-static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
-					struct kv_response *response)
+/* semantics.h says what this does. */
+static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const struct kv_request *request,
+					       struct kv_response *response)
 {
 	struct kv_dpu_store *store = batch->store;
-	__u32 operation = KV_HEADER_OPERATION(request->header);
+	__u64 header;
 	struct kv_key key;
-	__u32 refusal;
+	__u32 operation, refusal;
 
-	response->value = 0;
-	if (operation == KV_OP_RESET)
-		return KV_HEADER(KV_OP_RESET, kv_reset(batch), 0, 0);
-	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (kv_is_rejected(batch, request->key_hash, kv_reads(operation))) {
-		store->rejected++;
-		return KV_HEADER(operation, KV_REJECTED, 0, 0);
-	}
-	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
-		store->noops++;
-		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
-	}
-	if (operation > KV_OP_INCREMENT) {
-		store->not_supported++;
-		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
-	}
-	if (!kv_take_key(batch, request, &key)) {
-		store->errors++;
-		return KV_HEADER(operation, KV_ERROR, 0, 0);
-	}
-	refusal = kv_refuse(batch, request);
+	kv_take_key(batch, request, &key);
+	header = KV_READ_ONCE(request->header);
+	refusal = kv_refuse(batch, KV_HEADER_OPERATION(header), header, &batch->room, KV_RESPONSE_BYTES_MAX);
 	if (refusal)
-		return KV_HEADER(operation, refusal, 0, 0);
+		return KV_HEADER(KV_HEADER_OPERATION(header), refusal, 0, 0);
 	/* Read anew, here and below: what branches teach the verifier it would follow through all that comes after. */
 	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
 	kv_find(batch->store_index, store, &key);
@@ -292,20 +264,11 @@ static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_
 	}
 	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
 	operation = KV_HEADER_OPERATION(KV_READ_ONCE(request->header));
-	if (operation == KV_OP_SET || operation == KV_OP_ADD)
+	if (kv_operation_is_in(KV_OPS_THAT_STORE, operation))
 		return kv_finish_set(batch, request, &key);
 	return kv_finish_found(batch, request, response, &key);
 }
 
-/* Whether the operation changes nothing, as 1 or 0: in EREW and CREW others than the owner may do no other. */
-static __always_inline __u32 kv_reads(__u32 operation)
-{
-	const __u32 reading = 1 << KV_OP_NOOP_READ | 1 << KV_OP_GET | 1 << KV_OP_TEST;
-
-	return reading >> (operation & 31) & kv_is_below(operation, 32);
-}
-
-/* Whether the key is another engine's, and only that one may do this. */
 static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads)
 {
 	const struct kv_partition_table *table;
@@ -314,7 +277,7 @@ static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 ke
 	if (KV_ENGINES == 1)
 		return 0;
 	table = kv_partition_table_at(0);
-	if (!table || (reads & table->concurrent_read) || (~reads & table->concurrent_write))
+	if (!table || kv_mode_allows(table, reads))
 		return 0;
 	partitions = KV_READ_ONCE(table->partitions);
 	if (partitions == 0 || partitions > KV_PARTITIONS_MAX)
@@ -324,71 +287,29 @@ static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 ke
 	return table->owner[partition & (KV_PARTITIONS_MAX - 1)] != batch->engine;
 }
 
+static __always_inline struct kv_operation_counts *kv_counts_of(struct kv_batch *batch)
+{
+	return &batch->store->counts;
+}
+
+static __always_inline const struct kv_partition_table *kv_partitions_of(const struct kv_batch *batch)
+{
+	return kv_partition_table_at(0);
+}
+
 /*
- * Anybody may send this: it has to be allowed. To the batch it looks like KV_CLEANUP_BUCKETS appended items: no guess
- * holds any more, and the cleanup goes on, also where it is what the next RESET has to wait for.
+ * To the batch a RESET looks like KV_CLEANUP_BUCKETS appended items: no guess holds any more, and the cleanup goes on,
+ * also where the next RESET has to wait for it.
  */
-static __always_inline __u32 kv_reset(struct kv_batch *batch)
+static __always_inline __u32 kv_forget_items(struct kv_batch *batch)
 {
-	const struct kv_partition_table *table = kv_partition_table_at(0);
-
-	if (!table || !table->reset_allowed) {
-		batch->store->not_supported++;
-		return KV_NOT_SUPPORTED;
-	}
 	batch->appended -= KV_CLEANUP_BUCKETS;
-	if (!kv_forget_all(batch->store))
-		return KV_NOT_PROCESSED;
-	batch->store->resets++;
-	return KV_SUCCESS;
+	return kv_forget_all(batch->store) ? KV_SUCCESS : KV_NOT_PROCESSED;
 }
 
-static __always_inline __u32 kv_refuse_set(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes);
-
-/* What the request itself or the room in the response forbids, as a result; 0: nothing. */
-static __always_inline __u32 kv_refuse(struct kv_batch *batch, const struct kv_request *request)
-{
-	__u64 header = KV_READ_ONCE(request->header);
-	__u32 operation = KV_HEADER_OPERATION(header);
-	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
-
-	if (operation == KV_OP_SET || operation == KV_OP_ADD) {
-		batch->store->sets++;
-		return kv_refuse_set(batch, KV_HEADER_KEY_BYTES(header), value_bytes);
-	}
-	if (operation == KV_OP_GET) {
-		batch->store->gets++;
-		/* The host's short path does not ask for room: no request takes less than such a response. */
-		if (header == KV_HEADER(KV_OP_GET, 0, 8, 0) && batch->room < KV_INLINE_REPLY_BYTES)
-			batch->room = KV_INLINE_REPLY_BYTES;
-	} else if (operation != KV_OP_INCREMENT) {
-		return 0;
-	} else if (value_bytes != sizeof(__u64)) {
-		batch->store->errors++;
-		return KV_ERROR;
-	}
-	return batch->room < KV_INLINE_REPLY_BYTES ? KV_INSUFFICIENT_SPACE : 0;
-}
-
-/* A SET of more than a value may have, or of what a GET could never return in one frame. */
-static __always_inline __u32 kv_refuse_set(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes)
-{
-	if (key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return 0;
-	if (KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > KV_RESPONSE_BYTES_MAX) {
-		batch->store->errors++;
-		return KV_INSUFFICIENT_SPACE;
-	}
-	if (value_bytes > KV_VALUE_MAX) {
-		batch->store->set_refused++;
-		return KV_INSUFFICIENT_SPACE;
-	}
-	return 0;
-}
-
-/* The bytes of the request's key; 0 for none, which is an error. */
-static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
-					 struct kv_key *key)
+/* Fill in `key` from the request: the key's bytes are in the record or in the batch's payload. */
+static __always_inline void kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
+					struct kv_key *key)
 {
 	__u32 offset = 0;
 
@@ -400,10 +321,14 @@ static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const str
 		key->first_word = *(const __u64 *)(batch->requests->payload + offset);
 	}
 	key->rest = batch->requests->payload + offset + 8;
-	return key->bytes;
 }
 
 /* ---- GET, TEST, DELETE, INCREMENT ---- */
+
+_Static_assert(KV_MISSING_GET == KV_MISSING_TEST && KV_MISSING_GET == KV_MISSING_DELETE &&
+		       KV_MISSING_GET == KV_MISSING_INCREMENT,
+	       "one answer for a key that is not there");
+_Static_assert(KV_PRESENT_TEST == KV_PRESENT_DELETE, "one answer for a key that is there");
 
 static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 operation, __u32 is_missing);
 static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
@@ -424,7 +349,7 @@ static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struc
 	segment = kv_place_is_own(batch->store) ? kv_segment_of(batch->store_index, word) : 0;
 	if (!segment) {
 		kv_count_found(batch->store, operation, 1);
-		return KV_HEADER(operation, KV_NOT_FOUND, 0, 0);
+		return KV_HEADER(operation, KV_MISSING_GET, 0, 0);
 	}
 	kv_count_found(batch->store, operation, 0);
 	if (operation == KV_OP_GET)
@@ -436,7 +361,7 @@ static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struc
 		((struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length = 0;
 		kv_remove_word(batch->store_index, batch->store, request->key_hash);
 	}
-	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+	return KV_HEADER(operation, KV_PRESENT_TEST, 0, 0);
 }
 
 /* One of get_found ... increment_notfound, which stand there in the order of the operations' codes. */
@@ -463,12 +388,10 @@ static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 wor
 static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
 					   const struct kv_key *key, const __u8 *segment, __u64 word)
 {
-	__u32 room = KV_PAYLOAD_BYTES - batch->store->payload_bytes;
+	__u32 room = kv_room_for_value(batch->room, batch->store->payload_bytes);
 	__u32 value_offset, value_bytes, payload_offset;
 	__u8 *payload;
 
-	if (room > ((batch->room - KV_ITEM_HEADER_BYTES) & ~7u))
-		room = (batch->room - KV_ITEM_HEADER_BYTES) & ~7u;
 	value_bytes = ((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_MASK;
 	if (value_bytes > room)
 		return KV_HEADER(KV_OP_GET, KV_INSUFFICIENT_SPACE, 0, 0);
@@ -495,13 +418,14 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 	__u64 *value = (__u64 *)(segment + kv_value_offset(key, word));
 	__u64 increment = request->value;
 
-	if ((((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_VALUE_MASK) != 8)
+	if ((((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_VALUE_MASK) !=
+	    KV_NUMBER_BYTES)
 		return KV_HEADER(KV_OP_INCREMENT, KV_ERROR, 0, 0);
 	if (key->bytes > KV_INLINE_MAX) /* see kv_parse_item() */
 		increment = *(const __u64 *)(batch->requests->payload + (increment & KV_PAYLOAD_MASK));
 	*value += increment;
 	response->value = *value;
-	return KV_HEADER(KV_OP_INCREMENT, KV_SUCCESS, 0, 8);
+	return KV_HEADER(KV_OP_INCREMENT, KV_PRESENT_INCREMENT, 0, KV_NUMBER_BYTES);
 }
 
 /* ---- SET and ADD ---- */
@@ -520,11 +444,13 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 	__u32 value_offset;
 	__u8 *segment;
 
-	if (value_bytes > KV_VALUE_MAX) /* the record has changed since kv_refuse() looked at it */
+	if (value_bytes > KV_VALUE_MAX) {
+		batch->store->set_refused++;
 		return KV_HEADER(operation, KV_INSUFFICIENT_SPACE, 0, 0);
+	}
 	if (operation == KV_OP_ADD && kv_place_is_own(batch->store)) {
 		batch->store->set_nooverwrite++;
-		return KV_HEADER(KV_OP_ADD, KV_EXISTS, 0, 0);
+		return KV_HEADER(KV_OP_ADD, KV_PRESENT_ADD, 0, 0);
 	}
 	item = kv_place_is_own(batch->store) ? kv_item_of(batch->store_index, word) : 0;
 	if (item && value_bytes <= item->value_capacity)

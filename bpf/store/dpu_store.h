@@ -131,16 +131,7 @@ static __always_inline int kv_try_to_own(struct kv_dpu_store_bytes *leaf)
 
 /* ---- Index and log as arrays ---- */
 
-/* Whether a < b, as 1 or 0, for numbers below 2^63: a subtraction, where clang would rather have a branch. */
-static __always_inline __u64 kv_is_below(__u64 a, __u64 b)
-{
-	__u64 difference = a - b;
-
-	KV_OPAQUE(difference);
-	return difference >> 63;
-}
-
-/* KV_STORE_TAG(), likewise. */
+/* Return KV_STORE_TAG() of a hash, without a branch. */
 static __always_inline __u64 kv_tag_of(__u64 key_hash)
 {
 	__u64 low = key_hash & 0xffff;

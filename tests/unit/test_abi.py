@@ -121,10 +121,12 @@ def declared_structs(text: str) -> dict[str, list[str]]:
 
 
 def enumerators(text: str) -> list[str]:
-    """Return all enumerators of the headers."""
+    """Return all enumerators of the headers, those that KV_OPERATION_TABLE makes among them."""
     plain = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     bodies = re.findall(r"^enum \w+ \{(.*?)\};", plain, re.MULTILINE | re.DOTALL)
-    return [name for body in bodies for name in re.findall(r"\b(KV_\w+)\s*(?=[=,\n]|$)", body)]
+    written = [name for body in bodies for name in re.findall(r"\b(KV_\w+)\s*(?=[=,\n]|$)", body)]
+    rows = re.findall(r"\bROW\((\w+),", plain)
+    return written + [f"KV_{column}_{row}" for column in ("MISSING", "PRESENT") for row in rows]
 
 
 # ---- The witnesses -------------------------------------------------------------------------------

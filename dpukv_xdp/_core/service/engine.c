@@ -16,10 +16,10 @@
 #include "queue/host_end.h"
 #include "queue/ringbuf.h"
 #include "service/engine.h"
+#include "service/semantics.h"
 #include "store/hot_path.h"
 
 #define KV_READY_TURNS 1000000 /* looks for a record that is handed over by itself, before the batch counts as bad */
-#define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
 
 /* One batch, wherever its requests lie. The other end may still write there: what was checked is kept here. */
 struct kv_taken_batch {
@@ -346,51 +346,54 @@ KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t
 	return engine->stores[kv_partition_of(engine, key_hash)];
 }
 
-/* The responses of one batch as they grow. */
-struct kv_reply {
+/* The batch at work, and its responses as they grow. */
+struct kv_batch {
+	struct kv_engine *engine;
+	const struct kv_taken_batch *taken;
 	struct kv_response_slot *slot;
-	uint32_t wire_bytes;	/* so far */
-	uint32_t payload_bytes; /* so far */
-	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
+	__u64 *likely;		/* where the index may have the request's item, see kv_store_get8() */
+	uint32_t wire_bytes;	/* of the responses so far */
+	uint32_t payload_bytes; /* of the responses so far */
+	uint32_t room;		/* bytes on the wire that the next response may take */
 };
 
 static inline struct kv_request kv_take_request(const struct kv_request *record);
-static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation);
-KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
-			       struct kv_response *response, struct kv_reply *reply, int plain);
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t reads);
+KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, int plain);
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
-static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
-			   __u64 *likely, struct kv_reply *reply, struct kv_response *response);
+static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response);
 
 /* One batch: records in, records out, long keys and values in place. Returns its responses' bytes on the wire. */
 KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
-				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain)
+				     const struct kv_taken_batch *taken, struct kv_response_slot *responses, int plain)
 {
-	struct kv_reply reply = { .slot = responses };
-	uint32_t is_broken = batch->count == 0;
+	struct kv_batch batch = { .engine = engine, .taken = taken, .slot = responses };
+	uint32_t is_broken = taken->count == 0;
 	uint32_t executed = 0;
 
-	for (uint32_t i = 0; i < batch->count; i++) {
+	for (uint32_t i = 0; i < taken->count; i++) {
 		struct kv_response *response = &responses->records[i];
 		struct kv_place place = kv_ahead_step(engine, ahead, plain);
 		struct kv_request request;
 		__u64 *likely;
 
 		if (!plain && engine->transfer_per_request) {
-			is_broken = is_broken || !kv_record_is_ready(batch->slot, i);
+			is_broken = is_broken || !kv_record_is_ready(taken->slot, i);
 			if (is_broken)
 				continue;
 		}
-		request = kv_take_request(&batch->slot->records[i]);
+		request = kv_take_request(&taken->slot->records[i]);
 		likely = place.key_hash == request.key_hash ? place.word : NULL;
-		if (!kv_execute_get8(engine, request, likely, response, &reply, plain)) {
+		if (!kv_execute_get8(&batch, request, likely, response, plain)) {
 			uint64_t header;
 
-			kv_reply_make_room(&reply, engine->response_bytes_max, batch->count - 1 - i);
-			header = kv_execute(engine, batch, request, likely, &reply, response);
+			batch.likely = likely;
+			batch.room =
+				kv_room_for_next(batch.wire_bytes, taken->count - 1 - i, engine->response_bytes_max);
+			header = kv_execute_any(&batch, request, response);
 			response->header = header;
-			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+			batch.wire_bytes += kv_response_wire_bytes(header);
 		}
 		executed++;
 		/* Nobody waits for this one: a transfer is what it costs to make, the other side sees the last. */
@@ -399,7 +402,7 @@ KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *
 	}
 	engine->stats.requests += executed;
 	engine->stats.bad_batches += is_broken;
-	return is_broken ? 0 : reply.wire_bytes;
+	return is_broken ? 0 : batch.wire_bytes;
 }
 
 /* Read once: the other end may write there again, and what is checked has to be what is used. */
@@ -414,9 +417,10 @@ static inline struct kv_request kv_take_request(const struct kv_request *record)
 }
 
 /* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
-KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
-			       struct kv_response *response, struct kv_reply *reply, int plain)
+KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, int plain)
 {
+	struct kv_engine *engine = batch->engine;
 	struct kv_store *store;
 	const uint8_t *long_value;
 	uint32_t value_bytes;
@@ -425,17 +429,17 @@ KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request reque
 
 	if (__builtin_expect(request.header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
 		return 0;
-	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, KV_OP_GET))
+	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, 1))
 		return 0;
 	store = kv_store_of(engine, request.key_hash, plain);
 	result = kv_store_get8(store, request.key_hash, request.key, 8, likely, &value, &value_bytes, &long_value,
 			       !plain && kv_store_is_shared(store));
 	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
 		return 0;
-	engine->stats.gets++;
+	engine->stats.counts.gets++;
 	response->value = value;
 	response->header = KV_HEADER(KV_OP_GET, result, 0, value_bytes);
-	reply->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
+	batch->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
 	return 1;
 }
 
@@ -449,20 +453,12 @@ static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t i
 	return 0;
 }
 
-/* What a response may take so that each one behind it still has room for a header and a short value. */
-static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind)
-{
-	uint32_t taken = reply->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
+/* ---- Any operation: semantics.h decides, and asks the functions below ---- */
 
-	reply->room = taken < response_bytes_max ? response_bytes_max - taken : 0;
-}
-
-/* A request at work: what the operations below have in common. */
+/* A request on a key: what the operations have in common. */
 struct kv_task {
-	const struct kv_taken_batch *batch;
+	struct kv_batch *batch;
 	const struct kv_request *request;
-	__u64 *likely; /* place of its item in the index, see kv_store_get8() */
-	struct kv_reply *reply;
 	struct kv_response *response;
 	struct kv_store *store;
 	const uint8_t *key;
@@ -470,73 +466,49 @@ struct kv_task {
 	uint32_t value_bytes; /* of the response */
 };
 
-static int kv_execute_reset(struct kv_engine *engine);
-static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
-static int kv_execute_get(struct kv_engine *engine, struct kv_task *task);
-static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
-static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task);
+static uint32_t kv_execute_task(struct kv_task *task, uint32_t operation);
+static uint32_t kv_execute_get(struct kv_task *task);
+static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation);
+static uint32_t kv_execute_increment(struct kv_task *task);
 static const uint8_t *kv_value_of(const struct kv_task *task);
 static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
 
-/* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
-			   __u64 *likely, struct kv_reply *reply, struct kv_response *response)
+/* kv_execute() as a function of its own, kept out of the loop over the usual requests. */
+static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response)
 {
-	uint32_t operation = KV_HEADER_OPERATION(request.header);
-	struct kv_task task = {
-		.batch = batch, .request = &request, .likely = likely, .reply = reply, .response = response
-	};
-	int result;
-
-	response->value = 0;
-	if (operation == KV_OP_RESET)
-		return KV_HEADER(operation, kv_execute_reset(engine), 0, 0);
-	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (!engine->takes_all && !kv_engine_may(engine, request.key_hash, operation)) {
-		engine->stats.rejected++;
-		return KV_HEADER(operation, KV_REJECTED, 0, 0);
-	}
-	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
-		engine->stats.noops++;
-		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
-	}
-	if (operation > KV_OP_INCREMENT) {
-		engine->stats.not_supported++;
-		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
-	}
-	task.store = kv_store_of(engine, request.key_hash, 0);
-	task.key_bytes = KV_HEADER_KEY_BYTES(request.header);
-	task.key = (const uint8_t *)&request.key;
-	if (task.key_bytes > KV_INLINE_MAX)
-		task.key = kv_payload_of(batch, request.key, task.key_bytes);
-	if (task.key_bytes == 0 || !task.key) {
-		engine->stats.errors++;
-		return KV_HEADER(operation, KV_ERROR, 0, 0);
-	}
-	result = kv_execute_on_key(engine, &task, operation);
-	return KV_HEADER(operation, result, 0, task.value_bytes);
+	return kv_execute(batch, &request, response);
 }
 
-/* Whether this engine may do that to the key: it owns the partition, or the access mode lets others. */
-static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation)
+static __always_inline struct kv_operation_counts *kv_counts_of(struct kv_batch *batch)
+{
+	return &batch->engine->stats.counts;
+}
+
+static __always_inline const struct kv_partition_table *kv_partitions_of(const struct kv_batch *batch)
+{
+	return batch->engine->partitions;
+}
+
+static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads)
+{
+	return !batch->engine->takes_all && !kv_engine_may(batch->engine, key_hash, reads);
+}
+
+/* Return whether the engine owns the key's partition, or the access mode lets other engines do this, too. */
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t reads)
 {
 	const struct kv_partition_table *table = engine->partitions;
-	int reads = operation == KV_OP_NOOP_READ || operation == KV_OP_GET || operation == KV_OP_TEST;
 
 	/* Acquire: what the partition's last owner has written is seen by the next, see kv_partition_move(). */
 	if (__atomic_load_n(&table->owner[kv_partition_of(engine, key_hash)], __ATOMIC_ACQUIRE) == engine->id)
 		return 1;
-	return reads ? table->concurrent_read : table->concurrent_write;
+	return kv_mode_allows(table, reads);
 }
 
-/* Anybody may send this: it has to be allowed. */
-static int kv_execute_reset(struct kv_engine *engine)
+static __always_inline __u32 kv_forget_items(struct kv_batch *batch)
 {
-	if (!engine->partitions->reset_allowed) {
-		engine->stats.not_supported++;
-		return KV_NOT_SUPPORTED;
-	}
-	engine->stats.resets++;
+	const struct kv_engine *engine = batch->engine;
+
 	for (uint32_t i = 0; i < engine->partition_count; i++) {
 		if (engine->takes_all || __atomic_load_n(&engine->partitions->owner[i], __ATOMIC_ACQUIRE) == engine->id)
 			kv_store_reset(engine->stores[i]);
@@ -544,40 +516,64 @@ static int kv_execute_reset(struct kv_engine *engine)
 	return KV_SUCCESS;
 }
 
-static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const struct kv_request *request,
+					       struct kv_response *response)
 {
+	uint32_t operation = KV_HEADER_OPERATION(request->header);
+	struct kv_task task = { .batch = batch, .request = request, .response = response };
+	uint32_t result;
+
+	task.store = kv_store_of(batch->engine, request->key_hash, 0);
+	task.key_bytes = KV_HEADER_KEY_BYTES(request->header);
+	task.key = (const uint8_t *)&request->key;
+	if (task.key_bytes > KV_INLINE_MAX)
+		task.key = kv_payload_of(batch->taken, request->key, task.key_bytes);
+	if (!task.key) {
+		kv_counts_of(batch)->errors++;
+		return KV_HEADER(operation, KV_ERROR, 0, 0);
+	}
+	result = kv_execute_task(&task, operation);
+	return KV_HEADER(operation, result, 0, task.value_bytes);
+}
+
+static uint32_t kv_execute_task(struct kv_task *task, uint32_t operation)
+{
+	struct kv_engine_stats *stats = &task->batch->engine->stats;
 	uint64_t key_hash = task->request->key_hash;
 
 	switch (operation) {
 	case KV_OP_GET:
-		return kv_execute_get(engine, task);
+		return kv_execute_get(task);
 	case KV_OP_TEST:
-		engine->stats.tests++;
+		stats->tests++;
 		return kv_store_test(task->store, key_hash, task->key, task->key_bytes);
 	case KV_OP_DELETE:
-		engine->stats.deletes++;
+		stats->deletes++;
 		return kv_store_delete(task->store, key_hash, task->key, task->key_bytes);
 	case KV_OP_INCREMENT:
-		return kv_execute_increment(engine, task);
+		stats->increments++;
+		return kv_execute_increment(task);
 	default:
-		return kv_execute_set(engine, task, operation);
+		return kv_execute_set(task, operation);
 	}
 }
 
-static int kv_execute_get(struct kv_engine *engine, struct kv_task *task)
+static uint32_t kv_refuse_task(struct kv_task *task, uint32_t operation)
 {
-	struct kv_reply *reply = task->reply;
-	uint32_t room = KV_PAYLOAD_BYTES - reply->payload_bytes;
-	uint8_t *value = reply->slot->payload + reply->payload_bytes;
-	int result;
+	return kv_refuse(task->batch, operation, task->request->header, &task->batch->room,
+			 task->batch->engine->response_bytes_max);
+}
 
-	engine->stats.gets++;
-	if (reply->room < KV_INLINE_REPLY_BYTES)
-		return KV_INSUFFICIENT_SPACE;
-	if (room > ((reply->room - KV_ITEM_HEADER_BYTES) & ~7u))
-		room = (reply->room - KV_ITEM_HEADER_BYTES) & ~7u;
-	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value, room,
-			      &task->value_bytes);
+static uint32_t kv_execute_get(struct kv_task *task)
+{
+	struct kv_batch *batch = task->batch;
+	uint8_t *value = batch->slot->payload + batch->payload_bytes;
+	uint32_t result = kv_refuse_task(task, KV_OP_GET);
+
+	if (result)
+		return result;
+	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value,
+			      kv_room_for_value(batch->room, batch->payload_bytes), &task->value_bytes);
 	if (result != KV_SUCCESS) {
 		task->value_bytes = 0;
 		return result;
@@ -587,26 +583,31 @@ static int kv_execute_get(struct kv_engine *engine, struct kv_task *task)
 		return result;
 	}
 	memset(value + task->value_bytes, 0, KV_ROUNDUP8(task->value_bytes) - task->value_bytes);
-	task->response->value = reply->payload_bytes;
-	reply->payload_bytes += KV_ROUNDUP8(task->value_bytes);
+	task->response->value = batch->payload_bytes;
+	batch->payload_bytes += KV_ROUNDUP8(task->value_bytes);
 	return result;
 }
 
 /* SET, and ADD. */
-static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation)
 {
 	const struct kv_request *request = task->request;
 	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(request->header);
 	const uint8_t *value;
+	uint32_t refusal;
 
-	engine->stats.sets++;
-	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->likely,
+	/* The common case, which nothing in kv_refuse() concerns. */
+	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX) {
+		kv_counts_of(task->batch)->sets++;
+		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->batch->likely,
 				     request->value, value_bytes);
+	}
+	refusal = kv_refuse_task(task, operation);
+	if (refusal)
+		return refusal;
 	value = kv_value_of(task);
-	/* What a GET could never return in one frame is refused now. */
-	if (!value || KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > engine->response_bytes_max) {
-		engine->stats.errors++;
+	if (!value) {
+		kv_counts_of(task->batch)->errors++;
 		return KV_INSUFFICIENT_SPACE;
 	}
 	if (operation == KV_OP_ADD)
@@ -614,19 +615,18 @@ static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32
 	return kv_store_set(task->store, request->key_hash, task->key, task->key_bytes, value, value_bytes);
 }
 
-static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task)
+static uint32_t kv_execute_increment(struct kv_task *task)
 {
+	uint32_t result = kv_refuse_task(task, KV_OP_INCREMENT);
 	const uint8_t *value = kv_value_of(task);
 	uint64_t increment, sum;
-	int result;
 
-	engine->stats.increments++;
-	if (!value || KV_HEADER_VALUE_BYTES(task->request->header) != sizeof(increment)) {
-		engine->stats.errors++;
+	if (result)
+		return result;
+	if (!value) {
+		kv_counts_of(task->batch)->errors++;
 		return KV_ERROR;
 	}
-	if (task->reply->room < KV_INLINE_REPLY_BYTES)
-		return KV_INSUFFICIENT_SPACE;
 	memcpy(&increment, value, sizeof(increment));
 	result = kv_store_increment(task->store, task->request->key_hash, task->key, task->key_bytes, increment, &sum);
 	if (result == KV_SUCCESS) {
@@ -643,7 +643,7 @@ static const uint8_t *kv_value_of(const struct kv_task *task)
 
 	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
 	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
-		return kv_payload_of(task->batch, task->request->value, value_bytes);
+		return kv_payload_of(task->batch->taken, task->request->value, value_bytes);
 	return (const uint8_t *)&task->request->value;
 }
 

@@ -3,6 +3,7 @@
 #ifndef KV_ENGINE_H
 #define KV_ENGINE_H
 
+#include "abi/operation_table.h"
 #include "abi/partitions.h"
 #include "queue/bus.h"
 #include "queue/host_end.h"
@@ -17,16 +18,10 @@ enum kv_engine_limit {
 struct kv_engine_stats {
 	uint64_t batches;
 	uint64_t requests;
-	uint64_t gets;
-	uint64_t sets; /* and ADDs */
+	struct kv_operation_counts counts;
 	uint64_t tests;
 	uint64_t deletes;
 	uint64_t increments;
-	uint64_t resets;
-	uint64_t noops;
-	uint64_t errors; /* requests that break a limit */
-	uint64_t not_supported;
-	uint64_t rejected;    /* requests for a partition of another engine */
 	uint64_t bad_batches; /* counters or counts out of range in the request queue */
 	uint64_t wakeups;     /* times a sender was woken for an overdue response */
 	uint64_t busy_ticks;  /* time stamp counter's ticks spent on batches */

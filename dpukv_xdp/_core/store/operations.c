@@ -93,7 +93,7 @@ int kv_store_test(struct kv_store *store, uint64_t key_hash, const uint8_t *key,
 		store->stats.test_notfound++;
 	else
 		store->stats.test_found++;
-	return result == KV_NOT_FOUND ? KV_NOT_FOUND : KV_SUCCESS;
+	return result == KV_NOT_FOUND ? KV_MISSING_TEST : KV_PRESENT_TEST;
 }
 
 KV_INLINED int get(struct kv_store *store, struct lookup key, uint8_t *value, uint32_t room, uint32_t *value_bytes,
@@ -127,11 +127,11 @@ KV_INLINED int look_up(struct kv_store *store, struct lookup key, struct found *
 		found->version = shared ? version_when_free(store, key.bucket, &turns) : 0;
 		*value_bytes = 0;
 		found->word = 0;
-		result = KV_NOT_FOUND;
+		result = KV_MISSING_GET;
 		found->item = find(store, &key, &found->place, shared);
 		if (found->item) {
 			found->word = kv_load(found->place, shared);
-			result = KV_SUCCESS;
+			result = KV_PRESENT_GET;
 			if (value)
 				result = read_value(store, found->item, key.bytes, value, room, value_bytes, shared);
 		}
@@ -296,7 +296,7 @@ KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key
 		place = NULL;
 	if (item && overwriting == INSERT_ONLY && (!shared || is_still_alive(store, kv_load(place, 1)))) {
 		store->stats.set_nooverwrite++;
-		result = KV_EXISTS;
+		result = KV_PRESENT_ADD;
 	} else if (item && value_bytes <= capacity_of(item, shared) &&
 		   set_in_place(store, &key, item, *place, value, value_bytes, shared)) {
 		store->stats.set_inplace++;
@@ -398,7 +398,7 @@ int kv_store_delete(struct kv_store *store, uint64_t key_hash, const uint8_t *ke
 
 KV_INLINED int remove_item(struct kv_store *store, struct lookup key, int shared)
 {
-	int result = KV_NOT_FOUND;
+	int result = KV_MISSING_DELETE;
 	__u64 *place;
 
 	if (shared)
@@ -413,7 +413,7 @@ KV_INLINED int remove_item(struct kv_store *store, struct lookup key, int shared
 			remove_word(store, key.bucket, place, shared);
 		}
 		add(&progress(store, shared)->items, -1, shared);
-		result = KV_SUCCESS;
+		result = KV_PRESENT_DELETE;
 	}
 	if (shared)
 		release_bucket(store, key.bucket);
@@ -441,7 +441,7 @@ int kv_store_increment(struct kv_store *store, uint64_t key_hash, const uint8_t 
 
 KV_INLINED int increment_by(struct kv_store *store, struct lookup key, uint64_t increment, uint64_t *value, int shared)
 {
-	int result = KV_NOT_FOUND;
+	int result = KV_MISSING_INCREMENT;
 	struct kv_item *item;
 	__u64 *place;
 
@@ -450,12 +450,12 @@ KV_INLINED int increment_by(struct kv_store *store, struct lookup key, uint64_t 
 	item = find(store, &key, &place, shared);
 	if (item && (!shared || start_in_place(store, *place))) {
 		result = KV_ERROR;
-		if ((kv_item_length(item, shared) & KV_LENGTH_VALUE_MASK) == sizeof(*value)) {
+		if ((kv_item_length(item, shared) & KV_LENGTH_VALUE_MASK) == KV_NUMBER_BYTES) {
 			__u64 *word = value_words(item, key.bytes);
 
 			*value = kv_load(word, shared) + increment;
 			kv_save(word, *value, shared);
-			result = KV_SUCCESS;
+			result = KV_PRESENT_INCREMENT;
 		}
 	}
 	if (shared) {
