@@ -188,7 +188,8 @@ static void kv_time_turn(struct kv_communicator *communicator)
 static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note);
 static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
 			 const struct kv_frame_note *note);
-static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter);
+static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
+			  int counter);
 static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
 
 /* One frame: into its engine's request queue, or dropped with the reason counted. */
@@ -213,7 +214,7 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 			ctx.data_end = ctx.data + note.frame_bytes;
 	}
 	if (kv_find_engine(&ctx, &packet) == KV_PARSE_PASS) {
-		kv_drop(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
+		kv_drop_frame(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
 		return;
 	}
 	pair = &communicator->pairs[packet.engine];
@@ -222,12 +223,12 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(pair, queue))
 		verdict = KV_COUNTER_DROP_NO_ENGINE;
 	if (verdict != KV_PARSE_OURS) {
-		kv_drop(communicator, frame, packet.engine, verdict);
+		kv_drop_frame(communicator, frame, packet.engine, verdict);
 		return;
 	}
 	count = kv_take_requests(&ctx, &packet, pair, queue, &has_payload);
 	if (count <= 0) {
-		kv_drop(communicator, frame, packet.engine, -count);
+		kv_drop_frame(communicator, frame, packet.engine, -count);
 		return;
 	}
 	kv_park(communicator, frame, packet.engine);
@@ -262,7 +263,7 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 		return 0;
 	refusal = kv_refusal(pair, queue);
 	if (refusal) {
-		kv_drop(communicator, frame, note->engine, (int)refusal);
+		kv_drop_frame(communicator, frame, note->engine, (int)refusal);
 		return 1;
 	}
 	kv_park(communicator, frame, note->engine);
@@ -286,7 +287,8 @@ static void kv_park(struct kv_communicator *communicator, const struct kv_frame 
 	communicator->state->parked[engine][slot] = *frame;
 }
 
-static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter)
+static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
+			  int counter)
 {
 	if (counter >= 0 && counter < KV_COUNTERS)
 		communicator->queues[engine].counters[counter]++;
