@@ -20,7 +20,7 @@ enum kv_frame_constant {
 	KV_IP_PROTOCOL_UDP = 17
 };
 
-/* Everything before the requests: Ethernet, IPv4, UDP, batch header. Unaligned by nature: Ethernet takes 14 bytes. */
+/* All headers before the requests: Ethernet, IPv4, UDP, batch. Unaligned, because an Ethernet header has 14 bytes. */
 struct kv_packet_header {
 	__u8 eth_destination[6];    /*  0 */
 	__u8 eth_source[6];	    /*  6 */
@@ -40,7 +40,7 @@ struct kv_packet_header {
 	__u16 udp_length;	    /* 38, network order */
 	__u16 udp_checksum;	    /* 40 */
 	__u8 magic;		    /* 42, enum kv_magic */
-	__u8 request_count;	    /* 43, informative: readers walk by length */
+	__u8 request_count;	    /* 43, informative: readers parse by length */
 	__u8 reserved[4];	    /* 44, zero in responses */
 };
 KV_ASSERT(sizeof(struct kv_packet_header) == 48);
@@ -76,7 +76,7 @@ KV_ASSERT(sizeof(struct kv_item_header) == 24);
 #define KV_HEADER_VALUE_BYTES(header) ((__u32)((header) >> 32 & 0xffffff))
 #define KV_HEADER_KEY_BYTES(header) ((__u32)((header) >> 56))
 
-/* What a reply's header word may hold: operation, result and value length; reserved bytes and key length are 0. */
+/* Bits of a reply's header word that may be set: operation, result, value length. The other fields are 0. */
 #define KV_RESPONSE_HEADER_MASK 0x00ffffff0000ffffULL
 
 #endif /* KV_ABI_CDEF */

@@ -12,7 +12,9 @@
 static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
 					       struct kv_dpu_queue *queue);
 
-/* Turn the current frame into the engine's oldest finished response, or into a host door's frame. Return the verdict. */
+/*
+ * Turn the current frame into the engine's oldest finished response, or into a host door's frame. Return the verdict.
+ */
 static __always_inline int kv_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 				    __u32 engine)
 {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * process.h - step 3 inside XDP: a batch of request records becomes response records, as
- * dpukv_xdp/_core/service/engine.c does it on the host, with the same results. Setting, passed with -D:
+ * process.h - step 3 inside XDP: turn a batch of request records into response records, with the same results as
+ * dpukv_xdp/_core/service/engine.c on the host. Setting, passed with -D:
  *
  *	KV_RESPONSE_BYTES_MAX	response bytes of one packet, behind the packet header
  *
- * Memory's latency is paid once a batch, as far as the processor's window reaches: BPF cannot prefetch, so one loop
- * loads from all the batch's buckets, then one from all its items, and only the last executes.
+ * BPF has no prefetch instruction. To overlap the latencies of memory, one loop loads a word from every bucket of the
+ * batch, a second one from every item, and only the last one executes.
  */
 #ifndef KV_PROCESS_H
 #define KV_PROCESS_H
@@ -17,10 +17,10 @@
 #include "service/semantics.h"
 #include "store/dpu_store.h"
 
-#define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* offset of a word in a payload */
+#define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* mask of the offset of a word in a payload */
 #define KV_LENGTH_MASK KV_OFFSET_MASK
 
-/* From one map's value to another's, with room for KV_LENGTH_MASK bytes at both ends. */
+/* Copy between two map values that both have room for KV_LENGTH_MASK bytes. */
 static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 {
 	KV_OPAQUE(bytes);
@@ -28,19 +28,19 @@ static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 	bpf_probe_read_kernel(to, bytes, from);
 }
 
-/* One batch on its way. */
+/* The batch at work. */
 struct kv_batch {
 	__u32 engine;
-	__u32 store_index;		  /* of the engine's store, see KV_DPU_STORES */
-	__u32 room;			  /* wire bytes that this response may take without pushing out a later one */
-	__u64 appended;			  /* the store's count when the batch began */
+	__u32 store_index;		  /* index of the engine's store, see KV_DPU_STORES */
+	__u32 room;			  /* bytes on the wire that the current response may take */
+	__u64 appended;			  /* the store's counter of appended items when the batch began */
 	const struct kv_dpu_queue *queue; /* for KV_UNKNOWN_ZERO */
 	struct kv_dpu_store *store;
 	struct kv_request_slot *requests;
 	struct kv_response_slot *responses;
 };
 
-/* From memory each time: of a number that it knows, the verifier would follow each value by itself. */
+/* Read the count from memory each time: the verifier would walk the code once per value of a number that it knows. */
 static __always_inline __u32 kv_request_count(const struct kv_batch *batch)
 {
 	return KV_READ_ONCE(batch->requests->count);
@@ -52,8 +52,8 @@ static __always_inline void kv_touch_items(const struct kv_batch *batch);
 static __always_inline void kv_execute_batch(struct kv_batch *batch);
 
 /*
- * Process the batch in a slot of a queue pair that is this core's alone. 0, or the drop counter that says why not; then
- * nothing has happened.
+ * Process the batch in a slot of a queue pair that only this core uses. Return 0, or a drop counter if nothing was
+ * done.
  */
 static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engine, __u32 slot, __u32 request_count,
 						 struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
@@ -95,7 +95,7 @@ static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engin
 
 /* ---- Ahead of time ---- */
 
-/* Of a pointer that says how many turns there were, the verifier would follow each from here to the end. */
+/* Return the index without the verifier knowing it; otherwise it walks the rest of the program once per value. */
 static __always_inline __u32 kv_unknown_index(const struct kv_batch *batch, __u32 index)
 {
 	index += KV_UNKNOWN_ZERO(batch->queue);
@@ -103,6 +103,7 @@ static __always_inline __u32 kv_unknown_index(const struct kv_batch *batch, __u3
 	return index & (KV_BATCH_MAX - 1);
 }
 
+/* Load a word of every request's bucket ahead of its use. */
 static __always_inline void kv_touch_buckets(const struct kv_batch *batch)
 {
 	int i;
@@ -120,8 +121,8 @@ static __always_inline void kv_touch_buckets(const struct kv_batch *batch)
 }
 
 /*
- * Where each item probably is waits in the response's value: it holds until the batch appends something. These loops
- * are two because a processor looks only so far ahead: it would see few loads if they stood in between.
+ * Guess each item's word in the index and keep it in the response's value; it is valid until the batch appends an item.
+ * Guessing and touching are two loops, so that many loads fit into the processor's out-of-order window.
  */
 static __always_inline void kv_guess_words(const struct kv_batch *batch)
 {
@@ -144,6 +145,7 @@ static __always_inline void kv_guess_words(const struct kv_batch *batch)
 	}
 }
 
+/* Load a word of every item that was guessed ahead of its use. */
 static __always_inline void kv_touch_items(const struct kv_batch *batch)
 {
 	int i;
@@ -192,8 +194,8 @@ static __always_inline void kv_execute_batch(struct kv_batch *batch)
 }
 
 /*
- * The common case: an 8/8 item that is where kv_guess_words() found it, to be read or to be overwritten in place.
- * Returns 0 and has done nothing if it is any other case.
+ * Execute the common case: a GET, or a SET in place, of an 8/8 item found by kv_guess_words(). Return 1, or 0 for any
+ * other case, with nothing done.
  */
 static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
 					    struct kv_response *response)
@@ -253,7 +255,10 @@ static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const str
 	refusal = kv_refuse(batch, KV_HEADER_OPERATION(header), header, &batch->room, KV_RESPONSE_BYTES_MAX);
 	if (refusal)
 		return KV_HEADER(KV_HEADER_OPERATION(header), refusal, 0, 0);
-	/* Read anew, here and below: what branches teach the verifier it would follow through all that comes after. */
+	/*
+	 * Read the header again, here and below: the verifier would carry what the branches above taught it through the
+	 * rest.
+	 */
 	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
 	kv_find(batch->store_index, store, &key);
 	if (key.bytes > KV_INLINE_MAX && kv_place_is_own(store)) {
@@ -338,7 +343,7 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 						 __u64 word);
 static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 word);
 
-/* What asks for the item that kv_find() may have found. */
+/* Execute GET, TEST, DELETE or INCREMENT on the item that kv_find() found, if any. Return the header word. */
 static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struct kv_request *request,
 					     struct kv_response *response, const struct kv_key *key)
 {
@@ -357,14 +362,14 @@ static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struc
 	if (operation == KV_OP_INCREMENT)
 		return kv_finish_increment(batch, request, response, key, segment, word);
 	if (operation == KV_OP_DELETE) {
-		/* Later requests of the batch may have guessed this place: no key has this length. */
+		/* Invalidate guesses of later requests in this batch: no key has a length of 0. */
 		((struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length = 0;
 		kv_remove_word(batch->store_index, batch->store, request->key_hash);
 	}
 	return KV_HEADER(operation, KV_PRESENT_TEST, 0, 0);
 }
 
-/* One of get_found ... increment_notfound, which stand there in the order of the operations' codes. */
+/* Count in one of get_found ... increment_notfound, which are in the order of the operations' codes. */
 static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 operation, __u32 is_missing)
 {
 	__u32 index = (operation - KV_OP_GET) * 2 + is_missing;
@@ -378,13 +383,13 @@ static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 ope
 	counters[index & 7]++;
 }
 
-/* Where an item's value begins in its segment. */
+/* Return the offset of an item's value in its segment. */
 static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 word)
 {
 	return ((__u32)word + sizeof(struct kv_item) + KV_ROUNDUP8(key->bytes)) & KV_SEGMENT_MASK;
 }
 
-/* Its value, into the response or its payload, if that has room. */
+/* Copy the item's value into the response or its payload, if there is room. Return the header word. */
 static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
 					   const struct kv_key *key, const __u8 *segment, __u64 word)
 {
@@ -410,7 +415,7 @@ static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_res
 	return KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, value_bytes);
 }
 
-/* Add to a value of 8 bytes, where it is. */
+/* Add to the item's value in place, if it has KV_NUMBER_BYTES. Return the header word. */
 static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const struct kv_request *request,
 						 struct kv_response *response, const struct kv_key *key, __u8 *segment,
 						 __u64 word)
@@ -432,7 +437,9 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 
 static __always_inline __u64 kv_new_item(struct kv_batch *batch, const struct kv_key *key, __u32 capacity);
 
-/* Overwrite the item that is there, in place if it has room, else append another; ADD leaves it alone. */
+/*
+ * Overwrite the item in place if it has room, else append a new one; ADD leaves it unchanged. Return the header word.
+ */
 static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct kv_request *request,
 					   const struct kv_key *key)
 {
@@ -472,7 +479,7 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
 }
 
-/* Append an item with this key and no value yet, and put it into the index. Its word there. */
+/* Append an item with this key and no value yet, and enter it in the index. Return its word. */
 static __always_inline __u64 kv_new_item(struct kv_batch *batch, const struct kv_key *key, __u32 capacity)
 {
 	struct kv_dpu_store *store = batch->store;

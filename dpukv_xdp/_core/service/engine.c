@@ -2,10 +2,9 @@
 /*
  * engine.c - step 3, process: the processing engine on the host, behind its queue pairs.
  *
- * A round takes some batches that the queue pairs have ready, of each up to its share. While one request is executed,
- * the item of one some way behind it is asked for, the bucket of one still farther behind, and the record of one behind
- * that: the memory's latency is hidden by work, and paid about once a round. Each batch is handed back as soon as it is
- * done.
+ * A round takes ready batches from the queue pairs, from each up to its share. While a request is executed, the item of
+ * a later request is prefetched, the bucket of one still later, and the record of one behind that: the latency of
+ * memory is hidden by work and paid about once per round. Each batch is handed back as soon as it is done.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,13 +18,13 @@
 #include "service/semantics.h"
 #include "store/hot_path.h"
 
-#define KV_READY_TURNS 1000000 /* looks for a record that is handed over by itself, before the batch counts as bad */
+#define KV_READY_TURNS 1000000 /* polls for a separately transferred record before the batch counts as bad */
 
-/* One batch, wherever its requests lie. The other end may still write there: what was checked is kept here. */
+/* One batch, wherever its requests are. The other end may still write there, so checked numbers are kept here. */
 struct kv_taken_batch {
 	const struct kv_request_slot *slot;
 	struct kv_engine_pair *from;
-	uint32_t count; /* of requests; 0 = it is broken, and gets an answer without any */
+	uint32_t count; /* requests; 0: the batch is broken and gets an empty answer */
 	uint32_t has_payload;
 };
 
@@ -35,18 +34,18 @@ struct kv_round {
 	struct kv_taken_batch taken[KV_SLOTS];
 };
 
-/* How far ahead of its execution a request's item, bucket and record are asked for. */
+/* Requests between the prefetch of an item, bucket or record and its execution. */
 enum kv_ahead_requests { KV_ITEMS_AHEAD = 16, KV_BUCKETS_AHEAD = 32, KV_RECORDS_AHEAD = KV_BUCKETS_AHEAD + 16 };
 _Static_assert((KV_ITEMS_AHEAD & (KV_ITEMS_AHEAD - 1)) == 0, "places are picked by a mask");
 
-/* Where one of these steps is in the round. */
+/* Position of one prefetching step in the round. */
 struct kv_cursor {
 	const struct kv_request *next;
-	const struct kv_request *end; /* of the batch at hand */
-	uint32_t batches;	      /* begun */
+	const struct kv_request *end; /* end of the current batch */
+	uint32_t batches;	      /* batches begun */
 };
 
-/* Where in the index a key's item is likely to be found. */
+/* A key's likely place in the index. */
 struct kv_place {
 	uint64_t key_hash;
 	__u64 *word;
@@ -57,7 +56,7 @@ struct kv_ahead {
 	struct kv_cursor buckets;
 	struct kv_cursor items;
 	uint32_t executed;			/* requests */
-	struct kv_place places[KV_ITEMS_AHEAD]; /* of the requests whose items have been asked for */
+	struct kv_place places[KV_ITEMS_AHEAD]; /* places of the requests whose items have been prefetched */
 };
 
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
@@ -98,7 +97,7 @@ void kv_engine_end(struct kv_engine *engine)
 	kv_engine_set_alive(engine, 0);
 }
 
-/* One round. Returns how many batches. */
+/* Process one round. Return how many batches it had. */
 uint32_t kv_engine_turn(struct kv_engine *engine)
 {
 	struct kv_round round;
@@ -114,7 +113,7 @@ uint32_t kv_engine_turn(struct kv_engine *engine)
 	return round.batches;
 }
 
-/* Look for responses that no frame has come to carry for too long. */
+/* Wake the senders of responses that have been parked for too long. */
 void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 {
 	for (uint32_t i = 0; i < engine->pair_count; i++) {
@@ -127,7 +126,7 @@ void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 	}
 }
 
-/* What the queue pairs have ready; the next round begins with the pair behind the last one that had its turn. */
+/* Take ready batches from all queue pairs. The next round begins behind the last pair that was looked at. */
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t next = engine->next_pair;
@@ -145,8 +144,8 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 }
 
 /*
- * What the queue pair has ready, up to its share of the round. A counter out of range counts as nothing, until it is in
- * range again.
+ * Take a queue pair's ready batches, up to its share of the round. A counter out of range counts as "none ready" until
+ * it is in range again.
  */
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
 {
@@ -173,7 +172,7 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 	}
 }
 
-/* What lies in the BPF ring buffer, from all cores. One that is too short is answered as broken, like any other. */
+/* Take batches of all cores from the BPF ring buffer. A sample that is too short becomes a broken batch. */
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t requests = 0, sample_bytes;
@@ -206,8 +205,8 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 }
 
 /*
- * `plain`, here and below, is a constant: 1 says that the engine has one store, which no other thread uses, takes all
- * requests, and gets whole batches. The usual case then asks nothing of that for each request.
+ * Process the round's batches. `plain`, here and below, is a constant: 1 means that the engine has one store that no
+ * other thread uses, takes all requests, and gets whole batches. The usual case then checks none of this per request.
  */
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round)
 {
@@ -228,7 +227,7 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
 
-/* Process the round's batches, each handed back as soon as it is done. */
+/* Process the round's batches and hand each one back as soon as it is done. */
 KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain)
 {
 	struct kv_ahead ahead = { .round = round };
@@ -254,7 +253,7 @@ KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ah
 KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
 				 int plain);
 
-/* Before the first request of all: each step gets as far ahead as it is to stay. */
+/* Start prefetching: bring each step as far ahead as it will stay. */
 KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
 {
 	kv_prefetch_records(ahead->round, 0);
@@ -264,7 +263,7 @@ KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead,
 		kv_prefetch_item(engine, ahead, &ahead->places[i], plain);
 }
 
-/* One request on. Returns where the item of the one that is to be executed was found. */
+/* Advance by one request. Return the likely place of the item of the request to be executed now. */
 KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
 {
 	struct kv_place *next = &ahead->places[ahead->executed++ % KV_ITEMS_AHEAD];
@@ -275,7 +274,7 @@ KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahe
 	return place;
 }
 
-/* The bucket, and a record that is farther behind. Nothing past the round's end. */
+/* Prefetch the next request's bucket, and a record farther behind. Do nothing at the round's end. */
 KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
 {
 	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->buckets);
@@ -305,7 +304,7 @@ KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead
 	place->word = kv_store_prefetch_item(store, place->key_hash, !plain && kv_store_is_shared(store));
 }
 
-/* The request that this step comes to next, or NULL at the round's end. */
+/* Return the next request of this step, or NULL at the round's end. */
 KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor)
 {
 	while (__builtin_expect(cursor->next == cursor->end, 0)) {
@@ -321,7 +320,7 @@ KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round,
 	return cursor->next++;
 }
 
-/* The first records of a batch: later ones are asked for on the way there. */
+/* Prefetch the first records of a batch; kv_prefetch_bucket() prefetches the later ones. */
 static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
 {
 	if (batch >= round->batches)
@@ -330,8 +329,8 @@ static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
 		__builtin_prefetch(&round->taken[batch].slot->records[i]);
 }
 
-/* KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits; a division takes longer than
- * finding the item does. */
+/* Return KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits: a division takes longer
+ * than finding the item. */
 static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash)
 {
 	uint32_t fraction = (uint32_t)(key_hash >> 48) * engine->partition_step;
@@ -352,7 +351,7 @@ struct kv_batch {
 	const struct kv_taken_batch *taken;
 	struct kv_response_slot *slot;
 	__u64 *likely;		/* where the index may have the request's item, see kv_store_get8() */
-	uint32_t wire_bytes;	/* of the responses so far */
+	uint32_t wire_bytes;	/* bytes of the responses so far on the wire */
 	uint32_t payload_bytes; /* of the responses so far */
 	uint32_t room;		/* bytes on the wire that the next response may take */
 };
@@ -364,7 +363,7 @@ KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
 static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response);
 
-/* One batch: records in, records out, long keys and values in place. Returns its responses' bytes on the wire. */
+/* Process one batch: turn its records into response records. Return the bytes of its responses on the wire. */
 KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
 				     const struct kv_taken_batch *taken, struct kv_response_slot *responses, int plain)
 {
@@ -396,7 +395,9 @@ KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *
 			batch.wire_bytes += kv_response_wire_bytes(header);
 		}
 		executed++;
-		/* Nobody waits for this one: a transfer is what it costs to make, the other side sees the last. */
+		/*
+		 * Nobody polls this counter: it is stored for its cost alone. The other side waits for the whole batch.
+		 */
 		if (!plain && engine->transfer_per_request)
 			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
 	}
@@ -405,7 +406,7 @@ KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *
 	return is_broken ? 0 : batch.wire_bytes;
 }
 
-/* Read once: the other end may write there again, and what is checked has to be what is used. */
+/* Read a record once: the other end may change it, and the checked values must be the ones that are used. */
 static inline struct kv_request kv_take_request(const struct kv_request *record)
 {
 	return (struct kv_request){
@@ -416,7 +417,7 @@ static inline struct kv_request kv_take_request(const struct kv_request *record)
 	};
 }
 
-/* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
+/* Execute the common case: GET of an 8-byte key whose value fits into the record. Return 0 for any other case. */
 KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request, __u64 *likely,
 			       struct kv_response *response, int plain)
 {
@@ -443,7 +444,7 @@ KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request
 	return 1;
 }
 
-/* A record that is handed over by itself: wait for it, for a bounded time. */
+/* Wait for a record that is handed over separately. Return 0 if it does not come in time. */
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index)
 {
 	for (uint32_t turn = 0; turn < KV_READY_TURNS; turn++) {
@@ -453,9 +454,9 @@ static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t i
 	return 0;
 }
 
-/* ---- Any operation: semantics.h decides, and asks the functions below ---- */
+/* ---- Any operation: semantics.h decides and calls the functions below ---- */
 
-/* A request on a key: what the operations have in common. */
+/* A request on a key, at work. */
 struct kv_task {
 	struct kv_batch *batch;
 	const struct kv_request *request;
@@ -499,7 +500,7 @@ static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint
 {
 	const struct kv_partition_table *table = engine->partitions;
 
-	/* Acquire: what the partition's last owner has written is seen by the next, see kv_partition_move(). */
+	/* Acquire: the partition's new owner sees all that the old one wrote, see kv_partition_move(). */
 	if (__atomic_load_n(&table->owner[kv_partition_of(engine, key_hash)], __ATOMIC_ACQUIRE) == engine->id)
 		return 1;
 	return kv_mode_allows(table, reads);
@@ -536,6 +537,7 @@ static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const str
 	return KV_HEADER(operation, result, 0, task.value_bytes);
 }
 
+/* Execute a request whose key has been found. Return an enum kv_result; task->value_bytes is the response's. */
 static uint32_t kv_execute_task(struct kv_task *task, uint32_t operation)
 {
 	struct kv_engine_stats *stats = &task->batch->engine->stats;
@@ -558,6 +560,7 @@ static uint32_t kv_execute_task(struct kv_task *task, uint32_t operation)
 	}
 }
 
+/* Return kv_refuse() of the request. */
 static uint32_t kv_refuse_task(struct kv_task *task, uint32_t operation)
 {
 	return kv_refuse(task->batch, operation, task->request->header, &task->batch->room,
@@ -588,7 +591,7 @@ static uint32_t kv_execute_get(struct kv_task *task)
 	return result;
 }
 
-/* SET, and ADD. */
+/* SET and ADD. */
 static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation)
 {
 	const struct kv_request *request = task->request;
@@ -596,7 +599,7 @@ static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation)
 	const uint8_t *value;
 	uint32_t refusal;
 
-	/* The common case, which nothing in kv_refuse() concerns. */
+	/* The common case: kv_refuse() has nothing to check here. */
 	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX) {
 		kv_counts_of(task->batch)->sets++;
 		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->batch->likely,
@@ -636,18 +639,18 @@ static uint32_t kv_execute_increment(struct kv_task *task)
 	return result;
 }
 
-/* Where the request's value lies; NULL if that is outside its batch. */
+/* Return the request's value, or NULL if it would be outside its batch. */
 static const uint8_t *kv_value_of(const struct kv_task *task)
 {
 	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(task->request->header);
 
-	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
+	/* Behind a long key even a short value stays in the payload, see kv_parse_item(). */
 	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
 		return kv_payload_of(task->batch->taken, task->request->value, value_bytes);
 	return (const uint8_t *)&task->request->value;
 }
 
-/* Bytes of a long key or value in the batch's payload, or NULL if it has none or they would lie outside. */
+/* Return a long key or value in the batch's payload, or NULL if there is no payload or they would be outside. */
 static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes)
 {
 	if (!batch->has_payload || offset > KV_PAYLOAD_BYTES || bytes > KV_PAYLOAD_BYTES - offset)
