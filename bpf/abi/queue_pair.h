@@ -10,11 +10,10 @@
 
 /* KV_PAYLOAD_BYTES is large enough for any masked offset plus any masked length. */
 enum kv_queue_limit {
-	KV_SLOTS = 64, /* batches in flight in one queue pair; a power of two */
-	KV_ROUND_REQUESTS =
-		256,		/* requests after which an engine takes no further batch of a queue pair in one round */
-	KV_INLINE_MAX = 8,	/* bytes of key or value that travel inside a record */
-	KV_PAYLOAD_BYTES = 8192 /* bytes for longer keys and values in a slot: twice KV_FRAME_MAX, rounded up */
+	KV_SLOTS = 64,		 /* batches in flight in one queue pair; a power of two */
+	KV_ROUND_REQUESTS = 256, /* requests from which on an engine takes no further batch of a pair in a round */
+	KV_INLINE_MAX = 8,	 /* bytes of key or value that travel inside a record */
+	KV_PAYLOAD_BYTES = 8192	 /* bytes for longer keys and values in a slot: twice KV_FRAME_MAX, rounded up */
 };
 
 /* How requests get from XDP to the host. */

@@ -14,7 +14,7 @@ enum kv_store_limit {
 	KV_LOG_OFFSET_BITS = 48, /* bits of an item word's offset in the log; its tag is in the 16 bits above */
 	KV_ITEMS_PER_BUCKET = 3, /* intended items per bucket; store.c says why */
 	KV_VALUE_CAPACITY_MIN =
-		8, /* bytes reserved even for an empty value, so that short values are overwritten in place */
+		8,		  /* bytes reserved for a value at least, so that short ones are overwritten in place */
 	KV_LENGTH_KEY_SHIFT = 24, /* position of the key's length in kv_length */
 	KV_SEGMENT_BYTES = 65536, /* bytes of a segment of XDP's log: one map value, and the reach of a 16-bit offset */
 	KV_SEGMENT_SLACK = 4096	  /* bytes behind each segment, for any offset in it plus any masked length */

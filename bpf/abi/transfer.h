@@ -9,10 +9,9 @@
 #include "abi/words.h"
 
 enum kv_transfer_limit {
-	KV_TRANSFER_BYTES_MAX = 8192, /* bytes in one payload */
-	KV_TRANSFER_SLOTS = 64,	      /* slots of the mapped ring, the most payloads in flight; a power of two */
-	KV_TRANSFER_PAYLOADS =
-		3, /* different payloads, used in turn, so that a slot never holds the same one twice in a row */
+	KV_TRANSFER_BYTES_MAX = 8192,	 /* bytes in one payload */
+	KV_TRANSFER_SLOTS = 64,		 /* slots of the mapped ring, the most payloads in flight; a power of two */
+	KV_TRANSFER_PAYLOADS = 3,	 /* different ones, in turn: a slot never holds the same one twice in a row */
 	KV_TRANSFER_FRAGMENT_MAX = 1024, /* bytes of a payload in one frame, within the usual MTU */
 	KV_TRANSFER_TURNS = 1500,	 /* polling turns in one run of a program */
 	KV_TRANSFER_RINGBUF_PAGES = 256, /* room for KV_TRANSFER_SLOTS of the largest payloads */

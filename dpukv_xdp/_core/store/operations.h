@@ -37,9 +37,8 @@ struct kv_store_stats {
 struct kv_store;
 
 enum kv_store_kind {
-	KV_STORE_CACHE = 0, /* MICA's cache mode: a lossy index and a circular log that overwrites the oldest item */
-	KV_STORE_LOSSLESS =
-		1 /* MICA's store mode: overflow buckets and an allocator; a full store answers KV_INSUFFICIENT_SPACE */
+	KV_STORE_CACHE = 0,   /* MICA's cache mode: a lossy index and a circular log that overwrites the oldest item */
+	KV_STORE_LOSSLESS = 1 /* MICA's store mode: overflow buckets, an allocator; full is KV_INSUFFICIENT_SPACE */
 };
 
 struct kv_store_options {
