@@ -405,3 +405,13 @@ def test_a_broken_copy_is_noticed(
 ) -> None:
     found = disagreements(changed_copy(change, tmp_path), tmp_path)
     assert noticed_by == {witness for witness, wrong in found.items() if wrong}
+
+
+def test_masks_name_their_operations() -> None:
+    operation = abi.Operation
+    assert abi.operations(abi.KV_OPS_KNOWN) == set(operation)
+    reading = {operation.NOOP_READ, operation.GET, operation.TEST}
+    assert abi.operations(abi.KV_OPS_THAT_READ) == reading
+    keyless = {operation.RESET, operation.NOOP_READ, operation.NOOP_WRITE}
+    assert abi.operations(abi.KV_OPS_KNOWN & ~abi.KV_OPS_KEYED) == keyless
+    codec.check_item(Request(operation.RESET, b""))
