@@ -13,10 +13,10 @@
 
 #define KV_OFFSET_MASK 0xfffu
 #define KV_WINDOW_MASK (KV_WINDOW_MAX - 1)
-#define KV_TEMPLATES_AHEAD 2	  /* how far ahead of sending a template's lines are asked for */
-#define KV_IDLE_TURNS_TO_CLOCK 64 /* turns with nothing to send before time-outs are looked for */
+#define KV_TEMPLATES_AHEAD 2	  /* templates between the prefetch of one and its sending */
+#define KV_IDLE_TURNS_TO_CLOCK 64 /* idle turns between two searches for time-outs */
 
-/* struct kv_template, its frame cut to KV_TEMPLATE_ROOM bytes: the less memory they take, the less it is waited for. */
+/* struct kv_template with its frame cut to KV_TEMPLATE_ROOM bytes: less memory means fewer cache misses. */
 enum { KV_TEMPLATE_BYTES = offsetof(struct kv_template, frame) + KV_TEMPLATE_ROOM };
 struct kv_template_bytes {
 	__u8 bytes[KV_TEMPLATE_BYTES];
@@ -27,13 +27,13 @@ BPF_F_TABLE("array", __u32, struct kv_load_cursor, kv_load_cursor, 1, BPF_F_MMAP
 BPF_F_TABLE("array", __u32, struct kv_load_slot, kv_load_slots, KV_WINDOW_MAX, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(kv_load_results, struct kv_load_results, 1);
 
-/* The slot to send from, or NULL while the window is full. */
+/* Return the slot for the next packet, or NULL while the window is full. */
 static __always_inline struct kv_load_slot *kv_next_slot(const struct kv_load_control *control,
 							 struct kv_load_cursor *cursor, __u32 *slot_index);
 
 static __always_inline void kv_touch_ahead(const struct kv_load_control *control, const struct kv_load_cursor *cursor);
 
-/* Live-frame entry point: one frame a call, or XDP_DROP while there is nothing to send. */
+/* Live-frame entry point: send one frame per call, or return XDP_DROP while there is nothing to send. */
 int kv_generate(struct xdp_md *ctx)
 {
 	struct kv_load_control *control;
@@ -73,7 +73,7 @@ int kv_generate(struct xdp_md *ctx)
 	frame_bytes = kv_copy_bytes(template->frame_bytes, KV_OFFSET_MASK);
 	if (frame_bytes > KV_TEMPLATE_ROOM)
 		return XDP_ABORTED;
-	KV_OPAQUE(frame_bytes); /* of one comparison for both bounds the verifier learns neither before Linux 6.11 */
+	KV_OPAQUE(frame_bytes); /* before Linux 6.11 the verifier learns neither bound from a merged comparison */
 	if (frame_bytes < KV_PACKET_HEADER_BYTES + KV_ITEM_HEADER_BYTES)
 		return XDP_ABORTED;
 	/*
@@ -106,8 +106,8 @@ int kv_generate(struct xdp_md *ctx)
 }
 
 /*
- * The templates are many megabytes, and would be waited for line by line: all lines at once are waited for once. Most
- * templates take all the room there is.
+ * Prefetch a template. The templates take many megabytes: loading all lines of one at the same time costs one cache
+ * miss instead of one per line. Most templates fill their room.
  */
 static __always_inline void kv_touch_ahead(const struct kv_load_control *control, const struct kv_load_cursor *cursor)
 {
@@ -123,7 +123,7 @@ static __always_inline void kv_touch_ahead(const struct kv_load_control *control
 		KV_TOUCH(*(__u64 *)&template->bytes[offset]);
 }
 
-/* Give up a packet that has been out too long. Returns 1 if its slot is free now. */
+/* Give up a packet that has been outstanding for too long. Return 1 if its slot is free now. */
 static __always_inline int kv_expire(const struct kv_load_control *control, struct kv_load_cursor *cursor,
 				     struct kv_load_slot *slot)
 {
@@ -155,7 +155,7 @@ static __always_inline struct kv_load_slot *kv_next_slot(const struct kv_load_co
 	*slot_index = index;
 	if (!KV_READ_ONCE(slot->busy))
 		return slot;
-	/* Answers come back nearly in order: a free slot behind a busy one means that the busy one's answer is late. */
+	/* Answers come nearly in order: a free slot behind a busy one means that the busy one's answer is late. */
 	next_slot = kv_load_slots.lookup(&next);
 	if (!next_slot)
 		return NULL;
@@ -170,9 +170,9 @@ static __always_inline struct kv_load_slot *kv_next_slot(const struct kv_load_co
 	return NULL;
 }
 
-/* What the walk over an answer found. */
+/* Results of checking an answer. */
 struct kv_answer {
-	__u64 echo_sum; /* of hashes and opaques */
+	__u64 echo_sum; /* sum of the echoed hashes and opaques */
 	__u32 responses;
 	__u32 hits;
 	__u32 misses;
@@ -184,7 +184,7 @@ struct kv_answer {
 static __always_inline void kv_check_answer(struct xdp_md *ctx, const struct kv_load_control *control,
 					    struct kv_answer *answer);
 
-/* XDP entry point on the client's interface: check and time an answer; everything else goes to the stack. */
+/* XDP entry point on the client's interface: check and time an answer, pass every other frame to the stack. */
 int kv_collect(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
@@ -223,7 +223,7 @@ int kv_collect(struct xdp_md *ctx)
 		return XDP_ABORTED;
 
 	kv_check_answer(ctx, control, &answer);
-	/* Each answer must echo its hash and opaque: the first opaque is the packet's own, the others count. */
+	/* Each answer must echo its hash and opaque: the first opaque is the packet's, the others count up from it. */
 	opaque_sum = first_opaque + answer.responses * (answer.responses - 1) / 2;
 	if (answer.responses != template->request_count || answer.echo_sum != template->hash_sum + opaque_sum)
 		answer.corrupt += template->request_count;
@@ -245,7 +245,7 @@ int kv_collect(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-/* Sort an answer by its header word alone. Returns whether a value must follow. */
+/* Count an answer by its header word alone. Return whether a value must follow. */
 static __always_inline int kv_sort_answer(__u64 header, struct kv_answer *answer)
 {
 	__u32 operation = KV_HEADER_OPERATION(header);
@@ -255,7 +255,7 @@ static __always_inline int kv_sort_answer(__u64 header, struct kv_answer *answer
 		answer->hits++;
 		return 1;
 	}
-	if (header >> 32) /* no other answer carries anything */
+	if (header >> 32) /* only a GET's answer has a value */
 		answer->corrupt++;
 	else if (operation == KV_OP_GET && result == KV_NOT_FOUND)
 		answer->misses++;
@@ -267,8 +267,8 @@ static __always_inline int kv_sort_answer(__u64 header, struct kv_answer *answer
 }
 
 /*
- * Answers whose values are one word, all right: 1. Else 0, and kv_check_long() counts what is wrong. A hit touches
- * registers only: three sums and the offset.
+ * Check answers whose values are one word. Return 1 if all are right, else 0: kv_check_long() then counts the errors. A
+ * hit uses registers only: three sums and the offset.
  */
 static __always_inline int kv_check_words(struct xdp_md *ctx, struct kv_answer *answer, __u32 offset)
 {
@@ -306,14 +306,16 @@ static __always_inline int kv_check_words(struct xdp_md *ctx, struct kv_answer *
 	return !wrong_bits;
 }
 
-/* Values of any length: one turn takes a header or one word of a value, so that one bounded loop covers a frame. */
+/*
+ * Check values of any length. Each turn takes a header or one word of a value, so that one bounded loop covers a frame.
+ */
 static __always_inline void kv_check_long(struct xdp_md *ctx, const struct kv_load_control *control,
 					  struct kv_answer *answer, __u32 offset)
 {
 	void *body = (void *)(long)ctx->data + KV_PACKET_HEADER_BYTES;
 	void *data_end = (void *)(long)ctx->data_end;
 	__u64 key_hash = 0, expected = 0;
-	__u32 value_end = offset; /* in the body, without padding; behind it comes the next header */
+	__u32 value_end = offset; /* end of the current value in the body, without padding; the next header follows */
 	int turn;
 
 	KV_KEEP_LOOP
@@ -354,8 +356,8 @@ static __always_inline void kv_check_long(struct xdp_md *ctx, const struct kv_lo
 }
 
 /*
- * Set all counters to a zero that the verifier does not know: before Linux 6.8 it follows each mix of known counts by
- * itself, through all turns ("BPF program is too large. Processed 1000001 insn").
+ * Set all counters to a zero that the verifier does not know. Before Linux 6.8 it walks all turns separately for each
+ * mix of known counts ("BPF program is too large. Processed 1000001 insn").
  */
 static __always_inline void kv_count_from(struct kv_answer *answer, __u32 zero)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * kv_receive.c - the communication engine in XDP: the program that serves requests, and the programs that let responses
- * out which no frame came to carry.
+ * kv_receive.c - the communication engine in XDP: the program that serves requests, and the programs that send parked
+ * responses when no frame comes to carry them.
  *
  * Follow a request: kv_receive -> door/receive.h -> queue/dpu_end.h (to the host and back) -> door/respond.h -> wire.
  * The settings of base/maps.h choose, for each engine's port, between that, processing here (service/process.h), and
@@ -70,13 +70,13 @@ int kv_receive(struct xdp_md *ctx)
 	return kv_serve(ctx, &packet, pair, queue, own);
 }
 
-/* By the engine's port and the settings, a frame goes one of four ways. */
+/* Serve a frame for one of our ports: the engine and the settings choose one of four ways. Return the XDP verdict. */
 static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_queue_pair *pair,
 				    struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
 {
 	int verdict;
 
-	/* A VLAN tag or none: not two programs for the verifier. */
+	/* Hide whether there is a VLAN tag: the verifier would walk the program once with it and once without. */
 	packet->header_offset = KV_UNKNOWN(queue, packet->header_offset) & KV_VLAN_BYTES;
 	if (packet->engine >= KV_DPU_ENGINES)
 		return kv_serve_at_door(ctx, packet, pair, queue, own);
@@ -91,7 +91,7 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 	return kv_serve_by_queue(ctx, packet, pair, queue, own);
 }
 
-/* The whole frame goes to a host door, unparsed. */
+/* Pass the whole frame, unparsed, to a host door. */
 static __always_inline int kv_serve_at_door(struct xdp_md *ctx, const struct kv_packet *packet,
 					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 					    struct kv_dpu_queue *own)
@@ -101,7 +101,7 @@ static __always_inline int kv_serve_at_door(struct xdp_md *ctx, const struct kv_
 	return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, pair, queue, own) : verdict;
 }
 
-/* The batch is processed in this program, and answered in its own frame. */
+/* Process the batch in this program and answer it in its own frame. */
 static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
 					 struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
 {
@@ -114,7 +114,7 @@ static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_pac
 	return kv_answer_here(ctx, packet, pair, queue, count, own);
 }
 
-/* The frame goes to the engine through an AF_XDP socket, its records behind it. */
+/* Pass the frame, with its records behind it, to the engine through an AF_XDP socket. */
 static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct kv_packet *packet,
 					      struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 					      struct kv_dpu_queue *own)
@@ -128,7 +128,7 @@ static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct k
 	return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
 }
 
-/* The batch goes to the engine through the queue pair, or its requests through a BPF ring buffer. */
+/* Hand the batch to the engine through the queue pair or a BPF ring buffer, and use the frame for any response. */
 static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv_packet *packet,
 					     struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 					     struct kv_dpu_queue *own)
@@ -149,7 +149,7 @@ static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv
 	return kv_answer_something(ctx, packet->engine, pair, queue, own);
 }
 
-/* Processing in XDP: the queue pair is this core's alone, and both ends of it are here. */
+/* Process a batch and turn the frame into its response. Only this core uses the queue pair, at both of its ends. */
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
 					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
 					  struct kv_dpu_queue *own)
@@ -169,7 +169,7 @@ static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_pa
 	verdict = kv_write_reply(ctx, pair, queue, slot);
 	kv_stage_end(own, KV_STAGE_PREPARE);
 	kv_be_slower(own);
-	if (verdict == KV_TAIL_REFUSED) { /* park it, finished: the sender has frames that can */
+	if (verdict == KV_TAIL_REFUSED) { /* park the finished batch: the sender's frames can grow */
 		queue->published++;
 		KV_PUBLISH_BARRIER();
 		KV_WRITE_ONCE(pair->response_control.published, queue->published);
@@ -184,8 +184,8 @@ static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_pa
 }
 
 /*
- * The frame at hand may carry one response: the oldest finished one. With more batches parked than the depth allows we
- * wait for it, unless the engine needs this very core to finish it.
+ * Turn the current frame into the oldest finished response, if there is one. With more batches parked than the depth
+ * allows, wait for it first, unless the engine needs this core to finish it. Return the XDP verdict.
  */
 static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
 					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
@@ -204,12 +204,12 @@ static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine,
 		return XDP_DROP;
 	own->waiting_engine = engine;
 	kv_programs.call(ctx, KV_PROGRAM_WAIT);
-	return XDP_DROP; /* without that program it stays parked, and the sender has it */
+	return XDP_DROP; /* the tail call failed: the batch stays parked for the sender */
 }
 
 /*
- * The rest of kv_receive for a frame that waits: a tail call. In one program, the verifier would walk the thousands of
- * turns of the wait once for every way that leads there, and give up ("BPF program is too large").
+ * Tail call of kv_receive for a frame that waits for its response. Inside kv_receive the verifier would walk the
+ * thousands of turns of the wait once for every path that leads there, and give up ("BPF program is too large").
  */
 int kv_wait(struct xdp_md *ctx)
 {
@@ -233,6 +233,7 @@ int kv_wait(struct xdp_md *ctx)
 	return kv_answer_oldest(ctx, own->waiting_engine, pair, queue, own);
 }
 
+/* Turn the frame into the oldest finished response and count it. Return the XDP verdict. */
 static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
 					    struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
 {
@@ -250,7 +251,8 @@ static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, st
 
 /*
  * Sender entry point (BPF_PROG_RUN, on the core that owns the queue pair): build the oldest finished response in the
- * buffer. The first four bytes name the queue pair. XDP_TX = send the buffer; XDP_DROP = nothing to send.
+ * buffer, whose first four bytes are the queue pair's index. Return XDP_TX to have it sent, XDP_DROP for nothing to
+ * send.
  */
 int kv_flush(struct xdp_md *ctx)
 {
@@ -269,11 +271,11 @@ int kv_flush(struct xdp_md *ctx)
 	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&core);
 	if (!is_found || !own)
 		return XDP_ABORTED;
-	/* Kernels before 6.3 run us with bottom halves on: kv_receive, which may interrupt here, then only parks. */
+	/* Kernels before 6.3 run this with bottom halves on: the flag makes an interrupting kv_receive park only. */
 	KV_WRITE_ONCE(queue->flushing, 1);
 	parked_batches = kv_slots_in_use(queue);
 	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
-		if (!own->has_time) /* else it was asked for */
+		if (!own->has_time) /* if it has, kv_drain() asked for this flush */
 			kv_depth_met_flush(queue, parked_batches);
 		verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
 		if (verdict == XDP_TX)
@@ -285,9 +287,9 @@ int kv_flush(struct xdp_md *ctx)
 }
 
 /*
- * Entry point of the sender in one long call (BPF_PROG_RUN with live frames, on any one core), when all responses leave
- * that way: the next queue pair's oldest finished response, or XDP_DROP. kv_receive only parks then, so that each side
- * of the private queue has one writer.
+ * Entry point of a sender that sends all responses, in one long call (BPF_PROG_RUN with live frames, on any one core):
+ * build the next queue pair's oldest finished response, or return XDP_DROP. kv_receive only parks in this mode, so that
+ * each side of the private queue has one writer.
  */
 int kv_send(struct xdp_md *ctx)
 {
@@ -314,7 +316,7 @@ int kv_send(struct xdp_md *ctx)
 
 /* ---- Helpers ---- */
 
-/* The queue pair of this index and its private side; 0 if there is none. */
+/* Look up the queue pair of this index and its private side. Return 0 if there is none. */
 static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_queue **queue, struct kv_queue_pair **pair)
 {
 	*queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(index);
@@ -322,7 +324,9 @@ static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_queue **queue,
 	return *queue && *pair;
 }
 
-/* Drop a frame on a core without counters of its own: the first core's count it, where nothing else counts this. */
+/*
+ * Drop a frame on a core without counters of its own: count it on CPU 0's, in a counter that CPU 0 itself does not use.
+ */
 static __always_inline int kv_drop_without_queue_pair(void)
 {
 	struct kv_dpu_queue *queue;
@@ -335,7 +339,7 @@ static __always_inline int kv_drop_without_queue_pair(void)
 	return XDP_DROP;
 }
 
-/* An emulated slower core: what the program has taken since the last call, times a factor. */
+/* Emulate a slower core: wait for KV_SLOWER_PERCENT of the time since own->start_ns. */
 static __always_inline void kv_be_slower(struct kv_dpu_queue *own)
 {
 	__u64 now_ns, until_ns;
@@ -355,7 +359,7 @@ static __always_inline void kv_be_slower(struct kv_dpu_queue *own)
 
 /* ---- Map calls for headers: bcc rewrites them in its main file only ---- */
 
-/* The frame to the AF_XDP socket of its receive queue. */
+/* Redirect the frame to the AF_XDP socket of its receive queue. Return the verdict. */
 static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue)
 {
 #if KV_TRANSPORT == KV_TRANSPORT_AF_XDP || KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP
@@ -368,7 +372,7 @@ static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *
 #endif
 }
 
-/* An engine's BPF ring buffer. */
+/* Return an engine's BPF ring buffer, or NULL. */
 static __always_inline void *kv_ring_of(__u32 engine)
 {
 #if KV_TRANSPORT == KV_TRANSPORT_RINGBUF

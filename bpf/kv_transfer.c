@@ -3,8 +3,8 @@
  * kv_transfer.c - the DPU's end of the transfer primitives that `dpukv qp-bench` compares (the paper's Figure 9). The
  * host's end is dpukv_xdp/_core/load/transfer.c.
  *
- * BPF_PROG_RUN calls a program again and again; each run polls for a bounded time and does one hand-over, or one
- * fragment of it, if it can. Whoever takes a payload compares all of it: reading it is part of a hand-over.
+ * BPF_PROG_RUN calls a program repeatedly. Each run polls for a bounded time and does at most one hand-over, or one
+ * fragment of it. The receiver compares every byte of a payload: reading it is part of a hand-over.
  */
 #include "abi/transfer.h"
 #include "base/side.h"
@@ -12,7 +12,7 @@
 #define KV_GROUP_WORDS 8
 #define KV_GROUPS_MAX (KV_TRANSFER_BYTES_MAX / (8 * KV_GROUP_WORDS))
 
-/* Bytes for bcc and not words, as in maps.h. */
+/* Bytes instead of words because of bcc, see maps.h. */
 struct kv_transfer_payload {
 	__u8 bytes[KV_TRANSFER_BYTES_MAX];
 };
@@ -21,13 +21,13 @@ struct kv_transfer_fragment {
 };
 
 BPF_F_TABLE("array", __u32, struct kv_transfer_control, kv_transfer_control, 1, BPF_F_MMAPABLE);
-/* Where payloads come from: KV_TRANSFER_PAYLOADS of them, prepared by the host. */
+/* KV_TRANSFER_PAYLOADS payloads, prepared by the host. */
 BPF_F_TABLE("array", __u32, struct kv_transfer_payload, kv_transfer_payloads, KV_TRANSFER_PAYLOADS, BPF_F_MMAPABLE);
-/* The mapped ring: one of each direction is in use. */
+/* The mapped ring; only one direction is used at a time. */
 BPF_F_TABLE("array", __u32, struct kv_transfer_payload, kv_transfer_slots, KV_TRANSFER_SLOTS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(kv_transfer_ringbuf, KV_TRANSFER_RINGBUF_PAGES);
 BPF_XSKMAP(kv_transfer_sockets, 1);
-/* What a frame brought, out of its packet memory. */
+/* The content of a received frame, copied out of packet memory. */
 BPF_ARRAY(kv_transfer_fragments, struct kv_transfer_fragment, 1);
 
 static __always_inline int kv_may_send(struct kv_transfer_control *control);
@@ -100,12 +100,12 @@ int kv_transfer_ringbuf_send(struct xdp_md *ctx)
 	if (!payload || bytes == 0 || bytes > KV_TRANSFER_BYTES_MAX)
 		return XDP_ABORTED;
 	if (kv_transfer_ringbuf.ringbuf_output(payload, bytes, control->ringbuf_wakeup))
-		return XDP_DROP; /* full: the next run tries again */
+		return XDP_DROP; /* the ring is full: the next run tries again */
 	kv_publish(control);
 	return XDP_DROP;
 }
 
-/* DPU to host through AF_XDP: a live frame takes one fragment straight to the socket. */
+/* DPU to host through AF_XDP: a live frame carries one fragment directly to the socket. */
 int kv_transfer_frame_send(struct xdp_md *ctx)
 {
 	__u64 bytes, offset, fragment_bytes;
@@ -133,7 +133,7 @@ int kv_transfer_frame_send(struct xdp_md *ctx)
 	return kv_transfer_sockets.redirect_map(0, XDP_DROP);
 }
 
-/* Host to DPU through AF_XDP: what the host's socket sends comes in here, on the far end of its link. */
+/* Host to DPU through AF_XDP: receive the frames that the host's socket sends, at the far end of its link. */
 int kv_transfer_frame_receive(struct xdp_md *ctx)
 {
 	struct kv_transfer_fragment *fragment;
@@ -166,7 +166,7 @@ int kv_transfer_frame_receive(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-/* Whether another payload may go: polls for room in the window. */
+/* Poll for room in the window. Return whether another payload may be sent. */
 static __always_inline int kv_may_send(struct kv_transfer_control *control)
 {
 	__u32 sent = control->dpu_count, window = control->window;
@@ -182,7 +182,7 @@ static __always_inline int kv_may_send(struct kv_transfer_control *control)
 	return 0;
 }
 
-/* Whether a payload of the host's has come: polls for one. */
+/* Poll for a payload from the host. Return whether there is one. */
 static __always_inline int kv_has_come(struct kv_transfer_control *control)
 {
 	__u32 taken = control->dpu_count;
@@ -200,7 +200,7 @@ static __always_inline int kv_has_come(struct kv_transfer_control *control)
 	return 0;
 }
 
-/* 64 bits and kept from clang: it would check 32 of them, and the verifier wants bounds of the whole register. */
+/* 64 bits, hidden from clang: it would compare 32 bits, and the verifier needs bounds of the whole register. */
 static __always_inline __u64 kv_payload_bytes(const struct kv_transfer_control *control)
 {
 	__u64 bytes = KV_READ_ONCE(control->bytes);
@@ -209,7 +209,7 @@ static __always_inline __u64 kv_payload_bytes(const struct kv_transfer_control *
 	return bytes;
 }
 
-/* What is sent now. */
+/* Return the payload to send now. */
 static __always_inline struct kv_transfer_payload *kv_payload_now(const struct kv_transfer_control *control)
 {
 	__u32 index = control->dpu_count % KV_TRANSFER_PAYLOADS;
@@ -217,7 +217,7 @@ static __always_inline struct kv_transfer_payload *kv_payload_now(const struct k
 	return kv_transfer_payloads.lookup(&index);
 }
 
-/* Where it goes, or comes from, in the mapped ring. */
+/* Return the slot of the mapped ring that it goes to or comes from. */
 static __always_inline struct kv_transfer_payload *kv_slot_now(const struct kv_transfer_control *control)
 {
 	__u32 index = control->dpu_count % KV_TRANSFER_SLOTS;
@@ -225,7 +225,7 @@ static __always_inline struct kv_transfer_payload *kv_slot_now(const struct kv_t
 	return kv_transfer_slots.lookup(&index);
 }
 
-/* Return how many of the bytes left, which are 1 at least, the next frame takes. */
+/* Return how many of the remaining bytes, at least 1, the next frame carries. */
 static __always_inline __u64 kv_fragment_bytes(__u64 bytes_left)
 {
 	if (bytes_left > KV_TRANSFER_FRAGMENT_MAX)
@@ -233,14 +233,14 @@ static __always_inline __u64 kv_fragment_bytes(__u64 bytes_left)
 	return kv_copy_bytes(bytes_left, KV_TRANSFER_FRAGMENT_MAX - 1);
 }
 
-/* One payload more has been handed over, or taken. */
+/* Count one more payload handed over or taken. */
 static __always_inline void kv_publish(struct kv_transfer_control *control)
 {
 	KV_PUBLISH_BARRIER();
 	KV_WRITE_ONCE(control->dpu_count, control->dpu_count + 1);
 }
 
-/* The same of one fragment: the last one completes its payload. */
+/* Count one fragment; the last one completes its payload. */
 static __always_inline void kv_publish_fragment(struct kv_transfer_control *control, int more_follow)
 {
 	if (more_follow) {
@@ -251,7 +251,7 @@ static __always_inline void kv_publish_fragment(struct kv_transfer_control *cont
 	kv_publish(control);
 }
 
-/* Whether one of the bytes is not what KV_TRANSFER_WORD says; `expected` is the first word. */
+/* Return whether any byte differs from KV_TRANSFER_WORD; `expected` is the first word. */
 static __always_inline int kv_is_wrong(const __u8 *data, __u32 bytes, __u32 bytes_max, __u64 expected)
 {
 	__u32 groups = bytes / (8 * KV_GROUP_WORDS), words = bytes / 8 % KV_GROUP_WORDS, rest = bytes % 8;

@@ -3,11 +3,11 @@
  * all.h - every layout, limit, opcode, result and counter that two parts of dpukv_xdp must agree on.
  *
  * The BPF programs (bcc), the native core (cc) and Python (cffi, and from it numpy and scapy) read the same headers;
- * nothing in them is written a second time anywhere. C includes the header of its subject; this one is Python's. All
- * integers are little endian, as on the MICA2 wire, except the Ethernet, IP and UDP fields, which are in network order.
+ * nothing in them is written a second time anywhere. C files include the header of their subject; Python reads this
+ * one. All integers are little endian, as on the MICA2 wire, except the Ethernet, IP and UDP fields, which are in
+ * network order.
  *
- * Only enumerations, structures and KV_ASSERT may stand outside the "#ifndef KV_ABI_CDEF" parts: the rest is handed to
- * cffi's parser as it is.
+ * cffi's parser reads what is outside "#ifndef KV_ABI_CDEF": only enumerations, structures and KV_ASSERT may be there.
  */
 #ifndef KV_ABI_ALL_H
 #define KV_ABI_ALL_H
@@ -17,6 +17,7 @@
 #include "abi/histogram.h"
 #include "abi/limits.h"
 #include "abi/load.h"
+#include "abi/operation_table.h"
 #include "abi/partitions.h"
 #include "abi/queue_pair.h"
 #include "abi/store_layout.h"

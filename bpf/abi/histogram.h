@@ -8,14 +8,15 @@
 #include "abi/words.h"
 
 enum kv_histogram_limit {
-	KV_HISTOGRAM_SUB_BITS = 5, /* 2^5 buckets to each power of two: 3 % resolution */
+	KV_HISTOGRAM_SUB_BITS = 5, /* 2^5 buckets per power of two: 3 % resolution */
 	KV_HISTOGRAM_BUCKETS = 1024
 };
 
 #ifndef KV_ABI_CDEF
 
 /*
- * Latency histogram: exact below 2^KV_HISTOGRAM_SUB_BITS ns, then 2^KV_HISTOGRAM_SUB_BITS buckets to each power of two.
+ * Return the bucket of a latency: exact below 2^KV_HISTOGRAM_SUB_BITS ns, then 2^KV_HISTOGRAM_SUB_BITS buckets per
+ * power of two.
  */
 static inline __attribute__((always_inline)) __u32 kv_histogram_bucket(__u64 value_ns)
 {
@@ -39,7 +40,7 @@ static inline __attribute__((always_inline)) __u32 kv_histogram_bucket(__u64 val
 	return ((exponent - 1) << KV_HISTOGRAM_SUB_BITS) + (value_ns >> (exponent - 1));
 }
 
-/* The smallest value that falls into a bucket. */
+/* Return the smallest latency, in ns, that falls into a bucket. */
 static inline __u64 kv_histogram_floor_ns(__u32 bucket)
 {
 	__u32 exponent = bucket >> KV_HISTOGRAM_SUB_BITS;

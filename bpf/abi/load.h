@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * load.h - the load generator.
+ * load.h - the load generator's frames, control and results.
  */
 #ifndef KV_ABI_LOAD_H
 #define KV_ABI_LOAD_H
@@ -8,18 +8,18 @@
 #include "abi/histogram.h"
 #include "abi/words.h"
 
-/* KV_LIVE_FRAME_MAX: BPF_PROG_RUN keeps more of a page than XDP does; Linux 6.1 leaves up to 3368 bytes of it. */
+/* KV_LIVE_FRAME_MAX: BPF_PROG_RUN reserves more of a page than XDP does; Linux 6.1 leaves 3368 bytes of it. */
 enum kv_load_limit {
-	KV_LIVE_FRAME_MAX = 3367, /* bytes in a frame that BPF_PROG_RUN sends; odd, so that no batch is as long */
+	KV_LIVE_FRAME_MAX = 3367, /* bytes in a frame that BPF_PROG_RUN sends; odd, so that no batch has this length */
 	KV_TEMPLATE_FRAME = 4096, /* bytes for one prepared frame of the load generator */
 	KV_WINDOW_MAX = 4096	  /* packets the load generator keeps outstanding; a power of two */
 };
 
-/* A frame ready to be sent, with what its answer must look like. */
+/* A frame ready to be sent, and what its answer is checked against. */
 struct kv_template {
 	__u32 frame_bytes;	       /*  0 */
 	__u32 request_count;	       /*  4 */
-	__u32 gap_ns;		       /*  8, open loop: intended time after the previous packet */
+	__u32 gap_ns;		       /*  8, open loop: intended time after the previous packet, in ns */
 	__u32 get_count;	       /* 12 */
 	__u64 hash_sum;		       /* 16, sum of the requests' key hashes: every answer must echo its own */
 	__u64 reserved;		       /* 24 */
@@ -32,11 +32,11 @@ enum kv_load_state { KV_LOAD_STOPPED = 0, KV_LOAD_RUNNING = 1, KV_LOAD_DRAINING 
 /* Set by Python, read by the generator program. */
 struct kv_load_control {
 	__u32 state;	      /*  0, enum kv_load_state */
-	__u32 window;	      /*  4, packets outstanding at most */
+	__u32 window;	      /*  4, most packets outstanding */
 	__u32 template_first; /*  8, first template to send */
-	__u32 template_count; /* 12, templates in use from there */
-	__u64 packets_limit;  /* 16, packets to send in all; 0 = no limit */
-	__u64 timeout_ns;     /* 24, after which an unanswered packet is lost */
+	__u32 template_count; /* 12, templates in use from template_first on */
+	__u64 packets_limit;  /* 16, packets to send in total; 0 = no limit */
+	__u64 timeout_ns;     /* 24, an unanswered packet counts as lost after so many ns */
 	__u32 open_loop;      /* 32, 1 = send at each template's gap, latency from the intended time */
 	__u32 value_bytes;    /* 36, length that every value must have */
 	__u32 zero;	      /* 40, always 0, see KV_UNKNOWN_ZERO */
@@ -46,21 +46,21 @@ KV_ASSERT(sizeof(struct kv_load_control) == 64);
 
 /* One outstanding packet. */
 struct kv_load_slot {
-	__u64 start_ns;	      /*  0, when it was sent, or should have been */
+	__u64 start_ns;	      /*  0, when it was sent; in an open loop, when it should have been */
 	__u32 template_index; /* 8 */
-	__u16 epoch;	      /* 12, tells a late answer from the slot's next packet */
+	__u16 epoch;	      /* 12, tells a late answer from the answer to the slot's next packet */
 	__u16 busy;	      /* 14 */
 };
 KV_ASSERT(sizeof(struct kv_load_slot) == 16);
 
-/* The generator's own position; only its core touches it. */
+/* The generator's position; only its core uses it. */
 struct kv_load_cursor {
 	__u64 packets_sent;  /*  0 */
 	__u64 requests_sent; /*  8 */
 	__u64 bytes_sent;    /* 16 */
 	__u64 lost_packets;  /* 24 */
 	__u64 lost_requests; /* 32 */
-	__u64 next_start_ns; /* 40, open loop */
+	__u64 next_start_ns; /* 40, open loop: when the next packet should be sent */
 	__u32 slot;	     /* 48 */
 	__u32 template_next; /* 52 */
 	__u32 idle_turns;    /* 56 */
@@ -68,7 +68,7 @@ struct kv_load_cursor {
 };
 KV_ASSERT(sizeof(struct kv_load_cursor) == 64);
 
-/* What came back; one per core. */
+/* Results of one core that received answers. */
 struct kv_load_results {
 	__u64 packets;	      /* answered packets */
 	__u64 responses;      /* answered requests */
@@ -77,8 +77,8 @@ struct kv_load_results {
 	__u64 misses;	      /* GETs without */
 	__u64 stored;	      /* SETs that succeeded */
 	__u64 corrupt;	      /* answers with a wrong value, key, length or count */
-	__u64 refused;	      /* any other result code */
-	__u64 late;	      /* answers to packets already given up */
+	__u64 refused;	      /* answers with any other result code */
+	__u64 late;	      /* answers to packets that had been given up */
 	__u64 latency_sum_ns; /* over requests */
 	__u64 latency_max_ns;
 	__u64 latency[KV_HISTOGRAM_BUCKETS]; /* requests by round trip, see kv_histogram_bucket() */
@@ -86,7 +86,7 @@ struct kv_load_results {
 
 #ifndef KV_ABI_CDEF
 
-/* The value that the load generator stores under a key: word i of it. Every answer is checked against this. */
+/* Word i of the value that the load generator stores under a key. Every answer is checked against it. */
 #define KV_LOAD_VALUE_SALT 0x9e3779b97f4a7c15ULL
 #define KV_LOAD_VALUE_WORD(key_hash, i) ((key_hash) ^ (KV_LOAD_VALUE_SALT * ((__u64)(i) + 1)))
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * partitions.h - which engine owns which part of the key space.
+ * partitions.h - the partition table: which engine owns which part of the key space.
  */
 #ifndef KV_ABI_PARTITIONS_H
 #define KV_ABI_PARTITIONS_H
@@ -9,12 +9,12 @@
 
 enum kv_partition_limit {
 	KV_PARTITIONS_MAX = 256, /* parts of the key space, each owned by one engine */
-	KV_OWNER_NONE = 255	 /* in place of an engine: all reject the partition */
+	KV_OWNER_NONE = 255	 /* owner of a partition that every engine rejects */
 };
 
 /*
- * Which engine owns which partition: (key_hash >> 48) % partitions, as MICA2 counts them. Written by Python, read by
- * every engine.
+ * The owner of each partition. A key's partition is (key_hash >> 48) % partitions, as in MICA2. Python writes the
+ * table, every engine reads it.
  */
 struct kv_partition_table {
 	__u32 partitions;	       /* 0, in use: 1 to KV_PARTITIONS_MAX */

@@ -1,38 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * wire_mica2.h - the wire: the datagram protocol of public MICA2, exactly.
+ * wire_mica2.h - the wire: the datagram protocol of public MICA2, exactly. Its operation codes and results are in
+ * operation_table.h.
  */
 #ifndef KV_ABI_WIRE_MICA2_H
 #define KV_ABI_WIRE_MICA2_H
 
+#include "abi/operation_table.h"
 #include "abi/words.h"
 
 enum kv_magic { KV_MAGIC_REQUEST = 0x78, KV_MAGIC_RESPONSE = 0x79 };
-
-enum kv_operation {
-	KV_OP_RESET = 0,
-	KV_OP_NOOP_READ = 1,
-	KV_OP_NOOP_WRITE = 2,
-	KV_OP_ADD = 3,
-	KV_OP_SET = 4,
-	KV_OP_GET = 5,
-	KV_OP_TEST = 6,
-	KV_OP_DELETE = 7,
-	KV_OP_INCREMENT = 8
-};
-
-enum kv_result {
-	KV_SUCCESS = 0,
-	KV_ERROR = 1,		   /* the request breaks a limit, for example an empty key */
-	KV_INSUFFICIENT_SPACE = 2, /* the item is too large, or the value does not fit into this response packet */
-	KV_EXISTS = 3,
-	KV_NOT_FOUND = 4,
-	KV_PARTIAL_VALUE = 5,
-	KV_NOT_PROCESSED = 6,
-	KV_NOT_SUPPORTED = 7, /* an operation that this server does not know */
-	KV_TIMED_OUT = 8,     /* made by clients, never sent */
-	KV_REJECTED = 9	      /* this endpoint does not own the key's partition */
-};
 
 enum kv_frame_constant {
 	KV_ETHERTYPE_IPV4 = 0x0800,
@@ -43,7 +20,7 @@ enum kv_frame_constant {
 	KV_IP_PROTOCOL_UDP = 17
 };
 
-/* Everything before the requests: Ethernet, IPv4, UDP, batch header. Unaligned by nature: Ethernet takes 14 bytes. */
+/* All headers before the requests: Ethernet, IPv4, UDP, batch. Unaligned, because an Ethernet header has 14 bytes. */
 struct kv_packet_header {
 	__u8 eth_destination[6];    /*  0 */
 	__u8 eth_source[6];	    /*  6 */
@@ -63,7 +40,7 @@ struct kv_packet_header {
 	__u16 udp_length;	    /* 38, network order */
 	__u16 udp_checksum;	    /* 40 */
 	__u8 magic;		    /* 42, enum kv_magic */
-	__u8 request_count;	    /* 43, informative: readers walk by length */
+	__u8 request_count;	    /* 43, informative: readers parse by length */
 	__u8 reserved[4];	    /* 44, zero in responses */
 };
 KV_ASSERT(sizeof(struct kv_packet_header) == 48);
@@ -99,7 +76,7 @@ KV_ASSERT(sizeof(struct kv_item_header) == 24);
 #define KV_HEADER_VALUE_BYTES(header) ((__u32)((header) >> 32 & 0xffffff))
 #define KV_HEADER_KEY_BYTES(header) ((__u32)((header) >> 56))
 
-/* What a reply's header word may hold: operation, result and value length; reserved bytes and key length are 0. */
+/* Bits of a reply's header word that may be set: operation, result, value length. The other fields are 0. */
 #define KV_RESPONSE_HEADER_MASK 0x00ffffff0000ffffULL
 
 #endif /* KV_ABI_CDEF */

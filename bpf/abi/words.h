@@ -13,7 +13,7 @@
 
 #define KV_ROUNDUP8(bytes) (((bytes) + 7u) & ~7u)
 
-/* The first bytes (1-8) of a little-endian word. */
+/* The first `bytes` (1-8) of a little-endian word; the others become 0. */
 #define KV_LOW_BYTES(word, bytes) ((word) & (~0ULL >> (64 - 8 * (bytes))))
 #endif
 

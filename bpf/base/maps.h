@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h - the server's maps, and its settings. The loader passes them with -D, those marked * when it loads the
- * program:
+ * maps.h - the server's maps, and its settings. The loader passes the settings with -D, those marked * when it loads
+ * the program:
  *
  *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
- *	KV_DPU_ENGINES	engines whose frames the communication engine here takes; the others' go to the host's
+ *	KV_DPU_ENGINES	engines whose frames XDP parses; whole frames for the other engines go to a host door
  *	KV_PROCESS_HERE	1: process in XDP, on a store in maps, instead of sending requests to the host
  *	KV_TRANSPORT	enum kv_transport: how requests get to the host
  *	KV_HOST_FRAMES	enum kv_transport (RING or AF_XDP): how whole frames get to a host door
@@ -14,9 +14,9 @@
  *	KV_DEPTH_MIN	batches that may always stay parked (0 = wait)
  *	KV_DEPTH_MAX	batches that may stay parked when the link is busy
  *	KV_SENDER_ONLY	1: responses leave by the sender program kv_send alone
- *	KV_TRANSFER_PER_REQUEST	1: each request is handed over by a store of its own, not each batch
+ *	KV_TRANSFER_PER_REQUEST	1: hand over each request separately instead of the batch
  *	KV_PREPARE_OVERLAPS	0: prepare the response before the batch is handed over, not while the host works
- *	KV_SLOWER_PERCENT	emulated slower cores: time added to what the program takes, in percent
+ *	KV_SLOWER_PERCENT	emulated slower cores: time added to the program's own, in percent
  */
 #ifndef KV_MAPS_H
 #define KV_MAPS_H
@@ -28,15 +28,15 @@
 
 #define KV_QUEUE_PAIRS (KV_ENGINES * KV_CPUS)
 
-/* The preprocessor knows no enumerators: for it, the same names as macros. */
+/* The preprocessor knows no enumerators: define the same names as macros for #if. */
 _Static_assert(KV_TRANSPORT_RINGBUF == 1 && KV_TRANSPORT_AF_XDP == 2, "the macros below have the enumerators' values");
 #define KV_TRANSPORT_RINGBUF 1
 #define KV_TRANSPORT_AF_XDP 2
 
 /*
- * What the tables hold. bcc has clang write out a zeroed value of each table, word by word unless it is made of bytes:
- * with the structures themselves every compilation takes 1.5 s longer. And it cannot describe an array whose length
- * names a structure: hence the enumerators.
+ * Types of the tables' values. bcc has clang write out a zeroed value of each table, word by word unless it consists of
+ * bytes: with the structures themselves every compilation takes 1.5 s longer. bcc cannot describe an array whose length
+ * contains sizeof of a structure, hence the enumerators.
  */
 enum { KV_QUEUE_PAIR_BYTES = sizeof(struct kv_queue_pair), KV_DPU_QUEUE_BYTES = sizeof(struct kv_dpu_queue) };
 struct kv_queue_pair_bytes {
@@ -46,24 +46,24 @@ struct kv_dpu_queue_bytes {
 	__u8 bytes[KV_DPU_QUEUE_BYTES];
 };
 
-/* struct kv_queue_pair: shared with the processing engines, which map it once. */
+/* struct kv_queue_pair: shared with the processing engines, which map the array once. */
 BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_QUEUE_PAIRS, BPF_F_MMAPABLE);
-/* struct kv_dpu_queue: the communication engine's own. */
+/* struct kv_dpu_queue: private to the communication engine. */
 BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_QUEUE_PAIRS);
-/* Programs that kv_receive goes on in. */
+/* Tail calls of kv_receive. */
 enum kv_program { KV_PROGRAM_WAIT = 0, KV_PROGRAMS };
 BPF_PROG_ARRAY(kv_programs, KV_PROGRAMS);
-/* Whose turn it is in kv_send: an index of a queue pair. */
+/* Index of the queue pair that kv_send serves next. */
 BPF_ARRAY(kv_sender_turn, __u32, 1);
-/* Which engine owns which part of the key space. */
+/* The owner of each part of the key space. */
 BPF_F_TABLE("array", __u32, struct kv_partition_table, kv_partitions, 1, BPF_F_MMAPABLE);
 #if KV_TRANSPORT == KV_TRANSPORT_AF_XDP || KV_HOST_FRAMES == KV_TRANSPORT_AF_XDP
 /* One AF_XDP socket for each receive queue. */
 BPF_XSKMAP(kv_sockets, KV_QUEUES_MAX);
 #endif
 #if KV_TRANSPORT == KV_TRANSPORT_RINGBUF
-/* One ring buffer for each engine, made by Python: every core writes, the engine reads. The model (so named for the
- * loader) only says what they are. */
+/* One ring buffer per engine, created by Python: every core writes, the engine reads. The loader takes the rings' type
+ * from the model. */
 BPF_RINGBUF_OUTPUT(kv_request_ring_model, 1);
 BPF_ARRAY_OF_MAPS(kv_request_rings, "kv_request_ring_model", KV_ENGINES);
 #endif

@@ -1,45 +1,39 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * side.h - what differs between the two sides that the communication engine can run on.
+ * side.h - the differences between XDP and the host, the two sides that the communication engine can run on.
  *
- * net/, protocol/, queue/ and most of door/ are the communication engine's one code. In XDP they are compiled by bcc;
- * on the host, where dpukv_xdp/_core/door/communicate.c defines KV_HOST_SIDE, a frame is plain memory, and the
- * kernel's helpers are the small functions below, with the same names, arguments and results.
+ * Both sides compile the same net/, protocol/, queue/ and most of door/. bcc compiles them for XDP. On the host, where
+ * dpukv_xdp/_core/door/communicate.c defines KV_HOST_SIDE, a frame is plain memory, and the functions below replace the
+ * kernel's helpers, with the same names, arguments and results.
  */
 #ifndef KV_SIDE_H
 #define KV_SIDE_H
 
 #include "abi/words.h"
-
-/* A shared word may change at any moment: read or write it exactly once. */
-#define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
-#define KV_WRITE_ONCE(word, new_value) (*(volatile __typeof__(word) *)&(word) = (new_value))
-/* Enough on x86, where stores stay in order; arm64 would need a release store here. */
-#define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
+#include "base/barriers.h"
 
 #define KV_CACHE_LINE_BYTES 64
 
-/* Load a word that nobody uses yet: the nearest that BPF has to a prefetch. */
+/* Load a word ahead of its use: BPF has no prefetch instruction. */
 #define KV_TOUCH(word)                              \
 	do {                                        \
 		__u64 touched = KV_READ_ONCE(word); \
 		asm volatile("" ::"r"(touched));    \
 	} while (0)
 
-/* Keeps clang from following a scalar: the verifier accepts packet and map offsets it can bound by a mask alone. */
-#define KV_OPAQUE(scalar) asm volatile("" : "+r"(scalar))
 /*
- * Where a loop's offset starts. Were the verifier to know the number, every mix of item sizes would be a state of its
- * own ("BPF program is too large. Processed 1000001 insn"); an unknown, masked one makes all turns alike.
+ * Return 0 as a start for a loop's offset, without the verifier knowing it. If it knew the start, each mix of item
+ * sizes would be a separate state ("BPF program is too large. Processed 1000001 insn"); with an unknown, masked offset
+ * all iterations look alike.
  */
 #define KV_UNKNOWN_ZERO(queue) KV_READ_ONCE((queue)->zero)
-/* The same number, of which the verifier knows nothing any more: it does not follow what lies in maps. */
+/* Return `number` without the verifier knowing it: the verifier does not track the contents of maps. */
 #define KV_UNKNOWN(queue, number) ((queue)->scratch = (number), KV_READ_ONCE((queue)->scratch))
 
 /*
- * Return how many bytes a helper copies: `bytes`, which is 1 to mask + 1 (a power of two). Kernels before 6.8 learn
- * no lower bound from a comparison with 0, and refuse bpf_xdp_load_bytes() and bpf_xdp_store_bytes() a length that may
- * be 0 ("R3 min value is outside of the allowed memory range"): here the range follows from arithmetic alone.
+ * Return `bytes`, the length of a copy, bounded for the verifier: it is 1 to mask + 1, a power of two. Kernels before
+ * 6.8 learn no lower bound from a comparison with 0, and bpf_xdp_load_bytes() and bpf_xdp_store_bytes() must not get a
+ * length that may be 0 ("R3 min value is outside of the allowed memory range"). Here arithmetic alone gives the range.
  */
 static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 {
@@ -53,7 +47,7 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 #define KV_KEEP_LOOP _Pragma("clang loop unroll(disable)")
 
 /*
- * A setting that the loader fills in, so that servers with different ones run the same compiled program. It compiles
+ * A setting that the loader fills in, so that servers with different values run the same compiled program. It compiles
  * to a 64-bit load of a marker (upper word) with the setting's number (lower word); kernel/compiler.py replaces both.
  */
 #define KV_AT_LOAD_TEXT(number) #number
@@ -78,7 +72,7 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 #define bpf_htons(word) __builtin_bswap16(word)
 #define bpf_ntohs(word) __builtin_bswap16(word)
 
-/* What -D settings say in XDP. */
+/* The settings that XDP programs get with -D. */
 struct kv_side {
 	__u32 engines;
 	__u32 first_port;
@@ -87,19 +81,19 @@ struct kv_side {
 #define KV_ENGINES (ctx->side->engines)
 #define KV_PORT (ctx->side->first_port)
 #define KV_ADDRESS (ctx->side->address)
-static const __u32 kv_no_depth = 0; /* the host parks what its engines have not finished, and never waits */
+static const __u32 kv_no_depth = 0; /* the host parks batches until they are finished and never waits */
 #define KV_DEPTH_MIN kv_no_depth
 #define KV_DEPTH_MAX kv_no_depth
 #define KV_TRANSPORT KV_TRANSPORT_RING
 #define KV_TRANSFER_PER_REQUEST 0
 #define KV_PREPARE_OVERLAPS 1
-#define KV_PROCESS_HERE 0 /* the engines are not in the communication engine's program */
+#define KV_PROCESS_HERE 0 /* the host's engines are not part of its communication engine */
 
 /* A frame in memory. */
 struct xdp_md {
 	__u8 *data;
 	__u8 *data_end;
-	__u8 *room_end; /* how far it may grow */
+	__u8 *room_end; /* end of the memory that the frame may grow into */
 	const struct kv_side *side;
 };
 
@@ -111,7 +105,7 @@ static inline __u64 bpf_ktime_get_ns(void)
 	return (__u64)now.tv_sec * 1000000000 + (__u64)now.tv_nsec;
 }
 
-/* Frames come from a socket or a ring, whose places are no longer than KV_FRAME_MAX. */
+/* Accept every length: frames come from a socket or a ring, where none is longer than KV_FRAME_MAX. */
 static inline int bpf_check_mtu(struct xdp_md *ctx, __u32 interface_index, __u32 *mtu, int more_bytes, __u64 flags)
 {
 	(void)ctx, (void)interface_index, (void)mtu, (void)more_bytes, (void)flags;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * stages.h - stage clocks: where the time of one frame in KV_STAGE_FRAMES goes.
+ * stages.h - stage clocks: the time that one frame of KV_STAGE_FRAMES spends in each stage.
  *
- * They stand in `own`, the private side of this core's queue pair with the first engine, and not on the stack: what is
- * known there ("no clock: 0") the verifier would follow separately through every loop.
+ * They are in `own`, the private side of this core's queue pair with the first engine, and not on the stack: the
+ * verifier tracks the stack and would walk every loop separately for "timed" and "not timed".
  */
 #ifndef KV_STAGES_H
 #define KV_STAGES_H
@@ -13,13 +13,13 @@
 
 static __always_inline void kv_judge_gap(struct kv_dpu_queue *own, __u64 gap_ns);
 
-/* A running mean that starts at its first value. */
+/* Return a running mean after one more value. A mean of 0 starts at the value. */
 static __always_inline __u64 kv_mean(__u64 mean, __u64 value)
 {
 	return mean ? mean - (mean >> KV_MEAN_SHIFT) + (value >> KV_MEAN_SHIFT) : value;
 }
 
-/* A core's next frame: is it timed, and what was there between it and one that was? */
+/* Begin a frame: decide whether its stages are timed, and judge the gap behind a timed frame. */
 static __always_inline void kv_stage_start(struct kv_dpu_queue *own)
 {
 	own->stage_last_ns = 0;
@@ -33,7 +33,7 @@ static __always_inline void kv_stage_start(struct kv_dpu_queue *own)
 	own->stage_last_ns = bpf_ktime_get_ns();
 }
 
-/* The frame at hand has so many requests: its stages, if they are timed, are theirs. */
+/* Count the current frame and its requests if its stages are timed. */
 static __always_inline void kv_stage_count(struct kv_dpu_queue *own, __u32 request_count)
 {
 	if (!own->stage_last_ns)
@@ -42,7 +42,7 @@ static __always_inline void kv_stage_count(struct kv_dpu_queue *own, __u32 reque
 	own->stage_requests += request_count;
 }
 
-/* What passed since the last call belongs to `stage`. */
+/* Add the time since the last call to `stage`, if the current frame is timed. */
 static __always_inline void kv_stage_end(struct kv_dpu_queue *own, enum kv_stage stage)
 {
 	__u64 now_ns, passed_ns;
@@ -59,9 +59,10 @@ static __always_inline void kv_stage_end(struct kv_dpu_queue *own, enum kv_stage
 }
 
 /*
- * Would a wait for each response fit between the frames? Then none need stay parked for a later one. While it waits, a
- * core has time if it has any left when the next frame comes. How many gaps are long enough says more than how long
- * they are: behind a burst there is always one, be it that of a client that waits for us.
+ * Decide whether the core has time to wait for each response, so that none needs to stay parked. A gap between two
+ * frames counts as long enough if a wait fits into it; while the core does wait, if any time is left when the next
+ * frame comes. The share of long gaps decides, not their mean length: a burst is always followed by one long gap, for
+ * example when a client waits for our answers.
  */
 static __always_inline void kv_judge_gap(struct kv_dpu_queue *own, __u64 gap_ns)
 {

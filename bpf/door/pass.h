@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * pass.h - the other ways from here: whole frames to a host door, frames with their records behind them, and batches
- * through a BPF ring buffer, where queue/dpu_end.h has the default.
+ * pass.h - the ways to the host besides the mapped queue pair (queue/dpu_end.h): whole frames to a host door, frames
+ * with their records behind them, and batches through a BPF ring buffer.
  */
 #ifndef KV_PASS_H
 #define KV_PASS_H
@@ -10,19 +10,19 @@
 #include "door/drop.h"
 #include "door/receive.h"
 
-#define KV_SAMPLE_MASK 0x3fffu /* bytes of a batch in a ring buffer */
+#define KV_SAMPLE_MASK 0x3fffu /* mask of the length of a batch in a ring buffer */
 _Static_assert(sizeof(struct kv_request_slot) <= KV_SAMPLE_MASK, "a masked length is any batch's");
 
-/* kv_pass_frame(): the frame is in the ring, and the one at hand may carry something back. */
+/* Returned by kv_pass_frame(): the frame has been copied into the ring, and may now carry an answer back. */
 enum kv_pass_verdict { KV_PASSED_TO_RING = -1 };
 
-/* Both in kv_receive.c: bcc rewrites map calls in its main file only ("unknown opcode 8d" elsewhere). */
+/* Defined in kv_receive.c: bcc rewrites map calls in its main file only ("unknown opcode 8d" elsewhere). */
 static __always_inline int kv_redirect(struct xdp_md *ctx, struct kv_dpu_queue *queue);
 static __always_inline void *kv_ring_of(__u32 engine);
 
 static __always_inline int kv_write_note(struct xdp_md *ctx, const struct kv_frame_note *note);
 
-/* "Network packet model": the whole frame, unparsed, to the host's communication engine. */
+/* Pass the whole frame, unparsed, to the host's communication engine. Return a verdict or KV_PASSED_TO_RING. */
 static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
 					 struct kv_dpu_queue *queue)
 {
@@ -53,8 +53,8 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 }
 
 /*
- * The frame itself goes to the host, its records behind it, and comes back as the response. A frame that cannot grow so
- * far goes alone, and the host parses and counts it.
+ * Pass the frame to the host with its records behind it; it comes back as the response. A frame that cannot grow far
+ * enough goes without records, and the host parses and counts it. Return the XDP verdict.
  */
 static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_packet *packet,
 					   struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
@@ -75,7 +75,7 @@ static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_p
 	if (kv_prepare_batch(ctx, packet, request_count, &queue->parked[slot]))
 		return XDP_ABORTED;
 	kv_stage_end(own, KV_STAGE_PREPARE);
-	/* Both lengths get their range from the records': comparisons of two bounds clang makes one of. */
+	/* Derive both lengths from the bounded number of records: clang would merge two comparisons into one. */
 	records = kv_copy_bytes(request_count, KV_BATCH_MAX - 1);
 	parked_bytes = KV_PARKED_BYTES(records);
 	record_bytes = records * sizeof(struct kv_request);
@@ -96,7 +96,7 @@ static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_p
 	return kv_redirect(ctx, queue);
 }
 
-/* The batch in the next slot, copied into the engine's ring buffer; the response comes back through the queue pair. */
+/* Copy the batch in the next slot into the engine's ring buffer. Return 0, or another number if it was not taken. */
 static __always_inline int kv_pass_batch(const struct kv_packet *packet, struct kv_queue_pair *pair,
 					 struct kv_dpu_queue *queue, __u32 request_count, __u32 has_payload)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * receive.h - steps 1 and 2 as one: a well-formed frame of ours becomes a batch in the request queue.
+ * receive.h - steps 1 and 2: turn a well-formed frame into a batch in the request queue.
  */
 #ifndef KV_RECEIVE_H
 #define KV_RECEIVE_H
@@ -16,7 +16,7 @@ static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_
 static __always_inline int kv_copy_payload(struct xdp_md *ctx, const struct kv_packet *packet,
 					   struct kv_request_slot *slot, struct kv_dpu_queue *queue);
 
-/* Parse the requests into the queue pair's next slot: how many, or a negated drop counter. Nothing is handed over. */
+/* Parse the requests into the queue pair's next slot, unpublished. Return how many, or a negated drop counter. */
 static __always_inline int kv_take_requests(struct xdp_md *ctx, const struct kv_packet *packet,
 					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 *has_payload)
 {
@@ -26,14 +26,14 @@ static __always_inline int kv_take_requests(struct xdp_md *ctx, const struct kv_
 	if (kv_slots_in_use(queue) >= KV_SLOTS)
 		return -KV_COUNTER_DROP_QUEUE_FULL;
 	count = kv_parse_requests(ctx, packet, queue, &pair->requests[slot], &queue->parked[slot], has_payload);
-	/* Through AF_XDP the packet's body goes where the frame goes. */
+	/* Through AF_XDP the body travels in the frame itself. */
 	if (count > 0 && *has_payload && KV_TRANSPORT != KV_TRANSPORT_AF_XDP &&
 	    kv_copy_payload(ctx, packet, &pair->requests[slot], queue))
 		return -KV_COUNTER_DROP_TRUNCATED;
 	return count;
 }
 
-/* The batch that kv_take_requests() left in the next slot goes to the engine, while its response is prepared. */
+/* Hand the batch in the next slot to the engine and prepare its response. Return 0, or -1 if the frame is too short. */
 static __always_inline int kv_send_batch(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
 					 struct kv_dpu_queue *queue, __u32 request_count, __u32 has_payload,
 					 struct kv_dpu_queue *own)
@@ -49,7 +49,7 @@ static __always_inline int kv_send_batch(struct xdp_md *ctx, const struct kv_pac
 	}
 	send_request_queue_to_host(pair, queue, slot, request_count, has_payload);
 	kv_stage_end(own, KV_STAGE_PARSE);
-	/* From here the host works, and we prepare: the paper's section 4.3. */
+	/* The host works while the response is prepared: section 4.3 of the paper. */
 	if (KV_PREPARE_OVERLAPS) {
 		if (kv_prepare_batch(ctx, packet, request_count, parked))
 			return -1;
@@ -59,7 +59,7 @@ static __always_inline int kv_send_batch(struct xdp_md *ctx, const struct kv_pac
 	return 0;
 }
 
-/* The batch counts as received: its own addresses go into the response. */
+/* Store the response's addresses, taken from the frame. Return 0, or -1 if the frame is too short. */
 static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_packet *packet, __u32 request_count,
 					    struct kv_parked_batch *parked)
 {
@@ -71,14 +71,14 @@ static __always_inline int kv_prepare_batch(struct xdp_md *ctx, const struct kv_
 	KV_OPAQUE(shift);
 	shift &= KV_VLAN_BYTES;
 	header = data + shift;
-	/* The second says nothing new to anybody but the verifier. */
+	/* The second comparison follows from the first one, but not for the verifier. */
 	if ((void *)(header + 1) > data_end || data + KV_ETH_BYTES + KV_VLAN_BYTES > data_end)
 		return -1;
 	kv_prepare_reply(data, header, request_count, parked);
 	return 0;
 }
 
-/* Long keys and values travel in the slot's payload: the packet's body as it is. */
+/* Copy the packet's body into the slot's payload, for long keys and values. Return 0, or -1 on failure. */
 static __always_inline int kv_copy_payload(struct xdp_md *ctx, const struct kv_packet *packet,
 					   struct kv_request_slot *slot, struct kv_dpu_queue *queue)
 {
@@ -90,7 +90,7 @@ static __always_inline int kv_copy_payload(struct xdp_md *ctx, const struct kv_p
 	return 0;
 }
 
-/* What a batch that was taken adds to the counters. */
+/* Count a received batch. */
 static __always_inline void kv_count_batch(struct kv_dpu_queue *queue, const struct kv_packet *packet,
 					   __u32 request_count, struct kv_dpu_queue *own)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * reply.h - step 4 for each of the ways that a batch may have gone: the oldest response, or a host door's whole frame.
+ * reply.h - step 4 for each way that a batch can take: send the oldest response, or a host door's whole frame.
  */
 #ifndef KV_REPLY_H
 #define KV_REPLY_H
@@ -12,7 +12,9 @@
 static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
 					       struct kv_dpu_queue *queue);
 
-/* The frame at hand becomes the oldest finished response of the engine's queue pair, or what a host door made. */
+/*
+ * Turn the current frame into the engine's oldest finished response, or into a host door's frame. Return the verdict.
+ */
 static __always_inline int kv_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 				    __u32 engine)
 {
@@ -21,7 +23,7 @@ static __always_inline int kv_reply(struct xdp_md *ctx, struct kv_queue_pair *pa
 	return kv_reply_with_oldest(ctx, pair, queue);
 }
 
-/* A whole frame from a host door; none where it had nothing to say. */
+/* Turn the current frame into the one that a host door wrote. A length of 0 means that the door has no answer. */
 static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_queue_pair *pair,
 					       struct kv_dpu_queue *queue)
 {
@@ -33,14 +35,11 @@ static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_que
 		return XDP_DROP;
 	}
 	if (frame_bytes < KV_PACKET_HEADER_BYTES || frame_bytes > KV_FRAME_MAX) {
-		queue->counters[KV_COUNTER_DROP_BAD_RESPONSE]++;
 		kv_release_oldest(pair, queue);
-		return XDP_DROP;
+		return kv_drop(queue, KV_COUNTER_DROP_BAD_RESPONSE);
 	}
-	if (kv_set_length(ctx, frame_bytes)) {
-		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
-		return XDP_DROP;
-	}
+	if (kv_set_length(ctx, frame_bytes))
+		return kv_drop(queue, KV_COUNTER_TAIL_REFUSED);
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
 	if (bpf_xdp_store_bytes(ctx, 0, pair->responses[slot].payload, frame_bytes))
 		return XDP_ABORTED;

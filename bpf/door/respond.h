@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * respond.h - step 4, respond: a frame becomes the oldest finished response.
+ * respond.h - step 4, respond: turn the current frame into the oldest finished response.
  */
 #ifndef KV_RESPOND_H
 #define KV_RESPOND_H
 
+#include "door/drop.h"
 #include "net/reply_headers.h"
 #include "protocol/mica2.h"
 #include "queue/dpu_end.h"
@@ -12,8 +13,8 @@
 enum kv_reply_verdict { KV_TAIL_REFUSED = -1 };
 
 /*
- * Turn the frame into the response in `slot`. Returns the XDP verdict: XDP_TX, or XDP_DROP with the reason counted.
- * When the frame cannot grow to the response's length that is KV_TAIL_REFUSED, and the response stays.
+ * Turn the frame into the response in `slot`. Return the XDP verdict: XDP_TX, or XDP_DROP with the reason counted.
+ * If the frame cannot grow to the response's length, return KV_TAIL_REFUSED; the response stays parked.
  */
 static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 					  __u32 slot)
@@ -51,17 +52,16 @@ static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pa
 	return XDP_TX;
 
 bad_response:
-	queue->counters[KV_COUNTER_DROP_BAD_RESPONSE]++;
-	return XDP_DROP;
+	return kv_drop(queue, KV_COUNTER_DROP_BAD_RESPONSE);
 }
 
-/* The frame becomes the oldest finished response, whose slot is free then. */
+/* Turn the frame into the oldest finished response and free its slot. Return the XDP verdict. */
 static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair,
 						struct kv_dpu_queue *queue)
 {
 	int verdict = kv_write_reply(ctx, pair, queue, queue->answered & KV_SLOT_MASK);
 
-	if (verdict == KV_TAIL_REFUSED) /* the sender has frames that can */
+	if (verdict == KV_TAIL_REFUSED) /* the sender will send it: its frames can grow */
 		return XDP_DROP;
 	kv_release_oldest(pair, queue);
 	return verdict;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * headers.h - step 1, receive: whose frame it is, and whether everything before the requests is right.
+ * headers.h - step 1, receive: find the engine that a frame is for, and check all headers before the requests.
  */
 #ifndef KV_HEADERS_H
 #define KV_HEADERS_H
@@ -10,21 +10,21 @@
 #include "abi/wire_mica2.h"
 #include "base/side.h"
 
-#define KV_OFFSET_MASK 0xfffu /* any offset into a frame */
+#define KV_OFFSET_MASK 0xfffu /* mask of an offset into a frame */
 _Static_assert(KV_FRAME_MAX <= KV_OFFSET_MASK, "offsets are masked to a page");
 
-/* What parsing learnt about the frame at hand. */
+/* Results of parsing the current frame. */
 struct kv_packet {
-	__u32 header_offset; /* of struct kv_packet_header: 0, or 4 behind a VLAN tag */
+	__u32 header_offset; /* offset of struct kv_packet_header: 0, or 4 behind a VLAN tag */
 	__u32 frame_bytes;
-	__u32 body_bytes; /* after struct kv_packet_header */
-	__u32 engine;	  /* from the UDP port */
+	__u32 body_bytes; /* bytes behind struct kv_packet_header */
+	__u32 engine;	  /* number of the engine, from the UDP port */
 };
 
-/* kv_find_engine() says: not ours, or ours; kv_check_headers() adds the counter that names what is wrong. */
+/* Returned by kv_find_engine(); kv_check_headers() returns KV_PARSE_OURS or an enum kv_counter, the fault it found. */
 enum kv_parse_verdict { KV_PARSE_PASS = -1, KV_PARSE_OURS = -2 };
 
-/* Whose frame it is, and no more than that: "the NIC passes packets". */
+/* Find the engine that the frame is for, without further checks. Return whether it is ours. */
 static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *packet)
 {
 	void *data = (void *)(long)ctx->data;
@@ -45,7 +45,7 @@ static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *
 		return KV_PARSE_PASS;
 	if (KV_ADDRESS && *(__u32 *)header->ip_destination != KV_ADDRESS)
 		return KV_PARSE_PASS;
-	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK >> 1)) /* not the first fragment: no ports in it */
+	if (header->ip_fragment & bpf_htons(KV_IP_FRAGMENT_MASK >> 1)) /* only a first fragment has ports */
 		return KV_PARSE_PASS;
 
 	port_offset = shift + KV_ETH_BYTES + (header->ip_version_ihl & 0xf) * 4;
@@ -63,8 +63,8 @@ static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *
 }
 
 /*
- * Return the counter of a frame over KV_FRAME_MAX. One that is longer than its link's MTU was never on a wire: generic
- * XDP gets what the sender's kernel has left in one piece for a driver to segment (GSO), or ours has merged (GRO).
+ * Return the drop counter of a frame over KV_FRAME_MAX. A frame longer than its link's MTU was never on a wire: in
+ * generic mode XDP gets packets that the sender's kernel left for a driver to segment (GSO) or that ours merged (GRO).
  */
 static __always_inline int kv_drop_of_long(struct xdp_md *ctx, __u32 shift)
 {
@@ -74,7 +74,7 @@ static __always_inline int kv_drop_of_long(struct xdp_md *ctx, __u32 shift)
 							       : KV_COUNTER_DROP_FRAME_LENGTH;
 }
 
-/* Everything before the requests, of a frame that kv_find_engine() found to be ours. */
+/* Check all headers of a frame that is ours. Return KV_PARSE_OURS, or the drop counter of the fault found. */
 static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet *packet)
 {
 	void *data = (void *)(long)ctx->data;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * reply_headers.h - the headers of a response: what is known of them before the engine has answered, and the rest.
+ * reply_headers.h - a response's headers: the part known before the engine has answered, and the rest.
  */
 #ifndef KV_REPLY_HEADERS_H
 #define KV_REPLY_HEADERS_H
@@ -20,7 +20,7 @@ static __always_inline int kv_set_length(struct xdp_md *ctx, __u32 frame_bytes)
 	return growth && bpf_xdp_adjust_tail(ctx, growth);
 }
 
-/* "Prepare response": all that can be said of it before the engine has answered. */
+/* Prepare the response: store what is known of its headers before the engine has answered. */
 static __always_inline void kv_prepare_reply(const void *data, const struct kv_packet_header *header,
 					     __u32 request_count, struct kv_parked_batch *parked)
 {
@@ -46,7 +46,9 @@ static __always_inline void kv_prepare_reply(const void *data, const struct kv_p
 	parked->request_count = request_count;
 }
 
-/* Ethernet to batch header, complete. `header` and what lies before it (a VLAN tag) are inside the frame. */
+/*
+ * Write all headers, Ethernet to batch. The caller has checked that `header` and a VLAN tag before it are in the frame.
+ */
 static __always_inline void kv_write_packet_header(void *data, struct kv_packet_header *header,
 						   const struct kv_parked_batch *parked, __u32 wire_bytes)
 {
@@ -76,7 +78,7 @@ static __always_inline void kv_write_packet_header(void *data, struct kv_packet_
 	header->udp_source_port = parked->udp_source_port;
 	header->udp_destination_port = parked->udp_destination_port;
 	header->udp_length = bpf_htons(KV_PACKET_HEADER_BYTES - KV_ETH_BYTES - KV_IP_BYTES + wire_bytes);
-	header->udp_checksum = 0; /* legal in IPv4: "none" */
+	header->udp_checksum = 0; /* 0 means "no checksum" in IPv4 */
 	header->magic = KV_MAGIC_RESPONSE;
 	header->request_count = parked->request_count;
 	*(__u32 *)header->reserved = 0;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * mica2.h - the requests and responses of a MICA2 packet, behind the packet header: bytes to records and back.
+ * mica2.h - the requests and responses of a MICA2 packet, behind the packet header: from bytes to records and back.
  *
- * Two passes would read the packet twice, so kv_parse_requests() writes records straight into the slot that the batch
- * will be published from; nothing is visible to the engine before send_request_queue_to_host().
+ * The packet is read once: kv_parse_requests() writes records into the slot that the batch is published from. The
+ * engine does not look at that slot before send_request_queue_to_host().
  */
 #ifndef KV_MICA2_H
 #define KV_MICA2_H
@@ -14,23 +14,23 @@
 /* ---- Requests ---- */
 
 /*
- * Whether an item's header word is the next datagram's batch header and first operation, as in such a packet that is
- * no longer than a frame. As an item it would have an operation that there is not, and mostly be truncated.
+ * Return whether a word where an item should begin is another datagram's batch header. Several datagrams merged into
+ * one packet look like that (GSO, GRO); read as an item, the word would have an unknown operation.
  */
 static __always_inline int kv_is_batch_header(__u64 header)
 {
 	return (header & 0xff00ffffffff00ffULL) == KV_MAGIC_REQUEST;
 }
 
-/* One request on its way from the packet into a record. */
+/* One request, parsed. */
 struct kv_parsed_item {
-	__u32 bytes;   /* that it takes in the packet; 0 = runs past the end */
-	__u32 payload; /* 1 if its key or value is too long for a record */
+	__u32 bytes;   /* bytes in the packet; 0: it runs past the end */
+	__u32 payload; /* 1: its key or value is too long for a record */
 	__u64 key;
 	__u64 value;
 };
 
-/* Any lengths, as `header` says: the item's, read once. `offset` is its place in the body. */
+/* Parse a request of any lengths. `header` is its header word, read once, and `offset` its place in the body. */
 static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 header, __u32 offset, __u32 body_bytes,
 					  void *data_end, struct kv_parsed_item *parsed)
 {
@@ -57,7 +57,7 @@ static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 hea
 		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
 		parsed->payload = 1;
 	} else if (value_bytes && key_bytes > KV_INLINE_MAX) {
-		/* A short value behind a long key: its place varies, and the engine finds it in the payload. */
+		/* A short value behind a long key stays in the payload: its place in the packet varies. */
 		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
 	} else if (value_bytes && key_room == 0 && (void *)(words + 1) <= data_end) {
 		parsed->value = KV_LOW_BYTES(words[0], value_bytes);
@@ -71,8 +71,8 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 					  struct kv_parked_batch *parked);
 
 /*
- * All requests of the packet into the records of `slot`. Returns how many, or a negated drop counter.
- * Requests advance by a scalar offset: with packet pointers the same loop exceeds the verifier's million instructions.
+ * Parse all requests of the packet into the records of `slot`. Return how many, or a negated drop counter. The loop
+ * advances a scalar offset: with packet pointers it exceeds the verifier's million instructions.
  */
 static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv_packet *packet,
 					     struct kv_dpu_queue *queue, struct kv_request_slot *slot,
@@ -92,7 +92,7 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	KV_OPAQUE(start);
 	start &= KV_VLAN_BYTES;
 	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
-	queue->scratch = 0; /* not a local: the verifier would follow "has a payload" and "has none" apart */
+	queue->scratch = 0; /* no local: the verifier would walk the rest once with a payload and once without */
 	KV_KEEP_LOOP
 	for (count = 0; count < KV_BATCH_MAX; count++) {
 		struct kv_request *record = &slot->records[count];
@@ -128,22 +128,24 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 		record->key = parsed.key;
 		record->value = parsed.value;
 		parked->opaque[count] = item->opaque;
-		/* Masked here, so that all ways through a turn end alike for the verifier. */
+		/* Mask it here, so that all paths through one iteration end in the same verifier state. */
 		offset += parsed.bytes;
 		KV_OPAQUE(offset);
 		offset &= KV_OFFSET_MASK;
 	}
-	/* Up to 23 stray bytes behind the last request are ignored, as MICA2 does. */
+	/* Ignore up to 23 stray bytes behind the last request, as MICA2 does. */
 	if (count == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= body_bytes)
 		return -KV_COUNTER_DROP_BATCH_LENGTH;
 	*has_payload = KV_READ_ONCE(queue->scratch);
-	/* The loop's exits know their count, and the verifier would follow all that comes behind for each of them. */
+	/*
+	 * Hide the count: the verifier knows it at each exit of the loop and would walk the rest once for every count.
+	 */
 	return KV_UNKNOWN(queue, count);
 }
 
 /*
- * The usual batch, whose keys are all 8 bytes, with values of 8 bytes or none: how many requests, or 0 if it is another
- * one, which kv_parse_requests() looks at from its start. See kv_write_words() in reply.h.
+ * Parse the usual batch: all keys have 8 bytes, all values 8 or none. Return how many requests, or 0 for any other
+ * batch, which kv_parse_requests() then parses from its start. kv_write_words() is its counterpart.
  */
 static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
 					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
@@ -197,7 +199,7 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
 					    const struct kv_queue_pair *pair, __u32 slot);
 
-/* The responses behind the packet header. Returns the bytes written, or 0 if they break their own lengths. */
+/* Write the responses behind the packet header. Return the bytes written, or 0 if a response contradicts its length. */
 static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
 						const struct kv_queue_pair *pair, __u32 slot)
 {
@@ -256,9 +258,9 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 }
 
 /*
- * The usual batch, whose values are all 8 bytes or none: its length, or 0 if it is another one. Without a call, and
- * with numbers of a register's width, the loop has most of what it needs in registers: 40 instructions a response, and
- * not 58.
+ * Write the usual batch, whose values all have 8 bytes or none. Return its length, or 0 for any other batch. Without
+ * helper calls and with 64-bit numbers the loop keeps its variables in registers: 40 instructions per response instead
+ * of 58.
  */
 static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
 					    const struct kv_queue_pair *pair, __u32 slot)
@@ -278,7 +280,7 @@ static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offse
 		struct kv_item_header *item;
 		__u64 *value;
 
-		KV_OPAQUE(request_count); /* else clang counts down to 0, where Linux before 6.8 sees no bound of i */
+		KV_OPAQUE(request_count); /* else clang counts down to 0, and Linux before 6.8 finds no bound for i */
 		KV_OPAQUE(offset);
 		offset &= KV_OFFSET_MASK;
 		item = body + offset;
@@ -290,7 +292,7 @@ static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offse
 		*(__u64 *)&item->opaque = parked->opaque[i];
 		offset += KV_ITEM_HEADER_BYTES;
 		header >>= 32;
-		KV_OPAQUE(header); /* else compared unshifted, with constants that take a register and a load each */
+		KV_OPAQUE(header); /* else clang compares the unshifted word with constants that take a register each */
 		if (header == 0)
 			continue;
 		if (header != KV_INLINE_MAX || (void *)(value + 1) > data_end)

@@ -2,8 +2,8 @@
 /*
  * dpu_end.h - the DPU's end of the queue pair (the host's end is dpukv_xdp/_core/queue/host_end.h).
  *
- * One queue pair belongs to one core here: bottom halves are off while we run, so there is one producer of requests and
- * one consumer of responses, and no lock. What the host writes is never trusted to be in range.
+ * A queue pair belongs to one core, and bottom halves are off while a program runs: there is one producer of requests,
+ * one consumer of responses and no lock. Every number that the host writes is checked before it is used.
  */
 #ifndef KV_DPU_END_H
 #define KV_DPU_END_H
@@ -15,12 +15,13 @@
 #define KV_SLOT_MASK (KV_SLOTS - 1)
 _Static_assert((KV_SLOTS & KV_SLOT_MASK) == 0, "slots are picked by a mask");
 
+/* Return the batches that are parked: published and not yet answered. */
 static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
 {
 	return queue->published - queue->answered;
 }
 
-/* For comparison only: a transfer for each request, which the host waits for one by one. */
+/* For comparison only: hand each request over separately; the host waits for each one. */
 static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, struct kv_dpu_queue *queue,
 					      __u32 request_count)
 {
@@ -38,8 +39,8 @@ static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, stru
 }
 
 /*
- * The paper's first call: hand the batch in the current slot to the host with one store.
- * Records, opaques and addresses are in place already.
+ * The paper's first call: hand the batch in the current slot to the host with one store. The caller has filled in the
+ * records, opaques and addresses.
  */
 static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 						       __u32 slot, __u32 request_count, __u32 has_payload)
@@ -54,7 +55,7 @@ static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pai
 		kv_hand_over_each(&pair->requests[slot], queue, request_count);
 }
 
-/* Batches that were finished when the engine's counter was last looked at, and have not been answered. */
+/* Return the unanswered batches that were finished when the engine's counter was last read. */
 static __always_inline __u32 kv_known_finished(const struct kv_dpu_queue *queue)
 {
 	__u32 finished = queue->finished - queue->answered;
@@ -63,8 +64,8 @@ static __always_inline __u32 kv_known_finished(const struct kv_dpu_queue *queue)
 }
 
 /*
- * Whether the oldest batch in flight is finished. A counter out of range counts as "no". The engine writes it for each
- * batch, so that each look at it waits for its cache line: with several finished there is one look for all.
+ * Return whether the oldest parked batch is finished; a counter out of range counts as "no". The engine writes the
+ * counter for each batch, so each read may wait for its cache line: read it once for all batches finished by then.
  */
 static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
 {
@@ -80,13 +81,13 @@ static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, str
 	return 1;
 }
 
-/* Whether nobody serves the queue pair. Who has just finished something is there. */
+/* Return whether no engine serves the queue pair. An engine with unread finished batches counts as alive. */
 static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
 {
 	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
 }
 
-/* Why the engine cannot be given another batch, as a drop counter; 0 if it can. */
+/* Return 0 if the engine can take another batch, else the drop counter that says why not. */
 static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
 {
 	if (kv_engine_is_gone(pair, queue))
@@ -95,8 +96,8 @@ static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const 
 }
 
 /*
- * Poll until the oldest batch is finished; 0 when the time runs out. After some such waits in a row nobody waits again
- * before the engine has moved, so an engine that died costs a few waits and not one a frame.
+ * Poll until the oldest batch is finished. Return 0 if the time runs out. After KV_STALLED_WAITS time-outs in a row,
+ * return 0 at once until the engine makes progress: a dead engine must not cost one wait per frame.
  */
 static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
 {
@@ -127,7 +128,7 @@ static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct
 	return 0;
 }
 
-/* The oldest batch's response has been taken: its slot is free again. */
+/* Free the oldest batch's slot: its response has been taken. */
 static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
 {
 	KV_PUBLISH_BARRIER();
@@ -136,8 +137,8 @@ static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct
 }
 
 /*
- * Each frame carries one response, so what was parked in busier times would stay so behind every later one. With time
- * for waits, have the engine wake the sender for all of it.
+ * Tell the engine whether to wake the sender for all parked responses. Each frame carries only one response, so batches
+ * parked in busier times would otherwise stay parked once the core waits for each response.
  */
 static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 				     const struct kv_dpu_queue *own)
@@ -151,10 +152,10 @@ static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_q
 }
 
 /*
- * How many batches may stay parked. It grows by one after a calm stretch. A flush means that no frame came to carry a
- * response; soon after the last one it shows that the pipeline is too deep for this load: the depth falls to what would
- * have been carried, and growing beyond that takes ever longer. A rare flush is the price of a pause in a busy stream,
- * and with more parked than the depth allows it was the engine that was late.
+ * Return how many batches may stay parked. The depth grows by one after a calm stretch. A flush means that no frame
+ * came to carry a response. If it follows soon after another flush, the pipeline is too deep for this load: the depth
+ * falls to the number of responses that frames would have carried, and growing beyond that takes ever longer. A rare
+ * flush only marks a pause in a busy stream; with more batches parked than the depth allows, the engine was late.
  */
 static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue, const struct kv_dpu_queue *own)
 {
@@ -178,14 +179,15 @@ static __always_inline __u32 kv_depth_now(struct kv_dpu_queue *queue, const stru
 	return queue->depth < KV_DEPTH_MIN ? KV_DEPTH_MIN : queue->depth;
 }
 
+/* Adapt the depth to a flush that found `parked_batches` parked. */
 static __always_inline void kv_depth_met_flush(struct kv_dpu_queue *queue, __u32 parked_batches)
 {
 	__u32 since_flush = queue->since_flush;
 
 	queue->since_flush = 0;
-	if (since_flush == 0) /* the same flush goes on */
+	if (since_flush == 0) /* still the same flush */
 		return;
-	if (since_flush >= KV_CALM_FLUSH_FRAMES && queue->calm >= KV_CALM_FLUSH_FRAMES) /* a rare one */
+	if (since_flush >= KV_CALM_FLUSH_FRAMES && queue->calm >= KV_CALM_FLUSH_FRAMES) /* a rare flush */
 		return;
 	if (parked_batches > queue->depth)
 		return;

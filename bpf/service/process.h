@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * process.h - step 3 inside XDP: a batch of request records becomes response records, as
- * dpukv_xdp/_core/service/engine.c does it on the host, with the same results. Setting, passed with -D:
+ * process.h - step 3 inside XDP: turn a batch of request records into response records, with the same results as
+ * dpukv_xdp/_core/service/engine.c on the host. Setting, passed with -D:
  *
  *	KV_RESPONSE_BYTES_MAX	response bytes of one packet, behind the packet header
  *
- * Memory's latency is paid once a batch, as far as the processor's window reaches: BPF cannot prefetch, so one loop
- * loads from all the batch's buckets, then one from all its items, and only the last executes.
+ * BPF has no prefetch instruction. To overlap the latencies of memory, one loop loads a word from every bucket of the
+ * batch, a second one from every item, and only the last one executes.
  */
 #ifndef KV_PROCESS_H
 #define KV_PROCESS_H
@@ -14,13 +14,13 @@
 #include "abi/partitions.h"
 #include "net/headers.h"
 #include "queue/dpu_end.h"
+#include "service/semantics.h"
 #include "store/dpu_store.h"
 
-#define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
-#define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* offset of a word in a payload */
+#define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* mask of the offset of a word in a payload */
 #define KV_LENGTH_MASK KV_OFFSET_MASK
 
-/* From one map's value to another's, with room for KV_LENGTH_MASK bytes at both ends. */
+/* Copy between two map values that both have room for KV_LENGTH_MASK bytes. */
 static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 {
 	KV_OPAQUE(bytes);
@@ -28,19 +28,19 @@ static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 	bpf_probe_read_kernel(to, bytes, from);
 }
 
-/* One batch on its way. */
+/* The batch at work. */
 struct kv_batch {
 	__u32 engine;
-	__u32 store_index;		  /* of the engine's store, see KV_DPU_STORES */
-	__u32 room;			  /* wire bytes that this response may take without pushing out a later one */
-	__u64 appended;			  /* the store's count when the batch began */
+	__u32 store_index;		  /* index of the engine's store, see KV_DPU_STORES */
+	__u32 room;			  /* bytes on the wire that the current response may take */
+	__u64 appended;			  /* the store's counter of appended items when the batch began */
 	const struct kv_dpu_queue *queue; /* for KV_UNKNOWN_ZERO */
 	struct kv_dpu_store *store;
 	struct kv_request_slot *requests;
 	struct kv_response_slot *responses;
 };
 
-/* From memory each time: of a number that it knows, the verifier would follow each value by itself. */
+/* Read the count from memory each time: the verifier would walk the code once per value of a number that it knows. */
 static __always_inline __u32 kv_request_count(const struct kv_batch *batch)
 {
 	return KV_READ_ONCE(batch->requests->count);
@@ -52,8 +52,8 @@ static __always_inline void kv_touch_items(const struct kv_batch *batch);
 static __always_inline void kv_execute_batch(struct kv_batch *batch);
 
 /*
- * Process the batch in a slot of a queue pair that is this core's alone. 0, or the drop counter that says why not; then
- * nothing has happened.
+ * Process the batch in a slot of a queue pair that only this core uses. Return 0, or a drop counter if nothing was
+ * done.
  */
 static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engine, __u32 slot, __u32 request_count,
 						 struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
@@ -95,7 +95,7 @@ static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engin
 
 /* ---- Ahead of time ---- */
 
-/* Of a pointer that says how many turns there were, the verifier would follow each from here to the end. */
+/* Return the index without the verifier knowing it; otherwise it walks the rest of the program once per value. */
 static __always_inline __u32 kv_unknown_index(const struct kv_batch *batch, __u32 index)
 {
 	index += KV_UNKNOWN_ZERO(batch->queue);
@@ -103,6 +103,7 @@ static __always_inline __u32 kv_unknown_index(const struct kv_batch *batch, __u3
 	return index & (KV_BATCH_MAX - 1);
 }
 
+/* Load a word of every request's bucket ahead of its use. */
 static __always_inline void kv_touch_buckets(const struct kv_batch *batch)
 {
 	int i;
@@ -120,8 +121,8 @@ static __always_inline void kv_touch_buckets(const struct kv_batch *batch)
 }
 
 /*
- * Where each item probably is waits in the response's value: it holds until the batch appends something. These loops
- * are two because a processor looks only so far ahead: it would see few loads if they stood in between.
+ * Guess each item's word in the index and keep it in the response's value; it is valid until the batch appends an item.
+ * Guessing and touching are two loops, so that many loads fit into the processor's out-of-order window.
  */
 static __always_inline void kv_guess_words(const struct kv_batch *batch)
 {
@@ -144,6 +145,7 @@ static __always_inline void kv_guess_words(const struct kv_batch *batch)
 	}
 }
 
+/* Load a word of every item that was guessed ahead of its use. */
 static __always_inline void kv_touch_items(const struct kv_batch *batch)
 {
 	int i;
@@ -162,12 +164,12 @@ static __always_inline void kv_touch_items(const struct kv_batch *batch)
 
 /* ---- Execution ---- */
 
-static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads);
+_Static_assert((KV_OPS_THAT_READ >> KV_OP_GET & 1) == (KV_OP_GET & 1) &&
+		       (KV_OPS_THAT_READ >> KV_OP_SET & 1) == (KV_OP_SET & 1),
+	       "kv_execute_short() takes the lowest bit of these two codes for the column \"reads\"");
+
 static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
 					    struct kv_response *response);
-static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind);
-static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
-					struct kv_response *response);
 
 static __always_inline void kv_execute_batch(struct kv_batch *batch)
 {
@@ -183,16 +185,17 @@ static __always_inline void kv_execute_batch(struct kv_batch *batch)
 			break;
 		if (kv_execute_short(batch, request, response))
 			continue;
-		kv_make_room(batch, kv_request_count(batch) - 1 - i);
+		batch->room = kv_room_for_next(batch->store->wire_bytes, kv_request_count(batch) - 1 - i,
+					       KV_RESPONSE_BYTES_MAX);
 		header = kv_execute(batch, request, response);
 		response->header = header;
-		batch->store->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+		batch->store->wire_bytes += kv_response_wire_bytes(header);
 	}
 }
 
 /*
- * The common case: an 8/8 item that is where kv_guess_words() found it, to be read or to be overwritten in place.
- * Returns 0 and has done nothing if it is any other case.
+ * Execute the common case: a GET, or a SET in place, of an 8/8 item found by kv_guess_words(). Return 1, or 0 for any
+ * other case, with nothing done.
  */
 static __always_inline int kv_execute_short(struct kv_batch *batch, const struct kv_request *request,
 					    struct kv_response *response)
@@ -206,7 +209,7 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 		return 0;
 	if (header != KV_HEADER(KV_OP_GET, 0, 8, 0) && header != KV_HEADER(KV_OP_SET, 0, 8, 8))
 		return 0;
-	if (kv_is_rejected(batch, request->key_hash, header & 1)) /* of these two codes, GET is the odd one */
+	if (kv_is_rejected(batch, request->key_hash, header & 1)) /* of these two, GET reads, and its code is odd */
 		return 0;
 	item = kv_item_of(batch->store_index, word);
 	if (!item || word == 0 || kv_distance(store, word) > KV_LOG_BYTES)
@@ -215,13 +218,13 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 	    item->kv_length != (8u << KV_LENGTH_KEY_SHIFT | 8))
 		return 0;
 	if (header == KV_HEADER(KV_OP_GET, 0, 8, 0)) {
-		store->gets++;
+		store->counts.gets++;
 		store->get_found++;
 		response->value = item->words[1];
 		response->header = KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, 8);
 		batch->store->wire_bytes += KV_INLINE_REPLY_BYTES;
 	} else {
-		store->sets++;
+		store->counts.sets++;
 		store->set_inplace++;
 		item->words[1] = request->value;
 		response->value = 0;
@@ -231,57 +234,31 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 	return 1;
 }
 
-/* What a response may take so that each one behind it still has room for a header and a short value. */
-static __always_inline void kv_make_room(struct kv_batch *batch, __u32 responses_behind)
-{
-	__u32 taken = batch->store->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
-
-	batch->room = taken < KV_RESPONSE_BYTES_MAX ? KV_RESPONSE_BYTES_MAX - taken : 0;
-}
-
-static __always_inline __u32 kv_reset(struct kv_batch *batch);
-static __always_inline __u32 kv_reads(__u32 operation);
-static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
-					 struct kv_key *key);
-static __always_inline __u32 kv_refuse(struct kv_batch *batch, const struct kv_request *request);
+static __always_inline void kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
+					struct kv_key *key);
 static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct kv_request *request,
 					   const struct kv_key *key);
 static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struct kv_request *request,
 					     struct kv_response *response, const struct kv_key *key);
 
-/* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
-static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
-					struct kv_response *response)
+/* semantics.h says what this does. */
+static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const struct kv_request *request,
+					       struct kv_response *response)
 {
 	struct kv_dpu_store *store = batch->store;
-	__u32 operation = KV_HEADER_OPERATION(request->header);
+	__u64 header;
 	struct kv_key key;
-	__u32 refusal;
+	__u32 operation, refusal;
 
-	response->value = 0;
-	if (operation == KV_OP_RESET)
-		return KV_HEADER(KV_OP_RESET, kv_reset(batch), 0, 0);
-	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (kv_is_rejected(batch, request->key_hash, kv_reads(operation))) {
-		store->rejected++;
-		return KV_HEADER(operation, KV_REJECTED, 0, 0);
-	}
-	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
-		store->noops++;
-		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
-	}
-	if (operation > KV_OP_INCREMENT) {
-		store->not_supported++;
-		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
-	}
-	if (!kv_take_key(batch, request, &key)) {
-		store->errors++;
-		return KV_HEADER(operation, KV_ERROR, 0, 0);
-	}
-	refusal = kv_refuse(batch, request);
+	kv_take_key(batch, request, &key);
+	header = KV_READ_ONCE(request->header);
+	refusal = kv_refuse(batch, KV_HEADER_OPERATION(header), header, &batch->room, KV_RESPONSE_BYTES_MAX);
 	if (refusal)
-		return KV_HEADER(operation, refusal, 0, 0);
-	/* Read anew, here and below: what branches teach the verifier it would follow through all that comes after. */
+		return KV_HEADER(KV_HEADER_OPERATION(header), refusal, 0, 0);
+	/*
+	 * Read the header again, here and below: the verifier would carry what the branches above taught it through the
+	 * rest.
+	 */
 	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
 	kv_find(batch->store_index, store, &key);
 	if (key.bytes > KV_INLINE_MAX && kv_place_is_own(store)) {
@@ -292,20 +269,11 @@ static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_
 	}
 	key.bytes = KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header));
 	operation = KV_HEADER_OPERATION(KV_READ_ONCE(request->header));
-	if (operation == KV_OP_SET || operation == KV_OP_ADD)
+	if (kv_operation_is_in(KV_OPS_THAT_STORE, operation))
 		return kv_finish_set(batch, request, &key);
 	return kv_finish_found(batch, request, response, &key);
 }
 
-/* Whether the operation changes nothing, as 1 or 0: in EREW and CREW others than the owner may do no other. */
-static __always_inline __u32 kv_reads(__u32 operation)
-{
-	const __u32 reading = 1 << KV_OP_NOOP_READ | 1 << KV_OP_GET | 1 << KV_OP_TEST;
-
-	return reading >> (operation & 31) & kv_is_below(operation, 32);
-}
-
-/* Whether the key is another engine's, and only that one may do this. */
 static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads)
 {
 	const struct kv_partition_table *table;
@@ -314,7 +282,7 @@ static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 ke
 	if (KV_ENGINES == 1)
 		return 0;
 	table = kv_partition_table_at(0);
-	if (!table || (reads & table->concurrent_read) || (~reads & table->concurrent_write))
+	if (!table || kv_mode_allows(table, reads))
 		return 0;
 	partitions = KV_READ_ONCE(table->partitions);
 	if (partitions == 0 || partitions > KV_PARTITIONS_MAX)
@@ -324,71 +292,29 @@ static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 ke
 	return table->owner[partition & (KV_PARTITIONS_MAX - 1)] != batch->engine;
 }
 
+static __always_inline struct kv_operation_counts *kv_counts_of(struct kv_batch *batch)
+{
+	return &batch->store->counts;
+}
+
+static __always_inline const struct kv_partition_table *kv_partitions_of(const struct kv_batch *batch)
+{
+	return kv_partition_table_at(0);
+}
+
 /*
- * Anybody may send this: it has to be allowed. To the batch it looks like KV_CLEANUP_BUCKETS appended items: no guess
- * holds any more, and the cleanup goes on, also where it is what the next RESET has to wait for.
+ * To the batch a RESET looks like KV_CLEANUP_BUCKETS appended items: no guess holds any more, and the cleanup goes on,
+ * also where the next RESET has to wait for it.
  */
-static __always_inline __u32 kv_reset(struct kv_batch *batch)
+static __always_inline __u32 kv_forget_items(struct kv_batch *batch)
 {
-	const struct kv_partition_table *table = kv_partition_table_at(0);
-
-	if (!table || !table->reset_allowed) {
-		batch->store->not_supported++;
-		return KV_NOT_SUPPORTED;
-	}
 	batch->appended -= KV_CLEANUP_BUCKETS;
-	if (!kv_forget_all(batch->store))
-		return KV_NOT_PROCESSED;
-	batch->store->resets++;
-	return KV_SUCCESS;
+	return kv_forget_all(batch->store) ? KV_SUCCESS : KV_NOT_PROCESSED;
 }
 
-static __always_inline __u32 kv_refuse_set(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes);
-
-/* What the request itself or the room in the response forbids, as a result; 0: nothing. */
-static __always_inline __u32 kv_refuse(struct kv_batch *batch, const struct kv_request *request)
-{
-	__u64 header = KV_READ_ONCE(request->header);
-	__u32 operation = KV_HEADER_OPERATION(header);
-	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
-
-	if (operation == KV_OP_SET || operation == KV_OP_ADD) {
-		batch->store->sets++;
-		return kv_refuse_set(batch, KV_HEADER_KEY_BYTES(header), value_bytes);
-	}
-	if (operation == KV_OP_GET) {
-		batch->store->gets++;
-		/* The host's short path does not ask for room: no request takes less than such a response. */
-		if (header == KV_HEADER(KV_OP_GET, 0, 8, 0) && batch->room < KV_INLINE_REPLY_BYTES)
-			batch->room = KV_INLINE_REPLY_BYTES;
-	} else if (operation != KV_OP_INCREMENT) {
-		return 0;
-	} else if (value_bytes != sizeof(__u64)) {
-		batch->store->errors++;
-		return KV_ERROR;
-	}
-	return batch->room < KV_INLINE_REPLY_BYTES ? KV_INSUFFICIENT_SPACE : 0;
-}
-
-/* A SET of more than a value may have, or of what a GET could never return in one frame. */
-static __always_inline __u32 kv_refuse_set(const struct kv_batch *batch, __u32 key_bytes, __u32 value_bytes)
-{
-	if (key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return 0;
-	if (KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > KV_RESPONSE_BYTES_MAX) {
-		batch->store->errors++;
-		return KV_INSUFFICIENT_SPACE;
-	}
-	if (value_bytes > KV_VALUE_MAX) {
-		batch->store->set_refused++;
-		return KV_INSUFFICIENT_SPACE;
-	}
-	return 0;
-}
-
-/* The bytes of the request's key; 0 for none, which is an error. */
-static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
-					 struct kv_key *key)
+/* Fill in `key` from the request: the key's bytes are in the record or in the batch's payload. */
+static __always_inline void kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
+					struct kv_key *key)
 {
 	__u32 offset = 0;
 
@@ -400,10 +326,14 @@ static __always_inline __u32 kv_take_key(const struct kv_batch *batch, const str
 		key->first_word = *(const __u64 *)(batch->requests->payload + offset);
 	}
 	key->rest = batch->requests->payload + offset + 8;
-	return key->bytes;
 }
 
 /* ---- GET, TEST, DELETE, INCREMENT ---- */
+
+_Static_assert(KV_MISSING_GET == KV_MISSING_TEST && KV_MISSING_GET == KV_MISSING_DELETE &&
+		       KV_MISSING_GET == KV_MISSING_INCREMENT,
+	       "one answer for a key that is not there");
+_Static_assert(KV_PRESENT_TEST == KV_PRESENT_DELETE, "one answer for a key that is there");
 
 static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 operation, __u32 is_missing);
 static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
@@ -413,7 +343,7 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 						 __u64 word);
 static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 word);
 
-/* What asks for the item that kv_find() may have found. */
+/* Execute GET, TEST, DELETE or INCREMENT on the item that kv_find() found, if any. Return the header word. */
 static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struct kv_request *request,
 					     struct kv_response *response, const struct kv_key *key)
 {
@@ -424,7 +354,7 @@ static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struc
 	segment = kv_place_is_own(batch->store) ? kv_segment_of(batch->store_index, word) : 0;
 	if (!segment) {
 		kv_count_found(batch->store, operation, 1);
-		return KV_HEADER(operation, KV_NOT_FOUND, 0, 0);
+		return KV_HEADER(operation, KV_MISSING_GET, 0, 0);
 	}
 	kv_count_found(batch->store, operation, 0);
 	if (operation == KV_OP_GET)
@@ -432,14 +362,14 @@ static __always_inline __u64 kv_finish_found(struct kv_batch *batch, const struc
 	if (operation == KV_OP_INCREMENT)
 		return kv_finish_increment(batch, request, response, key, segment, word);
 	if (operation == KV_OP_DELETE) {
-		/* Later requests of the batch may have guessed this place: no key has this length. */
+		/* Invalidate guesses of later requests in this batch: no key has a length of 0. */
 		((struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length = 0;
 		kv_remove_word(batch->store_index, batch->store, request->key_hash);
 	}
-	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
+	return KV_HEADER(operation, KV_PRESENT_TEST, 0, 0);
 }
 
-/* One of get_found ... increment_notfound, which stand there in the order of the operations' codes. */
+/* Count in one of get_found ... increment_notfound, which are in the order of the operations' codes. */
 static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 operation, __u32 is_missing)
 {
 	__u32 index = (operation - KV_OP_GET) * 2 + is_missing;
@@ -453,22 +383,20 @@ static __always_inline void kv_count_found(struct kv_dpu_store *store, __u32 ope
 	counters[index & 7]++;
 }
 
-/* Where an item's value begins in its segment. */
+/* Return the offset of an item's value in its segment. */
 static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 word)
 {
 	return ((__u32)word + sizeof(struct kv_item) + KV_ROUNDUP8(key->bytes)) & KV_SEGMENT_MASK;
 }
 
-/* Its value, into the response or its payload, if that has room. */
+/* Copy the item's value into the response or its payload, if there is room. Return the header word. */
 static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
 					   const struct kv_key *key, const __u8 *segment, __u64 word)
 {
-	__u32 room = KV_PAYLOAD_BYTES - batch->store->payload_bytes;
+	__u32 room = kv_room_for_value(batch->room, batch->store->payload_bytes);
 	__u32 value_offset, value_bytes, payload_offset;
 	__u8 *payload;
 
-	if (room > ((batch->room - KV_ITEM_HEADER_BYTES) & ~7u))
-		room = (batch->room - KV_ITEM_HEADER_BYTES) & ~7u;
 	value_bytes = ((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_MASK;
 	if (value_bytes > room)
 		return KV_HEADER(KV_OP_GET, KV_INSUFFICIENT_SPACE, 0, 0);
@@ -487,7 +415,7 @@ static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_res
 	return KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, value_bytes);
 }
 
-/* Add to a value of 8 bytes, where it is. */
+/* Add to the item's value in place, if it has KV_NUMBER_BYTES. Return the header word. */
 static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const struct kv_request *request,
 						 struct kv_response *response, const struct kv_key *key, __u8 *segment,
 						 __u64 word)
@@ -495,20 +423,23 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 	__u64 *value = (__u64 *)(segment + kv_value_offset(key, word));
 	__u64 increment = request->value;
 
-	if ((((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_VALUE_MASK) != 8)
+	if ((((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_VALUE_MASK) !=
+	    KV_NUMBER_BYTES)
 		return KV_HEADER(KV_OP_INCREMENT, KV_ERROR, 0, 0);
 	if (key->bytes > KV_INLINE_MAX) /* see kv_parse_item() */
 		increment = *(const __u64 *)(batch->requests->payload + (increment & KV_PAYLOAD_MASK));
 	*value += increment;
 	response->value = *value;
-	return KV_HEADER(KV_OP_INCREMENT, KV_SUCCESS, 0, 8);
+	return KV_HEADER(KV_OP_INCREMENT, KV_PRESENT_INCREMENT, 0, KV_NUMBER_BYTES);
 }
 
 /* ---- SET and ADD ---- */
 
 static __always_inline __u64 kv_new_item(struct kv_batch *batch, const struct kv_key *key, __u32 capacity);
 
-/* Overwrite the item that is there, in place if it has room, else append another; ADD leaves it alone. */
+/*
+ * Overwrite the item in place if it has room, else append a new one; ADD leaves it unchanged. Return the header word.
+ */
 static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct kv_request *request,
 					   const struct kv_key *key)
 {
@@ -520,11 +451,13 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 	__u32 value_offset;
 	__u8 *segment;
 
-	if (value_bytes > KV_VALUE_MAX) /* the record has changed since kv_refuse() looked at it */
+	if (value_bytes > KV_VALUE_MAX) {
+		batch->store->set_refused++;
 		return KV_HEADER(operation, KV_INSUFFICIENT_SPACE, 0, 0);
+	}
 	if (operation == KV_OP_ADD && kv_place_is_own(batch->store)) {
 		batch->store->set_nooverwrite++;
-		return KV_HEADER(KV_OP_ADD, KV_EXISTS, 0, 0);
+		return KV_HEADER(KV_OP_ADD, KV_PRESENT_ADD, 0, 0);
 	}
 	item = kv_place_is_own(batch->store) ? kv_item_of(batch->store_index, word) : 0;
 	if (item && value_bytes <= item->value_capacity)
@@ -546,7 +479,7 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
 }
 
-/* Append an item with this key and no value yet, and put it into the index. Its word there. */
+/* Append an item with this key and no value yet, and enter it in the index. Return its word. */
 static __always_inline __u64 kv_new_item(struct kv_batch *batch, const struct kv_key *key, __u32 capacity)
 {
 	struct kv_dpu_store *store = batch->store;

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * dpu_store.h - stores in BPF maps, for engines that process inside XDP: MICA's lossy index and circular log, laid
- * out as the native core's (dpukv_xdp/_core/store/hot_path.h), whose terms are used here. Settings, passed with -D:
+ * dpu_store.h - stores in BPF maps, for engines that process inside XDP: MICA's lossy index and circular log. Layout
+ * and terms are those of the native core (dpukv_xdp/_core/store/hot_path.h). Settings, passed with -D:
  *
- *	KV_DPU_STORES	1: all engines here use one store; KV_DPU_ENGINES: each has its own
- *	KV_DPU_BUCKETS	buckets of each store's index
- *	KV_DPU_SEGMENTS	segments of each store's log: a power of two, and 2 at least where there is one store
+ * 	KV_DPU_STORES	1: all engines in XDP share one store; KV_DPU_ENGINES: each has its own
+ * 	KV_DPU_BUCKETS	buckets of each store's index
+ * 	KV_DPU_SEGMENTS	segments of each store's log: a power of two, and 2 at least where there is one store
  *
- * The log is cut into segments, one map value each; an item never crosses from one into the next. Otherwise it differs
- * from the native store in what it may lose: a bucket keeps at most KV_TAG_TURNS items of one 16-bit tag, and of long
- * keys that agree in hash, length and first eight bytes only the one stored last; and dead words are cleaned up after
- * a batch, not after each append. No key is ever in a bucket twice: nothing stale can be found.
+ * The log is cut into segments, one map value each; no item crosses a segment's end. This store may lose more than the
+ * native one: a bucket keeps at most KV_TAG_TURNS items of one 16-bit tag, and of several long keys with the same hash,
+ * length and first eight bytes only the one stored last. Dead words are cleaned up after a batch, not after each
+ * append. No key is ever in a bucket twice, so that no stale item can be found.
  *
- * One frame's requests have a store to themselves (kv_store_claim), whichever engine's they are: no locks below that.
+ * While a frame's requests are processed, their core has the store to itself (kv_store_claim()): nothing else locks.
  */
 #ifndef KV_DPU_STORE_H
 #define KV_DPU_STORE_H
@@ -26,17 +26,18 @@ _Static_assert(KV_DPU_STORES == 1 || KV_DPU_STORES == KV_DPU_ENGINES, "one store
 _Static_assert(KV_DPU_SEGMENTS > 1 || KV_DPU_STORES > 1, "of the only segment the verifier knows too much");
 
 #define KV_LOG_BYTES ((__u64)KV_DPU_SEGMENTS * KV_SEGMENT_BYTES)
-#define KV_SEGMENT_MASK (KV_SEGMENT_BYTES - 8u) /* offset of a word in its segment */
+#define KV_SEGMENT_MASK (KV_SEGMENT_BYTES - 8u) /* mask of the offset of a word in its segment */
 #define KV_WAY_MASK 15u
-#define KV_TAG_TURNS 3 /* live items of one bucket and one tag */
+#define KV_TAG_TURNS 3 /* most live items of one tag in a bucket */
 #define KV_KEY_WORDS ((KV_KEY_MAX + 7) / 8)
-#define KV_CLAIM_TURNS 512		/* looks at a store that another core works on */
-#define KV_CLAIM_NS 20000		/* and how long at most */
-#define KV_CLEANUP_BUCKETS 8		/* visited after a batch, at most */
-#define KV_ROUND_BYTES_MAX (1ULL << 46) /* that the tail may be ahead in a round of the cleanup, for another RESET */
+#define KV_CLAIM_TURNS 512   /* attempts to claim a store that another core works on */
+#define KV_CLAIM_NS 20000    /* longest time for these attempts, in ns */
+#define KV_CLEANUP_BUCKETS 8 /* most buckets cleaned up after a batch */
+#define KV_ROUND_BYTES_MAX \
+	(1ULL << 46) /* bytes that the tail may move in a round of the cleanup before RESET is refused */
 _Static_assert(KV_BUCKET_WAYS == KV_WAY_MASK, "the last word of a bucket is not an item's");
 
-/* As in maps.h: bytes, because of bcc. */
+/* Bytes instead of structures because of bcc, see maps.h. */
 enum {
 	KV_LINE_BYTES = sizeof(struct kv_line),
 	KV_SEGMENT_ROOM = KV_SEGMENT_BYTES + KV_SEGMENT_SLACK,
@@ -53,31 +54,31 @@ struct kv_dpu_store_bytes {
 	__u8 rest[KV_DPU_STORE_REST];
 };
 
-/* struct kv_line: for each store the first lines of its buckets, then the second ones. Mmapable arrays start on a
- * page, so that a line is a cache line; others do not. */
+/* struct kv_line: for each store the first lines of its buckets, then the second ones. BPF_F_MMAPABLE aligns the array
+ * to a page, so that a line is a cache line. */
 BPF_F_TABLE("array", __u32, struct kv_line_bytes, kv_dpu_lines, KV_DPU_STORES * 2 * KV_DPU_BUCKETS, BPF_F_MMAPABLE);
 /* Store 0's segments, then store 1's ... */
 BPF_F_TABLE("array", __u32, struct kv_segment_bytes, kv_dpu_segments, KV_DPU_STORES *KV_DPU_SEGMENTS, BPF_F_MMAPABLE);
 BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_DPU_STORES); /* struct kv_dpu_store */
 
 /*
- * An element of each table, and of kv_partitions. They are in kv_receive.c: bcc rewrites map calls in its main file
- * only ("unknown opcode 8d" elsewhere).
+ * Return an element of each table and of kv_partitions. Defined in kv_receive.c: bcc rewrites map calls in its main
+ * file only ("unknown opcode 8d" elsewhere).
  */
 static __always_inline void *kv_line_at(__u32 index);
 static __always_inline void *kv_segment_at(__u32 index);
 static __always_inline void *kv_store_at(__u32 store_index);
 static __always_inline void *kv_partition_table_at(__u32 index);
 
-/* A key as a request has it: up to eight bytes in a word, zero padded; of a longer one the packet's bytes. */
+/* A request's key: its first eight bytes in a zero-padded word, and the others where the packet has them. */
 struct kv_key {
 	__u64 hash;
 	__u64 first_word;
 	__u32 bytes;
-	const __u8 *rest; /* from the ninth byte on, with room for KV_KEY_MAX */
+	const __u8 *rest; /* from the ninth byte on, in memory with room for KV_KEY_MAX bytes */
 };
 
-/* A word of a bucket. */
+/* An item's word in the index, and its way in the bucket. */
 struct kv_place {
 	__u64 word; /* 0: none */
 	__u32 way;
@@ -87,7 +88,7 @@ struct kv_place {
 
 static __always_inline int kv_try_to_own(struct kv_dpu_store_bytes *leaf);
 
-/* Every core that receives a frame for the store runs this. 0: another core has used it for too long. */
+/* Claim the store for the current core. Return 0 if another core has held it for too long. */
 static __always_inline int kv_store_claim(struct kv_dpu_store_bytes *leaf)
 {
 	__u64 deadline_ns;
@@ -106,13 +107,16 @@ static __always_inline int kv_store_claim(struct kv_dpu_store_bytes *leaf)
 	return 0;
 }
 
+/* Give the store up again. */
 static __always_inline void kv_store_release(struct kv_dpu_store *store)
 {
 	KV_PUBLISH_BARRIER();
 	KV_WRITE_ONCE(store->owner, 0);
 }
 
-/* The lock is held for three instructions: no helper may be called under it, so a frame cannot be processed there. */
+/*
+ * Return whether the store is claimed now. The lock protects the owner only: no helper may be called while it is held.
+ */
 static __always_inline int kv_try_to_own(struct kv_dpu_store_bytes *leaf)
 {
 	struct kv_dpu_store *store = (struct kv_dpu_store *)leaf;
@@ -131,16 +135,7 @@ static __always_inline int kv_try_to_own(struct kv_dpu_store_bytes *leaf)
 
 /* ---- Index and log as arrays ---- */
 
-/* Whether a < b, as 1 or 0, for numbers below 2^63: a subtraction, where clang would rather have a branch. */
-static __always_inline __u64 kv_is_below(__u64 a, __u64 b)
-{
-	__u64 difference = a - b;
-
-	KV_OPAQUE(difference);
-	return difference >> 63;
-}
-
-/* KV_STORE_TAG(), likewise. */
+/* Return KV_STORE_TAG() of a hash, without a branch. */
 static __always_inline __u64 kv_tag_of(__u64 key_hash)
 {
 	__u64 low = key_hash & 0xffff;
@@ -153,7 +148,7 @@ static __always_inline __u64 kv_bucket_of(__u64 key_hash)
 	return KV_STORE_BUCKET(key_hash, (__u64)KV_DPU_BUCKETS);
 }
 
-/* The line that holds a way of a bucket; NULL never happens, but the verifier wants to see the question. */
+/* Return the line with a way of a bucket. It is never NULL, but the verifier demands a check. */
 static __always_inline struct kv_line *kv_line_of(__u32 store_index, __u32 bucket, __u32 way)
 {
 	__u32 index = store_index * 2 * KV_DPU_BUCKETS + bucket;
@@ -171,13 +166,13 @@ static __always_inline __u64 *kv_way_of(__u32 store_index, __u32 bucket, __u32 w
 	return line ? &line->words[way] : 0;
 }
 
-/* The segment that a word of the index points into. */
+/* Return the segment that a word of the index points into. */
 static __always_inline __u8 *kv_segment_of(__u32 store_index, __u64 word)
 {
 	return kv_segment_at(store_index * KV_DPU_SEGMENTS + ((word / KV_SEGMENT_BYTES) & (KV_DPU_SEGMENTS - 1)));
 }
 
-/* The item there. Any word may be asked for: what is found must be compared. */
+/* Return the item that a word of the index points to. Any word is allowed, so the caller must compare hash and key. */
 static __always_inline struct kv_item *kv_item_of(__u32 store_index, __u64 word)
 {
 	__u8 *segment = kv_segment_of(store_index, word);
@@ -190,17 +185,16 @@ static __always_inline __u64 kv_distance(const struct kv_dpu_store *store, __u64
 	return (store->tail - word) & KV_LOG_OFFSET_MASK;
 }
 
-/* ---- Finding: without branches where they could not be predicted, which saves the verifier from them, too ---- */
+/* ---- Finding: without unpredictable branches, which also saves verifier states ---- */
 
 static __always_inline int kv_item_has_key(const struct kv_item *item, const struct kv_key *key);
 static __always_inline void kv_match_line(const struct kv_line *line, __u32 first_way, __u32 ways_before, __u64 tag,
 					  __u64 tail, struct kv_place *place);
 
 /*
- * The live item of a key whose first eight bytes agree, as kv_item_has_key() sees it. What is found is left in the
- * store, for kv_place_*(). On the stack the verifier would follow each outcome by itself, and where clang writes a slot
- * on some ways only, also what another loop had left in it, once for each number of requests ("BPF program is too
- * large").
+ * Find the live item of a key as kv_item_has_key() compares it, and store the result for the kv_place_*() functions.
+ * The result is in the map because the verifier tracks the stack: it would walk each outcome separately, and also the
+ * values that an earlier loop left in stack slots that clang writes on some paths only ("BPF program is too large").
  */
 static __always_inline void kv_find(__u32 store_index, struct kv_dpu_store *store, const struct kv_key *key)
 {
@@ -237,13 +231,13 @@ static __always_inline void kv_find(__u32 store_index, struct kv_dpu_store *stor
 	}
 }
 
-/* The word of the item that kv_find() found; 0 if there is none. */
+/* Return the word of the item that kv_find() found, or 0. */
 static __always_inline __u64 kv_place_word(const struct kv_dpu_store *store)
 {
 	return KV_READ_ONCE(store->place_word);
 }
 
-/* The way of that word. */
+/* Return the way of that word. */
 static __always_inline __u32 kv_place_way(const struct kv_dpu_store *store)
 {
 	__u32 way = KV_READ_ONCE(store->place_way);
@@ -252,13 +246,13 @@ static __always_inline __u32 kv_place_way(const struct kv_dpu_store *store)
 	return way & KV_WAY_MASK;
 }
 
-/* 1 if that item is the key's own; 0 if there is none, or another's, which must make room for the key. */
+/* Return 1 if that item has the key; 0 if there is none, or one of another key, which a new item must replace. */
 static __always_inline __u32 kv_place_is_own(const struct kv_dpu_store *store)
 {
 	return KV_READ_ONCE(store->place_own);
 }
 
-/* The last of a line's words, and of the bucket's first `ways_before`, that has the tag and is alive, if there is. */
+/* Find the last live word with the tag in a line, among the bucket's first `ways_before` ways. */
 static __always_inline void kv_match_line(const struct kv_line *line, __u32 first_way, __u32 ways_before, __u64 tag,
 					  __u64 tail, struct kv_place *place)
 {
@@ -277,14 +271,17 @@ static __always_inline void kv_match_line(const struct kv_line *line, __u32 firs
 	}
 }
 
-/* Up to the ninth byte: for a longer key kv_rest_is_equal() has the last word. */
+/* Compare hash, length and first eight bytes; kv_rest_is_equal() compares the rest of a longer key. */
 static __always_inline int kv_item_has_key(const struct kv_item *item, const struct kv_key *key)
 {
 	return item->key_hash == key->hash && item->kv_length >> KV_LENGTH_KEY_SHIFT == key->bytes &&
 	       item->words[0] == key->first_word;
 }
 
-/* Whether a long key agrees with an item's from the ninth byte on. Without branches, for the verifier's sake. */
+/*
+ * Return whether a long key equals the item's from the ninth byte on. Without branches, which would cost verifier
+ * states.
+ */
 static __always_inline int kv_rest_is_equal(const struct kv_item *item, const struct kv_key *key)
 {
 	__u32 whole_words = key->bytes / 8;
@@ -294,7 +291,8 @@ static __always_inline int kv_rest_is_equal(const struct kv_item *item, const st
 			  *(const __u64 *)(key->rest - 8 + last_offset);
 	int i;
 
-	different = different << (56 - 8 * last_bytes) << 8; /* not what follows the key, nor all of it at once */
+	different = different << (56 - 8 * last_bytes)
+			      << 8; /* drop the bytes behind the key; a single shift by 64 would be undefined */
 #pragma clang loop unroll(full)
 	for (i = 1; i < KV_KEY_WORDS - 1; i++)
 		different |=
@@ -302,7 +300,7 @@ static __always_inline int kv_rest_is_equal(const struct kv_item *item, const st
 	return different == 0;
 }
 
-/* The last of a line's words that has the tag, dead or alive, or 0: what kv_match_line() finds most often, for less. */
+/* Return the last word with the tag in a line, dead or alive, or 0: a cheap guess at the result of kv_match_line(). */
 static __always_inline __u64 kv_guess_word(const struct kv_line *line, __u64 tag)
 {
 	__u64 guess = 0;
@@ -320,7 +318,7 @@ static __always_inline __u64 kv_guess_word(const struct kv_line *line, __u64 tag
 
 /* ---- Appending ---- */
 
-/* Make room at the tail; the entry's 48-bit offset. From here on what it overwrites counts as gone. */
+/* Reserve room at the tail. Return the entry's 48-bit offset. Items that it overlaps are dead from here on. */
 static __always_inline __u64 kv_append(struct kv_dpu_store *store, __u32 entry_bytes)
 {
 	__u64 tail = store->tail;
@@ -332,7 +330,7 @@ static __always_inline __u64 kv_append(struct kv_dpu_store *store, __u32 entry_b
 	return tail & KV_LOG_OFFSET_MASK;
 }
 
-/* The way for a new key's word: where a dead item's is, else a free one, else where the oldest item's is. */
+/* Return the way for a new key's word: that of a dead item, else a free one, else that of the oldest item. */
 static __always_inline __u32 kv_way_for_new(__u32 store_index, struct kv_dpu_store *store, __u64 key_hash)
 {
 	__u32 bucket = kv_bucket_of(key_hash);
@@ -370,7 +368,7 @@ static __always_inline __u32 kv_way_for_new(__u32 store_index, struct kv_dpu_sto
 
 /* ---- Removing ---- */
 
-/* Clear the word that kv_find() found. The bucket's last one takes its place: words in use stay a prefix of it. */
+/* Clear the word that kv_find() found. The bucket's last word takes its place, so that words in use stay a prefix. */
 static __always_inline void kv_remove_word(__u32 store_index, const struct kv_dpu_store *store, __u64 key_hash)
 {
 	__u32 bucket = kv_bucket_of(key_hash);
@@ -395,7 +393,7 @@ static __always_inline void kv_remove_word(__u32 store_index, const struct kv_dp
 }
 
 /*
- * Forget all items at once: a tail so far ahead leaves no word alive. 0: not before the cleanup has gone on, see
+ * Forget all items by moving the tail so far ahead that no word is alive. Return 0 if the cleanup must go on first, see
  * kv_cleanup().
  */
 static __always_inline int kv_forget_all(struct kv_dpu_store *store)
@@ -412,11 +410,11 @@ static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_sto
 					    const struct kv_dpu_queue *queue);
 
 /*
- * Drop the words of dead items: a bucket for each item appended by this batch, up to KV_CLEANUP_BUCKETS. It must find
- * each before the tail is 2^48 bytes past the item, where a dead word would look like a new one. In a round through the
- * index, which is of 2^26 buckets at most, the tail moves by
+ * Drop the words of dead items: one bucket for each item that this batch appended, up to KV_CLEANUP_BUCKETS. Each dead
+ * word must be dropped before the tail is 2^48 bytes past its item, where it would look alive again. In a round through
+ * the index, which has at most 2^26 buckets, the tail moves by
  *   - less than 2^42 bytes of items: for each bucket, KV_BATCH_MAX / KV_CLEANUP_BUCKETS of them are appended at most,
- *     of less than 2^13 bytes with what they skip;
+ *     each of less than 2^13 bytes including the skipped rest of a segment;
  *   - less than 2^46 + 2^43 bytes in all: RESET, which moves it by less than 2^32, is refused once the round has moved
  *     it by more than KV_ROUND_BYTES_MAX, and items follow. Refused or not, RESET drives the cleanup as well.
  * A word dies when the tail is at most 2^32 bytes past it, or by a RESET, and is dropped within one round from then on,
@@ -437,7 +435,7 @@ static __always_inline void kv_cleanup(__u32 store_index, struct kv_dpu_store *s
 	}
 }
 
-/* Live words move to the front; the places behind them become 0. */
+/* Move the live words of the next bucket to its front and clear the others. */
 static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_store *store,
 					    const struct kv_dpu_queue *queue)
 {

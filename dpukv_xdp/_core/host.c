@@ -2,9 +2,9 @@
 /*
  * host.c - the loop of one host core.
  *
- * A turn receives, processes and answers, each for whatever the core has of communication and processing engines. With
- * both it runs every batch to completion ("fused"); with processing engines alone it is the host's end of their queue
- * pairs, served round robin.
+ * A turn receives, processes and answers, for all communication and processing engines of the core. With both kinds it
+ * runs every batch to completion ("fused"); with processing engines alone it is the host's end of their queue pairs,
+ * served round robin.
  */
 #include <errno.h>
 #include <linux/membarrier.h>
@@ -15,9 +15,9 @@
 #include "base/ticks.h"
 #include "host.h"
 
-#define KV_IDLE_ROUNDS_TO_CLOCK 16 /* overdue responses are looked for once in so many idle rounds */
-#define KV_TURNS_TO_SEE 2	   /* the one at work when somebody begins to count, and a whole one after it */
-#define KV_MOVES_PER_SECOND_MIN 5  /* 200 ms: well below what clients wait until they give up */
+#define KV_IDLE_ROUNDS_TO_CLOCK 16 /* idle rounds between two searches for overdue responses */
+#define KV_TURNS_TO_SEE 2	   /* the turn in progress when counting begins, and a whole one after it */
+#define KV_MOVES_PER_SECOND_MIN 5  /* a move may take 200 ms: much less than clients' time-outs */
 
 static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint64_t deadline_ticks);
 static int kv_host_begin(struct kv_host *host);
@@ -52,7 +52,7 @@ int kv_host_run(struct kv_host *host)
 int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
 		      struct kv_host *const *hosts, uint32_t host_count)
 {
-	uint64_t timeout_ticks = kv_ticks_per_second() / KV_MOVES_PER_SECOND_MIN; /* sleeps: not while nobody owns it */
+	uint64_t timeout_ticks = kv_ticks_per_second() / KV_MOVES_PER_SECOND_MIN; /* first: the call may sleep */
 	uint8_t old_owner = table->owner[partition];
 
 	if (host_count > KV_ENGINES_MAX)
@@ -66,7 +66,7 @@ int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint
 	if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
 		return -errno;
 	__atomic_store_n(&table->owner[partition], KV_OWNER_NONE, __ATOMIC_SEQ_CST);
-	/* On the hosts' cores, too: counts of turns may lie in store buffers, behind turns that read the owner. */
+	/* A barrier on the hosts' cores, too: their counts of turns may still be in store buffers. */
 	syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
 	if (kv_hosts_wait(hosts, host_count, kv_ticks() + timeout_ticks)) {
 		__atomic_store_n(&table->owner[partition], old_owner, __ATOMIC_RELEASE);
@@ -76,11 +76,11 @@ int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint
 	return 0;
 }
 
-/* Until each host has begun a turn after this call and finished it: all at the same time. */
+/* Wait until each host has begun and finished a turn after this call, all at the same time. */
 static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint64_t deadline_ticks)
 {
 	struct timespec pause = { .tv_nsec = 50000 };
-	uint64_t rounds[KV_ENGINES_MAX]; /* a host core has an engine at least */
+	uint64_t rounds[KV_ENGINES_MAX]; /* each host core has at least one engine */
 
 	for (uint32_t i = 0; i < host_count; i++)
 		rounds[i] = __atomic_load_n(&hosts[i]->rounds, __ATOMIC_SEQ_CST);
@@ -96,7 +96,7 @@ static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint
 	return 0;
 }
 
-/* All of it or nothing: what did begin would seem alive, and nobody would poll it. */
+/* Begin all engines or none: an engine that began would report itself alive although nobody polls it. */
 static int kv_host_begin(struct kv_host *host)
 {
 	uint32_t engines = 0, communicators = 0;
@@ -114,7 +114,7 @@ static int kv_host_begin(struct kv_host *host)
 	return status;
 }
 
-/* Returns how much there was to do: 0 = idle. */
+/* Run one turn. Return the number of frames and batches: 0 = idle. */
 static uint32_t kv_host_turn(struct kv_host *host)
 {
 	uint32_t work = 0;
@@ -128,7 +128,7 @@ static uint32_t kv_host_turn(struct kv_host *host)
 	return work;
 }
 
-/* The first so many of each. */
+/* End the first engines of each kind. */
 static void kv_host_end(struct kv_host *host, uint32_t engines, uint32_t communicators)
 {
 	for (uint32_t i = 0; i < communicators; i++)

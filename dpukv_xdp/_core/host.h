@@ -9,10 +9,10 @@
 
 enum kv_host_limit { KV_HOST_COMMUNICATORS_MAX = KV_QUEUES_MAX + KV_ENGINES_MAX };
 
-/* What one host core does, in one polling loop: communication engines, processing engines, or both ("fused"). */
+/* One host core's polling loop: communication engines, processing engines, or both ("fused"). */
 struct kv_host {
 	uint32_t cpu;
-	uint32_t stop; /* set by anybody to make kv_host_run() return */
+	uint32_t stop; /* set by any thread to make kv_host_run() return */
 	uint32_t engine_count;
 	uint32_t communicator_count;
 	struct kv_engine *engines[KV_ENGINES_MAX];
@@ -24,9 +24,9 @@ struct kv_host {
 /* Run until `stop` is set. Call it on the core's own, pinned thread. */
 int kv_host_run(struct kv_host *host);
 /*
- * Give a partition to another engine while both work. Unless everybody may write, nobody owns it for the two turns
- * after which all hosts have seen that and have finished what they had begun before: requests meanwhile are rejected.
- * 0, or -ETIMEDOUT if a host does not get round to it within 200 ms: then the old owner has it again.
+ * Give a partition to another engine while both are running. Unless all engines may write, the partition has no owner
+ * until every host has finished two turns and with them all requests begun before: meanwhile requests are rejected.
+ * Return 0, or -ETIMEDOUT if a host takes more than 200 ms: then the old owner has it again.
  */
 int kv_partition_move(struct kv_partition_table *table, uint32_t partition, uint32_t engine,
 		      struct kv_host *const *hosts, uint32_t host_count);

@@ -2,9 +2,9 @@
 /*
  * kv_core.h - the native core's interface: what Python (cffi) and the C tests may call.
  *
- * Plain C11, no Python.h: it can be fuzzed and sanitised alone. Functions return 0 or a negative errno unless they say
- * otherwise. Nothing here prints, exits or allocates after its create call. What is for C alone stands in each header
- * behind "#ifndef KV_ABI_CDEF", which cffi's parser does not see.
+ * Plain C11 without Python.h: it can be fuzzed and sanitised alone. Functions return 0 or a negative errno unless they
+ * say otherwise. No function prints, exits, or allocates after its create call. Declarations for C alone are inside
+ * "#ifndef KV_ABI_CDEF" in each header, which cffi's parser skips.
  */
 #ifndef KV_CORE_H
 #define KV_CORE_H

@@ -14,7 +14,7 @@ from dpukv_xdp.wire.codec import Request
 Address = tuple[str, int]
 """Host and UDP port."""
 
-READS = frozenset({abi.Operation.GET, abi.Operation.TEST, abi.Operation.NOOP_READ})
+READS = abi.operations(abi.KV_OPS_THAT_READ)
 
 
 @dataclass(slots=True, eq=False)

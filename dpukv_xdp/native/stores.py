@@ -55,7 +55,12 @@ class Store:
 
 
 def fields_of(struct: Any) -> dict[str, int]:
-    """Return the fields of a C struct, or of the struct that a pointer names, by name."""
+    """Return the numbers in a C struct, or in the struct that a pointer names, by their fields'
+    names; those of a struct inside it are among them.
+    """
     kind = ffi.typeof(struct)
-    fields = (kind.item if kind.kind == "pointer" else kind).fields
-    return {name: int(getattr(struct, name)) for name, _ in fields}
+    fields: dict[str, int] = {}
+    for name, field in (kind.item if kind.kind == "pointer" else kind).fields:
+        content = getattr(struct, name)
+        fields |= fields_of(content) if field.type.kind == "struct" else {name: int(content)}
+    return fields

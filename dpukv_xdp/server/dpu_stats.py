@@ -8,9 +8,9 @@ from dpukv_xdp.wire import abi
 
 HIDDEN = (
     "lock", "owner", "round_tail", "wire_bytes", "payload_bytes", "scratch", "place_word",
-    "place_way", "place_own",
+    "place_way", "place_own", "counts",
 )  # fmt: skip
-"""Fields of struct kv_dpu_store that are no counters."""
+"""Fields of struct kv_dpu_store that are not one counter each."""
 
 
 def dpu_store_stats(programs: loader.LoadedObject, engines: int) -> list[dict[str, Any]]:
@@ -23,5 +23,6 @@ def dpu_store_stats(programs: loader.LoadedObject, engines: int) -> list[dict[st
     return [
         {"engine": engine, "place": "xdp"}
         | {name: int(store[name]) for name in stores.dtype.names or () if name not in HIDDEN}
+        | {name: int(store["counts"][name]) for name in abi.fields("kv_operation_counts")}
         for engine, store in enumerate(stores)
     ]

@@ -57,6 +57,11 @@ Counter = _enumeration("Counter", "kv_counter", "KV_COUNTER_")
 Stage = _enumeration("Stage", "kv_stage", "KV_STAGE_")
 
 
+def operations(mask: int) -> frozenset[Any]:
+    """Return the operations in one of the masks KV_OPS_..., or in a combination of them."""
+    return frozenset(operation for operation in Operation if mask >> operation & 1)
+
+
 @cache
 def dtype(struct_name: str) -> "np.dtype[np.void]":
     """Return the numpy dtype of a structure, field by field at the compiler's offsets."""

@@ -37,14 +37,14 @@ KEY_LENGTH_SHIFT = 8 * abi.fields("kv_item_header")["kv_length"].size - abi.KV_K
 value's.
 """
 
-COUNTER_BYTES = 8
+COUNTER_BYTES = abi.KV_NUMBER_BYTES
 """Of a value that INCREMENT counts with, and of what it adds: little endian, wrapping around."""
 
 COMPUTE_HASH = -1
 """As `key_hash`: CityHash64 of the key, or 0 for the empty key of a probe."""
 
 _OPERATIONS: dict[int, int] = {int(member): member for member in abi.Operation}
-_KEYLESS_OPERATIONS = (abi.Operation.NOOP_READ, abi.Operation.NOOP_WRITE)
+_KEYLESS_OPERATIONS = abi.operations(abi.KV_OPS_KNOWN & ~abi.KV_OPS_KEYED)
 _RESULTS: dict[int, int] = {int(member): member for member in abi.Result}
 
 

@@ -8,6 +8,7 @@ compared byte for byte. The losses of a small log or a full bucket are checked a
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -153,10 +154,11 @@ class XdpStore:
         assert reply.operation == operation
         return reply.result, bytes(reply.value)
 
-    def counted(self, *names: str) -> list[int]:
-        """Counters of the first store."""
-        store = self.store()
-        return [int(store[name]) for name in names]
+    def counted(self, *names: str, engine: int = 0) -> list[int]:
+        """Counters of a store, by default the first one."""
+        store = self.store(engine)
+        counts = abi.fields("kv_operation_counts")
+        return [int(store["counts"][name] if name in counts else store[name]) for name in names]
 
     def store(self, engine: int = 0) -> Any:
         """Return a copy of an engine's struct kv_dpu_store."""
@@ -674,7 +676,16 @@ def test_words_in_use_stay_a_prefix(load_store: Callable[..., XdpStore]) -> None
 class NativeTwin:
     """A native engine that gets the same request slots."""
 
-    def __init__(self, response_bytes_max: int) -> None:
+    def __init__(
+        self,
+        response_bytes_max: int,
+        *,
+        owners: tuple[int, ...] = (0,),
+        read: bool = True,
+        write: bool = True,
+        reset_allowed: bool = True,
+    ) -> None:
+        """`owners` are the partitions' engines: this one is number 0."""
         self.memory = ffi.new("struct kv_queue_pair[1]")
         self.pair = queue_pairs_view(self.memory, 1)[0]
         options = ffi.new(
@@ -683,15 +694,16 @@ class NativeTwin:
         )
         self._store = Store(options)
         self._partitions = ffi.new("struct kv_partition_table *")
-        table = partition_table((0,), concurrent_read=True, concurrent_write=True)
+        table = partition_table(
+            owners, concurrent_read=read, concurrent_write=write, reset_allowed=reset_allowed
+        )
         ffi.memmove(self._partitions, table.tobytes(), table.nbytes)
-        self._partitions.reset_allowed = 1
         self._engine = ProcessingEngine(
             engine_id=0,
             cpu=OTHER_CPU,
-            stores=[self._store],
+            stores=[self._store] * len(owners),
             partitions=self._partitions,
-            takes_all=True,
+            takes_all=owners == (0,),
             response_bytes_max=response_bytes_max,
         )
         self._engine.add_pairs(self.memory, 1)
@@ -708,6 +720,11 @@ class NativeTwin:
     def stats(self) -> dict[str, int]:
         """Return its counters and its store's."""
         return self._store.stats() | self._engine.stats()
+
+    def counted(self, *names: str) -> list[int]:
+        """Some of them."""
+        counters = self.stats()
+        return [counters[name] for name in names]
 
     def process(self, request_slot: Any) -> Any:
         """Return the response slot for a request slot."""
@@ -761,15 +778,138 @@ def test_records_are_the_native_engines(
                 native = twin.process(xdp.pair()["requests"][0])
                 assert mine == meaningful(native, len(batch))
                 compared.append(mine[0])
-            counters, store = twin.stats(), xdp.store()
-            assert {name: int(store[name]) for name in COUNTERS} == {
-                name: counters[name] for name in COUNTERS
-            }
+            assert xdp.counted(*COUNTERS) == twin.counted(*COUNTERS)
         finally:
             twin.close()
 
     compare()
     assert len(compared) > 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request on a store that holds HELD, in a batch with others behind it."""
+
+    operation: int
+    key: bytes
+    value: bytes
+    behind: int
+    """Requests behind it: the response has to leave room for theirs."""
+
+    @property
+    def batch(self) -> list[Request]:
+        """The request, and misses behind it."""
+        asked = request(self.operation, self.key, self.value)
+        return [asked, *(request(OPS.GET, b"absent%02d" % i) for i in range(self.behind))]
+
+    def expected(self) -> int | None:
+        """The result that KV_OPERATION_TABLE gives; None where lengths or room decide."""
+        bit = 1 << self.operation
+        if not bit & abi.KV_OPS_KNOWN:
+            return int(abi.KV_NOT_SUPPORTED)
+        if not bit & abi.KV_OPS_KEYED:
+            return int(abi.KV_SUCCESS)
+        if not self.key:
+            return int(abi.KV_ERROR)
+        is_present = self.key in HELD
+        if bit & abi.KV_OPS_THAT_COUNT:
+            lengths = {len(self.value), len(HELD.get(self.key, self.value))}
+            if lengths != {abi.KV_NUMBER_BYTES}:
+                return int(abi.KV_ERROR)
+        if self.behind or len(self.value) > ROOM - abi.SIZE("kv_item_header"):
+            return None
+        name = abi.Operation(self.operation).name
+        column = "PRESENT" if is_present else "MISSING"
+        return int(getattr(abi, f"KV_{column}_{name}"))
+
+
+ROOM = 512
+"""Response bytes of one packet in these cases."""
+HELD = {
+    b"12345678": b"8 bytes!",
+    b"short": b"",
+    b"a key of more than eight bytes": b"number 8",
+    b"longish!": b"a value of more than eight bytes" * 3,
+}
+"""Items of every kind of lengths."""
+CASES = [
+    Case(operation, key, value, behind)
+    for operation in (*abi.Operation, *UNKNOWN_OPERATIONS)
+    for key in (b"", b"missing!", b"a missing key of more than eight bytes", *HELD)
+    for value in (b"", b"7 bytes", b"8 bytes.", b"9 bytes..", b"v" * 488, b"v" * 489)
+    for behind in (0, 11, 13, 14, 15)
+]
+"""13 requests behind leave room for a value of 72 bytes, 14 for one of 40, 15 for 8."""
+
+
+def decisions(xdp: XdpStore, twin: NativeTwin, case: Case) -> list[tuple[Any, ...]]:
+    """What XDP and the host make of a case: result, lengths, bytes and counters."""
+    before = xdp.counted(*COUNTERS), twin.counted(*COUNTERS)
+    verdict, _ = xdp.run(case.batch)
+    assert verdict == Verdict.TX
+    slot = xdp.pair()["responses"][0].copy()
+    native = twin.process(xdp.pair()["requests"][0])
+    after = xdp.counted(*COUNTERS), twin.counted(*COUNTERS)
+    return [
+        (*meaningful(found, len(case.batch)), [now - old for now, old in zip(*counts, strict=True)])
+        for found, counts in (
+            (slot, (after[0], before[0])),
+            (native, (after[1], before[1])),
+        )
+    ]
+
+
+def result_of(records: bytes) -> int:
+    """The result of the first response."""
+    return records[abi.offset("kv_item_header", "result")]
+
+
+@pytest.mark.parametrize("reset_allowed", [True, False])
+def test_every_case_is_decided_alike(
+    load_store: Callable[..., XdpStore], reset_allowed: bool
+) -> None:
+    """The same requests through XDP and through the host's engine, field by field."""
+    xdp = load_store(response_bytes_max=ROOM)
+    xdp.set_access(reset_allowed=reset_allowed)
+    twin = NativeTwin(ROOM, reset_allowed=reset_allowed)
+    hold = [request(OPS.SET, key, value) for key, value in HELD.items()]
+    clear = [request(OPS.DELETE, key) for key in {case.key for case in CASES} - {b""}]
+    try:
+        for case in CASES:
+            for batch in (clear, hold):
+                xdp.run(batch)
+                twin.process(xdp.pair()["requests"][0])
+            mine, native = decisions(xdp, twin, case)
+            assert mine == native, case
+            expected = case.expected()
+            if case.operation == OPS.RESET and not reset_allowed:
+                expected = abi.KV_NOT_SUPPORTED
+            if expected is not None:
+                assert result_of(mine[1]) == expected, case
+    finally:
+        twin.close()
+
+
+@pytest.mark.parametrize(("read", "write"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("operation", [*abi.Operation, *UNKNOWN_OPERATIONS])
+def test_both_reject_the_same_operations(
+    load_store: Callable[..., XdpStore], operation: int, read: bool, write: bool
+) -> None:
+    """EREW, CREW and CRCW on a partition of another engine: RESET alone needs no permission."""
+    xdp = load_store(engines=2, stores=1, response_bytes_max=ROOM)
+    xdp.partitions["partitions"] = 1
+    xdp.partitions["owner"][0] = 1
+    xdp.set_access(read=read, write=write)
+    twin = NativeTwin(ROOM, owners=(1,), read=read, write=write)
+    try:
+        for key in (b"", b"12345678", b"a key of more than eight bytes"):
+            mine, native = decisions(xdp, twin, Case(operation, key, b"8 bytes.", 0))
+            assert mine == native
+            reads = operation in abi.operations(abi.KV_OPS_THAT_READ)
+            rejects = operation != OPS.RESET and not (read if reads else write)
+            assert (result_of(mine[1]) == abi.KV_REJECTED) == rejects
+    finally:
+        twin.close()
 
 
 def test_room_for_short_gets(load_store: Callable[..., XdpStore]) -> None:
@@ -822,7 +962,7 @@ def test_another_engines_partition_is_rejected(
             assert (reply.result == abi.Result.REJECTED) == wanted
             rejected += wanted
         counts.append(rejected)
-    found = [int(xdp.store(index)["rejected"]) for index in range(stores)]
+    found = [xdp.counted("rejected", engine=index)[0] for index in range(stores)]
     assert found == (counts if stores == 2 else [sum(counts)])
 
 
@@ -944,14 +1084,13 @@ def test_statistics(xdp: XdpStore) -> None:
     )
     xdp.replies([request(ops.GET, b"12345678"), request(ops.SET, b"12345678", b"eight ok")])
     xdp.replies([request(ops.GET, b"12345678"), request(ops.SET, b"12345678", b"still ok")])
-    store = xdp.store()
     counted = {
         "batches": 3, "requests": 12, "gets": 4, "sets": 5, "noops": 1, "errors": 1,
         "not_supported": 1, "rejected": 0, "get_found": 3, "get_notfound": 1, "set_new": 1,
         "set_inplace": 3, "set_moved": 1, "set_evicted": 0, "set_refused": 0, "appended": 2,
         "owner": 0,
     }  # fmt: skip
-    assert {name: int(store[name]) for name in counted} == counted
+    assert dict(zip(counted, xdp.counted(*counted), strict=True)) == counted
 
 
 def test_a_value_that_no_response_could_hold(load_store: Callable[..., XdpStore]) -> None:
@@ -960,7 +1099,7 @@ def test_a_value_that_no_response_could_hold(load_store: Callable[..., XdpStore]
     assert reply.result == abi.Result.INSUFFICIENT_SPACE
     xdp.set(b"k", b"v" * 272)
     assert xdp.get(b"k") == b"v" * 272
-    assert int(xdp.store()["errors"]) == 1
+    assert xdp.counted("errors") == [1]
 
 
 def test_hash_of_the_library_is_used() -> None:

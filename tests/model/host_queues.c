@@ -116,7 +116,7 @@ static void test_counter(void)
 	publish(-(uint32_t)(KV_SLOTS + 1) - 1);
 	CHECK(engine.stats.bad_batches == 2 && pair->response_control.published == 0);
 	publish(2);
-	CHECK(engine.stats.sets == 1 && pair->response_control.published == 1);
+	CHECK(engine.stats.counts.sets == 1 && pair->response_control.published == 1);
 	CHECK(result_of(pair->responses[0].records[0].header) == KV_SUCCESS && engine.stats.bad_batches == 2);
 }
 
@@ -368,7 +368,7 @@ static void test_changes(void)
 		pthread_join(thread, NULL);
 	}
 	kv_store_get_stats(engine.stores[0], &stats);
-	CHECK(stats.count > 0 && engine.stats.rejected > 0);
+	CHECK(stats.count > 0 && engine.stats.counts.rejected > 0);
 	kv_store_get_stats(engine.stores[1], &stats);
 	CHECK(stats.count == 0 && stats.set_new == 0);
 }

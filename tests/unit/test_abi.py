@@ -121,10 +121,12 @@ def declared_structs(text: str) -> dict[str, list[str]]:
 
 
 def enumerators(text: str) -> list[str]:
-    """Return all enumerators of the headers."""
+    """Return all enumerators of the headers, those that KV_OPERATION_TABLE makes among them."""
     plain = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     bodies = re.findall(r"^enum \w+ \{(.*?)\};", plain, re.MULTILINE | re.DOTALL)
-    return [name for body in bodies for name in re.findall(r"\b(KV_\w+)\s*(?=[=,\n]|$)", body)]
+    written = [name for body in bodies for name in re.findall(r"\b(KV_\w+)\s*(?=[=,\n]|$)", body)]
+    rows = re.findall(r"\bROW\((\w+),", plain)
+    return written + [f"KV_{column}_{row}" for column in ("MISSING", "PRESENT") for row in rows]
 
 
 # ---- The witnesses -------------------------------------------------------------------------------
@@ -403,3 +405,13 @@ def test_a_broken_copy_is_noticed(
 ) -> None:
     found = disagreements(changed_copy(change, tmp_path), tmp_path)
     assert noticed_by == {witness for witness, wrong in found.items() if wrong}
+
+
+def test_masks_name_their_operations() -> None:
+    operation = abi.Operation
+    assert abi.operations(abi.KV_OPS_KNOWN) == set(operation)
+    reading = {operation.NOOP_READ, operation.GET, operation.TEST}
+    assert abi.operations(abi.KV_OPS_THAT_READ) == reading
+    keyless = {operation.RESET, operation.NOOP_READ, operation.NOOP_WRITE}
+    assert abi.operations(abi.KV_OPS_KNOWN & ~abi.KV_OPS_KEYED) == keyless
+    codec.check_item(Request(operation.RESET, b""))

@@ -38,8 +38,11 @@ CORE_MAY_INCLUDE = {
     "load": {"base", "port", "queue"},
 }
 """The same for _core."""
-SHARED = {"door": {"door", "protocol", "net", "queue", "base"}}
-"""Folders of bpf/ that the host compiles too, for frames in memory; all of _core reads bpf/abi."""
+SHARED = {
+    "door": {"door", "protocol", "net", "queue", "base"},
+    "service": {"service"},
+}
+"""Folders of bpf/ that the host compiles too; all of _core reads bpf/abi."""
 
 
 def sources(root: Path) -> list[Path]:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* bpf_run.c - BPF_PROG_RUN, once, again and over live frames; and mapping a map. */
+/* bpf_run.c - BPF_PROG_RUN: once, repeatedly, and over live frames; mapping BPF maps. */
 #include <errno.h>
 #include <linux/bpf.h>
 #include <string.h>
@@ -50,7 +50,7 @@ int kv_bpf_run_again(int program_fd, const uint8_t *frame, uint32_t frame_bytes,
 	return kv_bpf(BPF_PROG_TEST_RUN, &attributes);
 }
 
-/* Run an XDP program over live frames that seem to have come in on a receive queue. */
+/* Run an XDP program over live frames that appear to have been received on a receive queue. */
 static int run_live(int program_fd, uint32_t interface_index, uint32_t queue, const uint8_t *frame,
 		    uint32_t frame_bytes, uint32_t repeat, uint32_t batch_frames)
 {

@@ -35,7 +35,7 @@ uint64_t kv_hash(const uint8_t *key, size_t key_bytes)
 void kv_hash_many(const uint8_t *keys, size_t stride, size_t key_bytes, size_t count, uint64_t *hashes)
 {
 	if (key_bytes == 8) {
-		/* The constant length folds every branch away: five multiplications a key. */
+		/* With a constant length the compiler removes every branch: five multiplications per key. */
 		for (size_t i = 0; i < count; i++)
 			hashes[i] = hash_1_to_16(keys + i * stride, 8);
 		return;
@@ -162,7 +162,7 @@ static uint64_t hash_over_64(const uint8_t *key, size_t key_bytes)
 	struct pair w = weak_mix_32(end - 32, y + K1, x);
 
 	x = x * K1 + fetch64(key);
-	/* Whole blocks of 64 from the front; the last 64 bytes went in above, so they need no block of their own. */
+	/* Whole blocks of 64 bytes from the start. The last 64 bytes have been mixed in above. */
 	for (size_t blocks = (key_bytes - 1) / 64; blocks > 0; blocks--, key += 64) {
 		uint64_t next_x;
 

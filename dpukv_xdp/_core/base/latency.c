@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* latency.c - the inline functions of abi/histogram.h as linkable ones. */
+/* latency.c - linkable versions of the inline functions of abi/histogram.h. */
 #include "base/latency.h"
 
 #include "abi/histogram.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* latency.h - the functions of abi/histogram.h as linkable ones, for Python. */
+/* latency.h - linkable versions of the inline functions of abi/histogram.h, for Python. */
 #ifndef KV_LATENCY_H
 #define KV_LATENCY_H
 

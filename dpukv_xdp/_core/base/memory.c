@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * memory.c - the one place that long-lived memory comes from.
+ * memory.c - allocation of long-lived memory.
  *
- * A mapping of a huge page (2 MiB) or more is rounded up to whole huge pages and aligned to them, whatever pages it
- * gets; a smaller one has small pages. Every page is present before the mapping is returned: the data path never
- * faults.
+ * A mapping of at least one huge page (2 MiB) is rounded up to whole huge pages and aligned to them, whatever pages it
+ * gets; a smaller one has small pages. Every page is present before the mapping is returned, so that the data path
+ * never causes a page fault.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,7 +16,7 @@
 
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
-/* A fixed size, not the system's default huge page: that may be 1 GiB. */
+/* A fixed size: the system's default huge page may have 1 GiB. */
 #define MAP_HUGE_2MIB (21 << 26)
 
 static size_t mapped_bytes(size_t bytes);
@@ -59,7 +59,7 @@ void kv_memory_unmap(void *memory, size_t bytes)
 		munmap(memory, mapped_bytes(bytes));
 }
 
-/* The same for mapping and unmapping, which knows the length only. 0 if there is no such length. */
+/* Return the mapped length for a requested one; unmapping computes the same. Return 0 if it is too large. */
 static size_t mapped_bytes(size_t bytes)
 {
 	size_t unit = bytes < HUGE_PAGE_BYTES ? (size_t)sysconf(_SC_PAGESIZE) : HUGE_PAGE_BYTES;
@@ -67,7 +67,7 @@ static size_t mapped_bytes(size_t bytes)
 	return bytes > SIZE_MAX - 2 * HUGE_PAGE_BYTES ? 0 : (bytes + unit - 1) / unit * unit;
 }
 
-/* NULL when the hugetlbfs pool has not got enough pages; that is no error. */
+/* Return a mapping from the hugetlbfs pool, or NULL if the pool has not enough pages, which is no error. */
 static void *map_huge(size_t bytes)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MIB | MAP_POPULATE;
@@ -76,7 +76,7 @@ static void *map_huge(size_t bytes)
 	return memory == MAP_FAILED ? NULL : memory;
 }
 
-/* An unpopulated mapping whose start is aligned for transparent huge pages if it is long enough for one. */
+/* Return an unpopulated mapping, aligned for transparent huge pages if it is long enough for one. */
 static void *map_aligned(size_t bytes, int want_huge)
 {
 	size_t slack = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 0;
@@ -92,7 +92,7 @@ static void *map_aligned(size_t bytes, int want_huge)
 		if (before < slack)
 			munmap(start + before + bytes, slack - before);
 	}
-	/* A kernel without transparent huge pages refuses: small pages serve as well, and pages_of() tells. */
+	/* A kernel without transparent huge pages refuses; small pages will do, and pages_of() reports them. */
 	if (want_huge)
 		madvise(start + before, bytes, MADV_HUGEPAGE);
 	return start + before;
@@ -111,8 +111,10 @@ static int populate(void *memory, size_t bytes)
 	return 0;
 }
 
-/* What a populated mapping consists of, by the kernel's own account: asking for huge pages does not mean getting them.
- * The mapping counts as transparent huge pages when they make up more than half of it. */
+/*
+ * Return the kind of pages of a populated mapping, as the kernel reports it: a request for huge pages may fail. More
+ * than half of a mapping in transparent huge pages counts as such.
+ */
 static int pages_of(const void *memory)
 {
 	FILE *smaps = fopen("/proc/self/smaps", "re");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* memory.h - where long-lived memory comes from. */
+/* memory.h - allocation of long-lived memory. */
 #ifndef KV_MEMORY_H
 #define KV_MEMORY_H
 
@@ -7,8 +7,10 @@
 
 enum kv_pages { KV_PAGES_SMALL = 0, KV_PAGES_TRANSPARENT = 1, KV_PAGES_HUGE = 2 };
 
-/* A zeroed private mapping; `want_huge` tries hugetlbfs, then transparent huge pages. *pages says what it became.
- * NULL and errno on failure. */
+/*
+ * Return a zeroed private mapping. With `want_huge`, try hugetlbfs, then transparent huge pages; *pages becomes the
+ * kind of pages, enum kv_pages. Return NULL and set errno on failure.
+ */
 void *kv_memory_map(size_t bytes, int want_huge, int *pages);
 void kv_memory_unmap(void *memory, size_t bytes);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* ticks.c - how fast the clock of ticks.h runs. */
+/* ticks.c - the rate of the clock of ticks.h. */
 #include <time.h>
 
 #include "base/ticks.h"

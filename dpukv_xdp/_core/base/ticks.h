@@ -5,7 +5,7 @@
 
 #include "base/integers.h"
 
-/* Ticks of the host's clock in a second. */
+/* Return the ticks per second of the host's clock. */
 uint64_t kv_ticks_per_second(void);
 
 #ifndef KV_ABI_CDEF

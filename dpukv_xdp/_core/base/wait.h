@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* wait.h - waiting for another thread in a loop. */
+/* wait.h - busy waiting for another thread. */
 #ifndef KV_WAIT_H
 #define KV_WAIT_H
 
@@ -7,10 +7,10 @@
 
 #include "base/integers.h"
 
-/* Turns of waiting before a thread gives up its core, perhaps to the one it waits for. */
+/* Turns of waiting before a thread yields its core, perhaps to the thread that it waits for. */
 #define KV_TURNS_TO_YIELD 256
 
-/* Give way to the thread that is waited for; `turns` counts. */
+/* Wait for one turn: pause, or yield the core after many turns. `turns` counts them. */
 static inline void kv_wait_a_turn(uint32_t *turns)
 {
 	if (++*turns % KV_TURNS_TO_YIELD == 0)

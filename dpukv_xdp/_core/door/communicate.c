@@ -2,7 +2,7 @@
 /*
  * communicate.c - the communication engine on the host: steps 1, 2 and 4 of a request in a host core's loop.
  *
- * It is XDP's communication engine, compiled from the same headers (bpf/door, net, protocol and queue) for
+ * It is the same communication engine as in XDP, compiled from the same headers (bpf/door, net, protocol and queue) for
  * frames in memory. Like a communication core it has a queue pair of its own with every engine; when the engine runs on
  * the same core, the loop in host.c serves both ends one after the other. Frames come from a port: an AF_XDP socket,
  * mapped rings that XDP fills with whole frames, or what udp.c and dpdk.c have.
@@ -16,12 +16,15 @@
 
 #include "base/ticks.h"
 #include "door/communicate.h"
-#include "queue/host_end.h" /* the host's end: the rings of whole frames are served here */
+#include "queue/host_end.h" /* the host's end: this file serves the rings of whole frames */
 
-#define KV_BURST_FRAMES 16 /* taken at once: their records stay in the nearest caches until they are answered */
-#define KV_STAGE_TURNS 16  /* one turn with frames of so many has its stages timed */
+#define KV_BURST_FRAMES \
+	16 /* frames received at once, so few that their records stay in the nearest caches until they are answered */
+#define KV_STAGE_TURNS 16 /* one turn of 16 that have frames has its stages timed */
 
-/* One mapped ring of whole frames. Answers become ready in any order, and go back in the order of the requests. */
+/*
+ * One mapped ring of whole frames. Answers become ready in any order and are handed back in the order of the requests.
+ */
 struct kv_frame_ring {
 	uint32_t taken;	    /* frames received */
 	uint32_t published; /* slots handed back */
@@ -31,15 +34,15 @@ struct kv_frame_ring {
 
 struct kv_communicator_state {
 	const struct kv_port *port;
-	void *source; /* of the port */
+	void *source; /* the port's source of frames */
 	struct kv_side side;
 	struct kv_frame_ring rings[KV_CPUS_MAX];
-	struct kv_frame parked[KV_ENGINES_MAX][KV_SLOTS]; /* frames whose batch an engine has */
-	struct kv_frame ready[KV_BURST_FRAMES];		  /* answers to be sent */
+	struct kv_frame parked[KV_ENGINES_MAX][KV_SLOTS]; /* frames whose batches are with an engine */
+	struct kv_frame ready[KV_BURST_FRAMES];		  /* frames that are answers ready to be sent */
 	uint32_t ready_count;
-	uint32_t first_ring; /* that frames are taken from */
+	uint32_t first_ring; /* ring that frames are taken from first */
 	uint32_t cpu;
-	uint32_t turns; /* with frames, since one was timed */
+	uint32_t turns; /* turns with frames since the last one that was timed */
 };
 
 static const struct kv_port socket_port, ring_port;
@@ -121,7 +124,7 @@ void kv_communicator_end(struct kv_communicator *communicator)
 		__atomic_store_n(&communicator->rings[i].response_control.alive, 0, __ATOMIC_RELEASE);
 }
 
-/* Receive a burst and hand its batches to the engines. */
+/* Receive a burst of frames and hand its batches to the engines. Return the number of frames. */
 uint32_t kv_communicator_receive(struct kv_communicator *communicator)
 {
 	struct kv_communicator_state *state = communicator->state;
@@ -144,13 +147,13 @@ uint32_t kv_communicator_receive(struct kv_communicator *communicator)
 	return count;
 }
 
-/* Turn what the engines have finished into answers, and send them now or after the next burst. */
+/* Turn finished batches into answers; send them now or after the next burst. Return the number of frames. */
 uint32_t kv_communicator_answer(struct kv_communicator *communicator)
 {
 	struct kv_dpu_queue *own = &communicator->queues[0];
 	uint32_t count = 0;
 
-	if (own->stage_last_ns) /* what passed was the engines' turn, which they count themselves */
+	if (own->stage_last_ns) /* skip the engines' turn, which they time themselves */
 		own->stage_last_ns = bpf_ktime_get_ns();
 	for (uint32_t engine = 0; engine < communicator->engines; engine++)
 		count += kv_answer_engine(communicator, engine);
@@ -160,7 +163,7 @@ uint32_t kv_communicator_answer(struct kv_communicator *communicator)
 	return count;
 }
 
-/* Look for answers in the rings that no frame has come to carry for too long. */
+/* Wake the senders of rings whose answers have been parked for too long. */
 void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_ticks)
 {
 	struct kv_communicator_state *state = communicator->state;
@@ -171,7 +174,7 @@ void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_tic
 				communicator->flush_after_ticks, now_ticks);
 }
 
-/* The stages of one turn in KV_STAGE_TURNS are timed, from before its frames came in. */
+/* Start timing the stages of one turn in KV_STAGE_TURNS, before it receives its frames. */
 static void kv_time_turn(struct kv_communicator *communicator)
 {
 	struct kv_communicator_state *state = communicator->state;
@@ -188,10 +191,11 @@ static void kv_time_turn(struct kv_communicator *communicator)
 static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note);
 static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
 			 const struct kv_frame_note *note);
-static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter);
+static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
+			  int counter);
 static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
 
-/* One frame: into its engine's request queue, or dropped with the reason counted. */
+/* Hand one frame's batch to its engine's request queue, or drop the frame and count the reason. */
 static void kv_accept(struct kv_communicator *communicator, const struct kv_frame *frame)
 {
 	struct kv_communicator_state *state = communicator->state;
@@ -213,7 +217,7 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 			ctx.data_end = ctx.data + note.frame_bytes;
 	}
 	if (kv_find_engine(&ctx, &packet) == KV_PARSE_PASS) {
-		kv_drop(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
+		kv_drop_frame(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
 		return;
 	}
 	pair = &communicator->pairs[packet.engine];
@@ -222,12 +226,12 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(pair, queue))
 		verdict = KV_COUNTER_DROP_NO_ENGINE;
 	if (verdict != KV_PARSE_OURS) {
-		kv_drop(communicator, frame, packet.engine, verdict);
+		kv_drop_frame(communicator, frame, packet.engine, verdict);
 		return;
 	}
 	count = kv_take_requests(&ctx, &packet, pair, queue, &has_payload);
 	if (count <= 0) {
-		kv_drop(communicator, frame, packet.engine, -count);
+		kv_drop_frame(communicator, frame, packet.engine, -count);
 		return;
 	}
 	kv_park(communicator, frame, packet.engine);
@@ -235,7 +239,7 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	kv_send_batch(&ctx, &packet, pair, queue, count, has_payload, own);
 }
 
-/* Read once: whoever wrote it may write there again. */
+/* Read the note once: its writer may change it at any time. */
 static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *note)
 {
 	uint64_t word = KV_READ_ONCE(*((const uint64_t *)frame->data - 1));
@@ -244,7 +248,7 @@ static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *not
 	memcpy(note, &word, sizeof(word));
 }
 
-/* A frame that XDP has parsed: its records follow it. 0 if they break their own lengths. */
+/* Take the records behind a frame that XDP has parsed. Return 0 if they contradict their lengths. */
 static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
 			 const struct kv_frame_note *note)
 {
@@ -262,7 +266,7 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 		return 0;
 	refusal = kv_refusal(pair, queue);
 	if (refusal) {
-		kv_drop(communicator, frame, note->engine, (int)refusal);
+		kv_drop_frame(communicator, frame, note->engine, (int)refusal);
 		return 1;
 	}
 	kv_park(communicator, frame, note->engine);
@@ -278,7 +282,7 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	return 1;
 }
 
-/* Remember the frame of the batch that goes into the engine's next slot. */
+/* Remember the frame whose batch goes into the engine's next slot. */
 static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine)
 {
 	uint32_t slot = communicator->queues[engine].published & KV_SLOT_MASK;
@@ -286,14 +290,15 @@ static void kv_park(struct kv_communicator *communicator, const struct kv_frame 
 	communicator->state->parked[engine][slot] = *frame;
 }
 
-static void kv_drop(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine, int counter)
+static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
+			  int counter)
 {
 	if (counter >= 0 && counter < KV_COUNTERS)
 		communicator->queues[engine].counters[counter]++;
 	communicator->state->port->release(communicator->state->source, frame);
 }
 
-/* Every finished batch of one engine, oldest first, becomes the answer in its own frame. */
+/* Turn every finished batch of one engine, oldest first, into an answer in its own frame. */
 static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t engine)
 {
 	struct kv_communicator_state *state = communicator->state;
@@ -372,7 +377,7 @@ static const struct kv_port socket_port = {
 static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
 			       uint32_t room);
 
-/* The rings take turns at being first, so that a busy core leaves room for the others. */
+/* Begin with another ring each time, so that a busy core leaves room for the others. */
 static uint32_t kv_ring_port_receive(void *source, struct kv_frame *frames, uint32_t room)
 {
 	struct kv_communicator *communicator = source;
@@ -415,7 +420,7 @@ static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t in
 	return count;
 }
 
-/* The slot has its answer, of 0 bytes for none. Those at the front go back together. */
+/* Store the length of a slot's answer, 0 for none. Hand back all answered slots at the front. */
 static void kv_ring_port_finish(struct kv_communicator *communicator, const struct kv_frame *frame,
 				uint32_t frame_bytes)
 {
@@ -446,7 +451,7 @@ static void kv_ring_port_release(void *source, const struct kv_frame *frame)
 	kv_ring_port_finish(source, frame, 0);
 }
 
-/* Each answer has been handed back already. */
+/* Nothing to flush: each answer has been handed back already. */
 static void kv_ring_port_flush(void *source)
 {
 	(void)source;

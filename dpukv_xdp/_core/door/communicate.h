@@ -8,33 +8,33 @@
 #include "port/socket.h"
 #include "queue/sender.h"
 
-/* One source of frames and what came of them; its own queue pair with every engine. Made by kv_communicator_create(),
- * which leaves the rest to be filled in before kv_host_run(). */
+/* One communication engine: its source of frames, and its own queue pair with every engine. The caller of
+ * kv_communicator_create() fills in the other fields before kv_host_run(). */
 struct kv_communicator {
-	struct kv_socket *socket;    /* frames come through AF_XDP, or */
-	struct kv_queue_pair *rings; /* whole, through `ring_count` mapped rings, one for each core, or */
-	const struct kv_port *port;  /* through another port than these, */
-	void *source;		     /* from what this port calls its source */
-	struct kv_sender *senders;   /* of those cores */
+	struct kv_socket *socket;    /* source of frames: an AF_XDP socket, or */
+	struct kv_queue_pair *rings; /* `ring_count` mapped rings of whole frames, one per core, or */
+	const struct kv_port *port;  /* another port, */
+	void *source;		     /* with this source */
+	struct kv_sender *senders;   /* senders of the cores with rings */
 	uint64_t flush_after_ticks;  /* as in struct kv_engine */
 	uint32_t ring_count;
-	uint32_t ring_engine; /* whose rings they are */
+	uint32_t ring_engine; /* engine that the rings belong to */
 	uint32_t engines;
-	uint32_t first_port;	     /* engine 0's */
+	uint32_t first_port;	     /* UDP port of engine 0 */
 	uint32_t address;	     /* network order, 0 = any */
-	uint32_t noted;		     /* 1: struct kv_frame_note stands in front of every frame */
-	uint32_t send_after_parse;   /* 1: a batch's responses wait for the next batch's parsing, as in MICA */
+	uint32_t noted;		     /* 1: a struct kv_frame_note is in front of every frame */
+	uint32_t send_after_parse;   /* 1: send a batch's responses after the next batch has been parsed, as in MICA */
 	struct kv_queue_pair *pairs; /* [engines] */
 	struct kv_dpu_queue *queues; /* [engines], the private side with the counters; stages in the first one */
 	struct kv_communicator_state *state;
 };
 
-/* NULL and errno on failure. */
+/* Create a communication engine. Return NULL and set errno on failure. */
 struct kv_communicator *kv_communicator_create(uint32_t engines);
 void kv_communicator_destroy(struct kv_communicator *communicator);
 
-/* The parts of a turn of a host core: steps 1 and 2 for what has come in, and step 4 for what is finished; each returns
- * the frames. */
+/* The communication engine's part in a turn of a host core: steps 1 and 2 for received frames, step 4 for finished
+ * batches. Each returns a number of frames. */
 int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu);
 uint32_t kv_communicator_receive(struct kv_communicator *communicator);
 uint32_t kv_communicator_answer(struct kv_communicator *communicator);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * kv_bench.h - the interface of what only measurements load: peers' load generators and the transfer primitives.
+ * kv_bench.h - the interface of the extension that only measurements load: peers' load generators, transfer primitives.
  */
 #ifndef KV_BENCH_H
 #define KV_BENCH_H

@@ -7,7 +7,7 @@
 #include "base/integers.h"
 
 enum kv_peer_protocol {
-	KV_PEER_RESP,	       /* Redis: every request a command of its own, pipelined */
+	KV_PEER_RESP,	       /* Redis: one command per request, pipelined */
 	KV_PEER_RESP_MGET,     /* Redis: a message's GETs are one MGET */
 	KV_PEER_MEMCACHED,     /* memcached's text protocol: a message's GETs are one multi-get */
 	KV_PEER_MEMCACHED_UDP, /* the same, a message in one datagram behind an 8-byte frame header */
@@ -16,27 +16,27 @@ enum kv_peer_protocol {
 
 enum kv_peer_limit {
 	KV_PEER_LINE_MAX = 512,	     /* bytes in a line of an answer, its key included */
-	KV_PEER_BUFFER_BYTES = 16384 /* of what has come in and is not understood yet, for each stream */
+	KV_PEER_BUFFER_BYTES = 16384 /* bytes of received but not yet parsed data per stream */
 };
 
 enum kv_peer_state { KV_PEER_RUNNING, KV_PEER_DRAINING, KV_PEER_STOPPED };
 
 struct kv_peer_request {
-	uint64_t key_hash; /* says what value belongs to it: KV_LOAD_VALUE_WORD() */
-	uint32_t key_at;   /* where its key's text stands, from the message's first byte on */
+	uint64_t key_hash; /* determines the expected value: KV_LOAD_VALUE_WORD() */
+	uint32_t key_at;   /* offset of its key's text in the message */
 	uint32_t padding;
 };
 
 /* One to KV_BATCH_MAX requests that are sent together, the GETs before the SETs. */
 struct kv_peer_message {
-	uint64_t at; /* its first byte in the plan */
+	uint64_t at; /* offset of its first byte in the plan */
 	uint32_t bytes;
-	uint32_t first; /* its first request in the plan */
+	uint32_t first; /* index of its first request in the plan */
 	uint32_t gets;
 	uint32_t sets;
 };
 
-/* Prepared messages, sent over and over. The memory belongs to the caller. */
+/* Prepared messages, sent repeatedly. The memory belongs to the caller. */
 struct kv_peer_plan {
 	uint8_t *bytes;
 	struct kv_peer_message *messages;
@@ -44,7 +44,7 @@ struct kv_peer_plan {
 	uint64_t bytes_room;
 	uint32_t message_count;
 	uint32_t protocol; /* enum kv_peer_protocol */
-	uint32_t key_size; /* its text has twice as many bytes: hexadecimal digits */
+	uint32_t key_size; /* bytes of a key; its text has twice as many hexadecimal digits */
 	uint32_t value_bytes;
 };
 
@@ -53,29 +53,31 @@ struct kv_peer_plan {
 int64_t kv_peer_encode(struct kv_peer_plan *plan, const uint8_t *keys, const uint64_t *key_hashes,
 		       const uint8_t *is_get, uint32_t count, uint32_t per_message);
 
-/* How far the answer to one message has been understood; all zero before its first byte. */
+/* Parser state of the answer to one message; all zero before its first byte. */
 struct kv_peer_answer {
-	uint32_t position; /* requests that are answered */
-	uint32_t bracket;  /* 1: what stands before (MGET) or behind (multi-get) all values has come */
+	uint32_t position; /* requests answered so far */
+	uint32_t bracket;  /* 1: the line before (MGET) or behind (multi-get) all values has been parsed */
 	uint32_t complete;
 	uint32_t hits;
 	uint32_t misses;
 	uint32_t stored;
-	uint32_t corrupt; /* a wrong value, or one that nobody asked for */
-	uint32_t refused; /* the server said that it does not do this */
+	uint32_t corrupt; /* wrong values, and values that were not requested */
+	uint32_t refused; /* requests that the server refused */
 };
 
-/* Understand as much of `data` as is whole and belongs to the answer to this message. Bytes that were used up, or
- * -EPROTO if no server that speaks the protocol would say that. */
+/*
+ * Parse the complete items of `data` that belong to the answer to this message. Return the bytes used, or -EPROTO for
+ * an answer that violates the protocol.
+ */
 int64_t kv_peer_parse(const struct kv_peer_plan *plan, const struct kv_peer_message *message,
 		      struct kv_peer_answer *answer, const uint8_t *data, uint32_t bytes);
 
-/* Written by the generator's thread only, read by anybody at any time. */
+/* Written by the generator's thread only; any thread may read it at any time. */
 struct kv_peer_results {
 	uint64_t requests_sent;
 	uint64_t bytes_sent;
 	uint64_t messages_sent;
-	uint64_t messages; /* answered */
+	uint64_t messages; /* messages answered */
 	uint64_t responses;
 	uint64_t bytes;
 	uint64_t hits;
@@ -83,27 +85,27 @@ struct kv_peer_results {
 	uint64_t stored;
 	uint64_t corrupt;
 	uint64_t refused;
-	uint64_t late; /* datagrams that nobody waits for any more */
+	uint64_t late; /* answers to messages that had been given up */
 	uint64_t lost; /* requests without an answer in time */
 	uint64_t latency_sum_ns;
 	uint64_t polls;
-	uint64_t idle_ns;			/* in polls that found nothing to do */
+	uint64_t idle_ns;			/* time in polls that found nothing to do */
 	uint64_t latency[KV_HISTOGRAM_BUCKETS]; /* requests by round trip of their message, see kv_histogram_bucket() */
 };
 
 struct kv_peer_load {
 	struct kv_peer_plan plan;
-	uint32_t state;		 /* enum kv_peer_state, set by anybody */
-	uint32_t protocol_error; /* 1 after an answer that cannot be understood; its beginning is in `offending` */
-	uint64_t messages_limit; /* sent in this run; 0: no limit */
+	uint32_t state;		 /* enum kv_peer_state, set by any thread */
+	uint32_t protocol_error; /* 1 after an answer that violates the protocol; its beginning is in `offending` */
+	uint64_t messages_limit; /* messages to send in this run; 0: no limit */
 	uint64_t timeout_ns;
 	struct kv_peer_results results;
 	uint8_t offending[64];
 	struct kv_peer_load_state *own;
 };
 
-/* `sockets` are connected, do not block and stay the caller's. A stream socket keeps `window` messages outstanding and
- * is one stream of bytes; a datagram socket keeps as many, up to KV_BATCH_MAX. NULL and errno on failure. */
+/* Create a generator. `sockets` are connected and non-blocking and stay the caller's. Each keeps `window` messages
+ * outstanding; a datagram socket at most KV_BATCH_MAX. Return NULL and set errno on failure. */
 struct kv_peer_load *kv_peer_load_create(const int32_t *sockets, uint32_t count, uint32_t window, int is_datagram);
 void kv_peer_load_destroy(struct kv_peer_load *load);
 /* Send the plan's messages until `state` says otherwise or the limit is reached, then wait for what is out. On the

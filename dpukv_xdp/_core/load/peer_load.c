@@ -2,10 +2,10 @@
 /*
  * peer_load.c - a closed loop of prepared messages over kernel sockets: TCP, or UDP with memcached's frame header.
  *
- * A stream is a sequence of messages whose answers come in their order: a TCP connection, or one of the places for a
- * message behind a UDP socket. One thread polls all sockets without sleeping, as our own generator does: sleeping
- * would have the server's core wake this one, and pay for it. What polling finds idle is counted, so that a result can
- * say whether the generator or the server was the limit.
+ * A stream is a sequence of messages that are answered in order: a TCP connection, or one of the places for a message
+ * behind a UDP socket. One thread polls all sockets without sleeping, as our own generator does: if it slept, the
+ * server's core would have to wake it, at the server's cost. Idle polling time is measured, so that a result can tell
+ * whether the generator or the server was the limit.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,12 +21,12 @@
 #include "load/peer.h"
 
 #define KV_UDP_HEADER_BYTES 8
-#define KV_DATAGRAMS 128 /* sent, or received, by one system call; at least one for each stream of a socket */
+#define KV_DATAGRAMS 128 /* datagrams sent or received by one system call; at least one per stream of a socket */
 #define KV_DATAGRAM_BYTES 2048
 #define KV_EVENTS 64
-#define KV_CHECK_NS 10000000 /* from one look for what is overdue to the next */
+#define KV_CHECK_NS 10000000 /* time between two searches for overdue messages */
 
-/* A request id of memcached's frame header: the message's turn, and its stream. */
+/* A request id in memcached's frame header consists of the message's turn and its stream. */
 #define KV_ID_STREAM_BITS 6
 #define KV_ID_TURN_MASK 1023
 _Static_assert(KV_BATCH_MAX <= 1 << KV_ID_STREAM_BITS, "a stream's number has its place in the request id");
@@ -44,7 +44,7 @@ struct kv_stream {
 	uint32_t turn; /* counts messages, for UDP */
 	uint32_t used; /* bytes in the buffer */
 	struct kv_peer_answer answer;
-	const uint8_t *unsent; /* what the socket had no room for */
+	const uint8_t *unsent; /* data that the socket had no room for */
 	uint32_t unsent_bytes;
 	uint8_t buffer[KV_PEER_BUFFER_BYTES];
 };
@@ -59,7 +59,7 @@ struct kv_peer_load_state {
 	int32_t epoll_fd;
 	uint32_t socket_count;
 	uint32_t stream_count;
-	uint32_t window; /* of one stream */
+	uint32_t window; /* most outstanding messages of one stream */
 	int is_datagram;
 	uint32_t next_message;
 	uint64_t messages_end; /* results.messages_sent at the end of this run, or 0 */
@@ -130,7 +130,7 @@ int kv_peer_load_run(struct kv_peer_load *load)
 	return status;
 }
 
-/* ---- Made and given back ---- */
+/* ---- Creating and destroying ---- */
 
 static int kv_open(struct kv_peer_load *load, const int32_t *sockets, uint32_t count, uint32_t window)
 {
@@ -205,7 +205,7 @@ void kv_peer_load_destroy(struct kv_peer_load *load)
 
 /* ---- Sending ---- */
 
-/* The message after the last one, on this stream. */
+/* Start the next message on this stream. */
 static const struct kv_peer_message *kv_next_message(struct kv_peer_load *load, struct kv_stream *stream)
 {
 	struct kv_peer_load_state *own = load->own;
@@ -224,7 +224,7 @@ static const struct kv_peer_message *kv_next_message(struct kv_peer_load *load, 
 	return message;
 }
 
-/* Send what is unsent; the socket is watched for room while something stays. */
+/* Send unsent data; poll the socket for room while some is left. */
 static int kv_send_rest(struct kv_peer_load *load, struct kv_peer_socket *socket, struct kv_stream *stream)
 {
 	struct epoll_event event = { .data.u32 = (uint32_t)(socket - load->own->sockets) };
@@ -240,7 +240,7 @@ static int kv_send_rest(struct kv_peer_load *load, struct kv_peer_socket *socket
 	return epoll_ctl(load->own->epoll_fd, EPOLL_CTL_MOD, socket->fd, &event) ? -errno : 0;
 }
 
-/* Have as many messages out as the window allows. */
+/* Send messages until the window is full. */
 static int kv_fill_stream(struct kv_peer_load *load, struct kv_peer_socket *socket)
 {
 	struct kv_stream *stream = socket->streams;
@@ -268,7 +268,7 @@ static void kv_write_id(uint8_t *header, uint32_t id)
 	header[1] = (uint8_t)id;
 }
 
-/* What the socket has no room for is lost, as on any network. */
+/* Datagrams that the socket has no room for are lost, as on any network. */
 static int kv_flush_datagrams(struct kv_peer_load *load, struct kv_peer_socket *socket)
 {
 	struct kv_peer_load_state *own = load->own;
@@ -288,7 +288,7 @@ static int kv_flush_datagrams(struct kv_peer_load *load, struct kv_peer_socket *
 	return 0;
 }
 
-/* A message is one datagram, for every place that has none. */
+/* Send a message, one datagram each, for every free place. */
 static int kv_fill_datagrams(struct kv_peer_load *load, struct kv_peer_socket *socket)
 {
 	struct kv_peer_load_state *own = load->own;
@@ -329,7 +329,7 @@ static int kv_begin(struct kv_peer_load *load)
 
 /* ---- Receiving ---- */
 
-/* The oldest message is answered in full. */
+/* Complete the oldest message: its answer has been parsed. */
 static void kv_count_answer(struct kv_peer_load *load, struct kv_stream *stream, uint64_t now_ns)
 {
 	struct kv_peer_results *results = &load->results;
@@ -361,7 +361,7 @@ static int kv_fail(struct kv_peer_load *load, const uint8_t *data, uint32_t byte
 	return -EPROTO;
 }
 
-/* Understand what is in the buffer; the beginning of something stays there. */
+/* Parse the buffer; an incomplete item stays in it. */
 static int kv_understand(struct kv_peer_load *load, struct kv_stream *stream, uint64_t now_ns)
 {
 	uint32_t at = 0;
@@ -378,7 +378,7 @@ static int kv_understand(struct kv_peer_load *load, struct kv_stream *stream, ui
 			break;
 		kv_count_answer(load, stream, now_ns);
 	}
-	if (at < stream->used && !stream->count) /* nobody asked for that */
+	if (at < stream->used && !stream->count) /* data without a request */
 		return kv_fail(load, stream->buffer + at, stream->used - at);
 	stream->used -= at;
 	memmove(stream->buffer, stream->buffer + at, stream->used);
@@ -464,9 +464,9 @@ static int kv_serve(struct kv_peer_load *load, const struct epoll_event *events,
 	return status;
 }
 
-/* ---- What never came ---- */
+/* ---- Time-outs ---- */
 
-/* Whatever is out on the stream is lost. */
+/* Count everything outstanding on the stream as lost. */
 static void kv_give_up(struct kv_peer_load *load, struct kv_stream *stream)
 {
 	while (stream->count) {
@@ -481,7 +481,7 @@ static void kv_give_up(struct kv_peer_load *load, struct kv_stream *stream)
 	stream->used = stream->unsent_bytes = 0;
 }
 
-/* Datagrams may be lost, and their place is used again; a stream of bytes that stays silent is the end of it. */
+/* Reuse the place of a lost datagram; a TCP stream that stays silent is an error. */
 static int kv_overdue(struct kv_peer_load *load, uint64_t now_ns)
 {
 	struct kv_peer_load_state *own = load->own;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * peer_protocol.c - requests to Redis and memcached as bytes, and their answers' bytes as counts.
+ * peer_protocol.c - encode requests to Redis and memcached, and parse and count their answers.
  *
- * No sockets and no clock. Answers may be cut anywhere and come with the next one's beginning: an item, that is a line
- * with the value behind it, is taken when it is whole. Within a message the GETs stand first, so that a multi-get is
- * one command and every protocol answers in the requests' order.
+ * No sockets and no clock. Answers may be split anywhere and may be followed by the next one: an item, that is a line
+ * with its value, is parsed when it is complete. Within a message the GETs come first, so that a multi-get is one
+ * command and every protocol answers in the requests' order.
  */
 #include <errno.h>
 #include <string.h>
@@ -17,14 +17,14 @@
 #define KV_KEY_TEXT_MAX 250 /* memcached's limit */
 #define KV_NUMBER_DIGITS_MAX 7
 
-/* One line of an answer, and where the next item may begin. */
+/* One line of an answer. */
 struct kv_answer_line {
 	const uint8_t *text;
-	uint32_t bytes; /* without its end */
-	uint32_t next;	/* with it */
+	uint32_t bytes; /* length without the line end */
+	uint32_t next;	/* length with the line end: offset of the next item */
 };
 
-/* What one item came to: bytes used, 0 for not whole yet, or -EPROTO. */
+/* A parser of one item returns the bytes used, 0 for an incomplete item, or -EPROTO. */
 typedef int64_t (*kv_parse_item)(const struct kv_peer_plan *, const struct kv_peer_message *, struct kv_peer_answer *,
 				 const struct kv_answer_line *, uint32_t bytes);
 
@@ -60,14 +60,14 @@ int64_t kv_peer_parse(const struct kv_peer_plan *plan, const struct kv_peer_mess
 		if (item == 0)
 			break;
 		used += (uint32_t)item;
-		/* Without GETs nothing brackets them. */
+		/* Without GETs there is no line around them. */
 		answer->complete = answer->position == message->gets + message->sets &&
 				   (answer->bracket || !message->gets || plan->protocol == KV_PEER_RESP);
 	}
 	return used;
 }
 
-/* 1, 0 for not whole yet, or -EPROTO. */
+/* Find a complete line. Return 1, 0 for an incomplete one, or -EPROTO. */
 static int kv_find_line(const uint8_t *data, uint32_t bytes, struct kv_answer_line *line)
 {
 	uint32_t room = bytes < KV_PEER_LINE_MAX ? bytes : KV_PEER_LINE_MAX;
@@ -95,7 +95,7 @@ static int kv_is(const struct kv_answer_line *line, const char *word)
 	return line->bytes == strlen(word) && kv_begins(line, word);
 }
 
-/* A number that is all of `text`, or -1. */
+/* Return the number that makes up all of `text`, or -1. */
 static int64_t kv_number(const uint8_t *text, uint32_t bytes)
 {
 	int64_t number = 0;
@@ -110,7 +110,7 @@ static int64_t kv_number(const uint8_t *text, uint32_t bytes)
 	return number;
 }
 
-/* Bytes of a value's item, 0 for not whole yet, or -EPROTO. */
+/* Check a value. Return the bytes of its item, 0 for an incomplete one, or -EPROTO. */
 static int64_t kv_value_item(const struct kv_answer_line *line, int64_t value_bytes, uint32_t bytes)
 {
 	const uint8_t *end = line->text + line->next + value_bytes;
@@ -209,7 +209,7 @@ static int64_t kv_parse_mget(const struct kv_peer_plan *plan, const struct kv_pe
 
 /* ---- memcached ---- */
 
-/* VALUE <key> <flags> <bytes>, value: the keys without one are left out. */
+/* VALUE <key> <flags> <bytes>, value. Missing keys have no line. */
 static int64_t kv_parse_value(const struct kv_peer_plan *plan, const struct kv_peer_message *message,
 			      struct kv_peer_answer *answer, const struct kv_answer_line *line, uint32_t bytes)
 {
@@ -228,7 +228,7 @@ static int64_t kv_parse_value(const struct kv_peer_plan *plan, const struct kv_p
 	while (position < message->gets &&
 	       memcmp(plan->bytes + message->at + plan->requests[message->first + position].key_at, key, key_bytes))
 		position++;
-	if (key[key_bytes] != ' ' || position == message->gets) { /* nobody asked for it */
+	if (key[key_bytes] != ' ' || position == message->gets) { /* this key was not requested */
 		answer->corrupt++;
 		return item;
 	}
@@ -269,7 +269,7 @@ static int64_t kv_parse_memcached(const struct kv_peer_plan *plan, const struct 
 
 /* ---- Requests as bytes ---- */
 
-/* Where the next byte goes, unless something did not fit. */
+/* An output buffer, and whether something did not fit. */
 struct kv_writer {
 	uint8_t *at;
 	uint8_t *end;
@@ -321,7 +321,7 @@ static void kv_write_value(struct kv_writer *writer, uint64_t key_hash, uint32_t
 	}
 }
 
-/* $<bytes>, then what has so many. */
+/* Append $<bytes> and a string of that length. */
 static void kv_write_bulk_head(struct kv_writer *writer, uint32_t bytes)
 {
 	kv_write_text(writer, "$");
@@ -329,7 +329,7 @@ static void kv_write_bulk_head(struct kv_writer *writer, uint32_t bytes)
 	kv_write_text(writer, "\r\n");
 }
 
-/* Request id 0, number 0 of 1 datagram, reserved: the id is written when the datagram is sent. */
+/* Append a frame header: request id 0, datagram 0 of 1, reserved. The id is filled in when the datagram is sent. */
 static void kv_write_frame_header(struct kv_writer *writer, const struct kv_peer_plan *plan)
 {
 	static const uint8_t header[KV_UDP_HEADER_BYTES] = { 0, 0, 0, 0, 0, 1, 0, 0 };
@@ -343,7 +343,7 @@ static int kv_is_resp(const struct kv_peer_plan *plan)
 	return plan->protocol == KV_PEER_RESP || plan->protocol == KV_PEER_RESP_MGET;
 }
 
-/* What stands before the GET number `index` of `gets`. */
+/* Append the text before GET number `index` of `gets`. */
 static void kv_write_get_head(struct kv_writer *writer, const struct kv_peer_plan *plan, uint32_t index, uint32_t gets)
 {
 	if (plan->protocol == KV_PEER_RESP) {
@@ -385,7 +385,7 @@ static void kv_write_set_value(struct kv_writer *writer, const struct kv_peer_pl
 	kv_write_text(writer, "\r\n");
 }
 
-/* One message of the first `count` of these. */
+/* Write one message of the first `count` requests. */
 static void kv_encode_message(struct kv_writer *writer, const struct kv_peer_plan *plan,
 			      struct kv_peer_message *message, const uint8_t *keys, const uint64_t *key_hashes,
 			      const uint8_t *is_get, uint32_t count)

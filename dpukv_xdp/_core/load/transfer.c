@@ -3,8 +3,8 @@
  * transfer.c - the host's end of the transfer primitives (the paper's Figure 9), and the thread that runs the DPU's end
  * (bpf/kv_transfer.c).
  *
- * The window decides whether operations block: with 1 the sender waits until the receiver has read the payload. The
- * clock is the host's, read once for each operation, between two of them; no payload carries a time.
+ * With a window of 1 operations block: the sender waits until the receiver has read the payload. Times are read from
+ * the host's clock, once between two operations; no payload carries a time.
  */
 #include <errno.h>
 #include <linux/bpf.h>
@@ -22,20 +22,20 @@
 #include "port/socket.h"
 #include "queue/ringbuf.h"
 
-#define KV_RUNS_PER_UNIT 32    /* of a program for each payload or frame: most wait; and each call costs 24 ms */
-#define KV_RUNS_MAX (1u << 20) /* in a call: behind the last operation they go by in 0.1 s */
-#define KV_IDLE_TURNS 256      /* of a polling loop, between two looks at stop and clock */
-#define KV_SLEEP_MS 50	       /* longest sleep between two such looks */
-#define KV_SOCKET_FRAMES 64    /* taken from a socket at once */
+#define KV_RUNS_PER_UNIT 32    /* runs of a program per payload or frame: most only wait, and each call costs 24 ms */
+#define KV_RUNS_MAX (1u << 20) /* most runs in a call: after the last operation they take 0.1 s */
+#define KV_IDLE_TURNS 256      /* turns of a polling loop between two checks of `stop` and the clock */
+#define KV_SLEEP_MS 50	       /* longest sleep between two such checks */
+#define KV_SOCKET_FRAMES 64    /* frames received from a socket at once */
 
-/* One end at work: what its loop keeps beside the plan. */
+/* State of one end's loop. */
 struct kv_transfer_run {
 	struct kv_transfer *plan;
 	struct kv_transfer_control *control;
 	uint64_t deadline_ticks;
 	uint32_t idle_turns;
 	uint32_t count; /* operations done */
-	int sleep_fd;	/* where to wait: an epoll instance, or a socket */
+	int sleep_fd;	/* file descriptor to wait on: an epoll instance or a socket */
 };
 
 typedef int (*kv_transfer_loop)(struct kv_transfer_run *run);
@@ -120,7 +120,7 @@ static int kv_run_program(const struct kv_transfer *plan)
 	return kv_bpf_run_again(plan->program_fd, frame, sizeof(frame), runs);
 }
 
-/* ---- What the loops share ---- */
+/* ---- Used by all loops ---- */
 
 static int kv_give_up(const struct kv_transfer_run *run)
 {
@@ -142,12 +142,12 @@ static inline int kv_idle(struct kv_transfer_run *run)
 	return kv_give_up(run);
 }
 
-/* Wait for something to read, by the plan's means. */
+/* Wait for something to read, with epoll_wait() or poll() as the plan says. */
 static int kv_wait(struct kv_transfer_run *run)
 {
 	if (!run->plan->sleeps)
 		return kv_idle(run);
-	/* An epoll instance is readable when one of its members is, but the two are not the same system call. */
+	/* poll() could wait on the epoll instance, too, but the system call to measure is epoll_wait(). */
 	if (run->plan->socket) {
 		struct pollfd socket = { .fd = run->sleep_fd, .events = POLLIN };
 
@@ -162,7 +162,7 @@ static int kv_wait(struct kv_transfer_run *run)
 	return kv_give_up(run);
 }
 
-/* Whether one of the bytes is not what KV_TRANSFER_WORD says, from word `first` of the operation's payload on. */
+/* Return whether any byte differs from KV_TRANSFER_WORD, from word `first` of the operation's payload on. */
 static int kv_is_wrong(const uint8_t *data, uint32_t bytes, uint32_t operation, uint32_t first)
 {
 	uint64_t expected = KV_TRANSFER_WORD(operation % KV_TRANSFER_PAYLOADS, first);
@@ -180,7 +180,7 @@ static int kv_is_wrong(const uint8_t *data, uint32_t bytes, uint32_t operation, 
 	return difference != 0;
 }
 
-/* An operation's payload has been read: let the sender know. */
+/* Tell the sender that an operation's payload has been read. */
 static void kv_taken(struct kv_transfer_run *run)
 {
 	run->count++;
@@ -193,7 +193,7 @@ static uint32_t kv_in_flight(const struct kv_transfer_run *run)
 	return run->count - __atomic_load_n(&run->control->dpu_count, __ATOMIC_ACQUIRE);
 }
 
-/* Wait for room in the window, and note the time when the next operation starts; behind the last one, when it ended. */
+/* Wait for room in the window and record the time: the start of the next operation, or the end of the last one. */
 static int kv_start_sending(struct kv_transfer_run *run, uint32_t window)
 {
 	while (kv_in_flight(run) >= window) {
@@ -306,7 +306,7 @@ static uint32_t kv_fragments(uint32_t bytes)
 	return (bytes + KV_TRANSFER_FRAGMENT_MAX - 1) / KV_TRANSFER_FRAGMENT_MAX;
 }
 
-/* Whether a frame is not the fragment that comes next, or its bytes are not the payload's. */
+/* Return whether a frame is not the next fragment, or has wrong bytes. */
 static int kv_is_wrong_frame(const struct kv_transfer_run *run, const struct kv_frame *frame, uint32_t fragment)
 {
 	const struct kv_transfer_frame *header = (const void *)frame->data;
@@ -369,7 +369,7 @@ static int kv_send_to_socket(struct kv_transfer_run *run)
 		} else if ((result = kv_idle(run))) {
 			return result;
 		}
-		/* Whoever waits for the window, or for frames, must have sent what is queued. */
+		/* Send queued frames before waiting for the window or for frames. */
 		if (queued >= run->plan->batch_frames || kv_in_flight(run) >= window) {
 			kv_socket_flush(run->plan->socket);
 			queued = 0;
@@ -379,7 +379,7 @@ static int kv_send_to_socket(struct kv_transfer_run *run)
 	return kv_start_sending(run, 1);
 }
 
-/* An operation's frames into the transmit ring; 0 if there are not enough free ones. */
+/* Queue an operation's frames. Return 0 if there are not enough free frames. */
 static int kv_queue_operation(struct kv_transfer_run *run, uint32_t fragments)
 {
 	const struct kv_transfer *plan = run->plan;

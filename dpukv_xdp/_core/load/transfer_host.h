@@ -6,7 +6,7 @@
 #include "abi/transfer.h"
 #include "port/socket.h"
 
-/* What the host does: the pair of one program in kv_transfer.c. */
+/* The host's end, the counterpart of one program in kv_transfer.c. */
 enum kv_transfer_end {
 	KV_TRANSFER_RING_RECEIVE,
 	KV_TRANSFER_RING_SEND,
@@ -19,19 +19,19 @@ enum kv_transfer_end {
 struct kv_transfer {
 	struct kv_transfer_control *control; /* mapped, as the next two */
 	uint8_t *slots;			     /* the mapped ring: KV_TRANSFER_SLOTS of KV_TRANSFER_BYTES_MAX bytes */
-	uint8_t *payloads;		     /* what the host sends: see kv_transfer_fill() */
-	uint64_t *stamps;		     /* control->operations + 1 of them: the clock between operations */
-	struct kv_socket *socket;	     /* for the two ends that need one */
+	uint8_t *payloads;		     /* payloads that the host sends, see kv_transfer_fill() */
+	uint64_t *stamps;		     /* control->operations + 1 times, in ticks, between operations */
+	struct kv_socket *socket;	     /* for the two ends that use AF_XDP */
 	int32_t ringbuf_fd;
 	uint32_t ringbuf_bytes;
 	uint32_t end;		/* enum kv_transfer_end */
 	uint32_t sleeps;	/* 1: the host waits in epoll_wait() or poll(), not in a loop */
-	int32_t program_fd;	/* the DPU's end */
-	uint32_t batch_frames;	/* live frames to run it over, or to send, at a time; 0: no frames */
-	uint32_t frame_bytes;	/* of one of them */
-	uint32_t interface;	/* index of the one they seem to come from */
+	int32_t program_fd;	/* program of the DPU's end */
+	uint32_t batch_frames;	/* live frames per call; 0: the program needs none */
+	uint32_t frame_bytes;	/* bytes of a live frame */
+	uint32_t interface;	/* index of the interface that they appear to come from */
 	uint64_t timeout_ticks; /* after which both ends give up */
-	uint32_t wrong;		/* payloads that were not what they must be, as the host saw them */
+	uint32_t wrong;		/* payloads with wrong bytes, as seen by the host */
 	uint32_t padding;
 };
 
@@ -40,7 +40,7 @@ void kv_transfer_fill(uint8_t *payloads);
 /* Hand over, or take, all operations. On the host's thread: 0, -ETIMEDOUT, -ECANCELED after control->stop, or what a
  * system call said. Stops the other end when it fails. */
 int kv_transfer_run_host(struct kv_transfer *transfer);
-/* The same on the DPU's thread, which runs the program as often as it takes. */
+/* Run the DPU's program as often as needed, on the DPU's thread. Return as above. */
 int kv_transfer_run_dpu(struct kv_transfer *transfer);
 
 #endif

@@ -2,12 +2,12 @@
 /*
  * dpdk.c - the queues of one DPDK device as sources of frames for the host's communication engine.
  *
- * It is a shared object of its own, which dpukv_xdp/native/dpdk.py builds and loads where DPDK is installed; the
- * native core neither needs it nor knows it. Devices come and go while the EAL stays: a process can start that only
- * once.
+ * It is a shared object of its own, which dpukv_xdp/native/dpdk.py builds and loads where DPDK is installed; the native
+ * core does not depend on it. Devices can be opened and closed repeatedly; the EAL stays, because a process can start
+ * it only once.
  *
  * Each queue has a pool of its own whose ring has one producer and one consumer: the host core that polls the queue is
- * not one of the EAL's threads, so that a pool for many users would cost two atomic operations a frame.
+ * not one of the EAL's threads, so that a shared pool would cost two atomic operations per frame.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,9 +26,9 @@
 #include "port/dpdk.h"
 
 #define KV_DPDK_BURST 32u
-#define KV_DPDK_ROOM_BYTES 4096u /* of a buffer, behind its headroom */
+#define KV_DPDK_ROOM_BYTES 4096u /* bytes of a buffer behind its headroom */
 #define KV_DPDK_NAME_BYTES 64
-/* Calls in a row that may send nothing before a flush drops the rest. */
+/* Calls in a row that send nothing before a flush drops the remaining frames. */
 #define KV_STUCK_TRIES 32
 _Static_assert(KV_FRAME_MAX + 4 < KV_DPDK_ROOM_BYTES, "a frame and its VLAN tag are one buffer");
 
@@ -65,7 +65,7 @@ static uint32_t kv_dpdk_receive(void *source, struct kv_frame *frames, uint32_t 
 					  (uint16_t)(room < KV_DPDK_BURST ? room : KV_DPDK_BURST));
 
 	for (uint16_t i = 0; i < count; i++) {
-		/* The kernel's packet socket has taken the tag out, and its driver here notes it beside the frame. */
+		/* The kernel's packet socket has removed the tag, and DPDK's driver reports it beside the frame. */
 		if (unlikely(received[i]->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
 			rte_vlan_insert(&received[i]);
 		frames[i] = (struct kv_frame){
@@ -135,7 +135,7 @@ static int kv_dpdk_begin(struct kv_dpdk *device, const char *options, uint32_t d
 			 const char **step);
 static void kv_dpdk_close(struct kv_dpdk *device);
 
-/* The EAL would leave the calling thread on its main core. */
+/* Start the EAL. It pins the calling thread to its main core, so restore the thread's affinity. */
 static int kv_dpdk_start(int count, char **arguments)
 {
 	cpu_set_t before;
@@ -214,7 +214,7 @@ static void kv_dpdk_close(struct kv_dpdk *device)
 
 static int kv_dpdk_make_pool(struct kv_dpdk *device, uint32_t queue, uint32_t buffers);
 
-/* 0, or a negative errno; *step says what was being done. */
+/* Return 0 or a negative errno; *step names the step that failed. */
 static int kv_dpdk_begin(struct kv_dpdk *device, const char *options, uint32_t descriptors, uint32_t held, uint32_t mtu,
 			 const char **step)
 {

@@ -10,7 +10,7 @@ enum kv_dpdk_limit { KV_DPDK_REASON_BYTES = 200 };
 struct kv_dpdk_stats {
 	uint64_t received;   /* frames, over all queues of the device */
 	uint64_t sent;	     /* likewise */
-	uint64_t rx_missed;  /* frames dropped because nobody took them out in time, as far as the driver knows */
+	uint64_t rx_missed;  /* frames dropped because they were not taken in time, as the driver reports it */
 	uint64_t rx_errors;  /* frames that the driver dropped as broken */
 	uint64_t rx_no_room; /* frames dropped because no buffer was free to receive into */
 	uint64_t tx_errors;  /* frames that the driver failed to send */
@@ -22,17 +22,17 @@ struct kv_dpdk_stats {
 
 struct kv_dpdk;
 
-/* What the shared object has: its one symbol is kv_dpdk_calls. */
+/* The functions of the shared object, whose only symbol is kv_dpdk_calls. */
 struct kv_dpdk_calls {
 	const struct kv_port *port; /* a struct kv_dpdk_queue is the source */
-	/* Start the EAL, once in a process: 0, or a negative errno. */
+	/* Start the EAL, once per process. Return 0 or a negative errno. */
 	int (*start)(int count, char **arguments);
 	/* Begin with a device: `bus` and `name` are DPDK's, `options` the driver's, each queue has `descriptors` to
 	 * receive and as many to send, and buffers for `held` frames more. NULL and what failed in `reason`
 	 * (KV_DPDK_REASON_BYTES). */
 	struct kv_dpdk *(*open)(const char *bus, const char *name, const char *options, uint32_t queues,
 				uint32_t descriptors, uint32_t held, uint32_t mtu, char *reason);
-	/* The source for one queue of the device. One thread at a time may use it. */
+	/* Return the source for one queue of the device. One thread at a time may use it. */
 	void *(*queue)(struct kv_dpdk *device, uint32_t queue);
 	void (*get_stats)(struct kv_dpdk *device, struct kv_dpdk_stats *stats);
 	void (*close)(struct kv_dpdk *device);

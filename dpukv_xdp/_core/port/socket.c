@@ -3,12 +3,12 @@
  * socket.c - one AF_XDP socket for one receive queue, with memory of its own.
  *
  * The memory is cut into chunks of one page, one frame each. A chunk goes from the fill ring through the kernel into
- * the receive ring, to the caller, then through the transmit ring and the completion ring, or at once, onto a stack of
+ * the receive ring and to the caller; then, directly or through the transmit and completion rings, onto a stack of
  * spare chunks, and from there into the fill ring again. There are as many chunks as the fill, receive and transmit
- * rings have places, so that a caller may hold two rings full of frames before the kernel has none left to receive
- * into. The stack hands out what was used last: its lines are still in the cache.
+ * rings have places, so that a caller may hold two rings full of frames before the kernel has no chunk left to receive
+ * into. The stack returns the chunk that was used last, whose lines are still in the cache.
  *
- * Who attaches the XDP program and fills the XSKMAP is none of this file's business.
+ * This file neither attaches the XDP program nor fills the XSKMAP.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,13 +28,13 @@
 
 #define KV_CHUNK_BYTES 4096u
 #define KV_CHUNK_MASK (~(uint64_t)(KV_CHUNK_BYTES - 1))
-#define KV_DESCRIPTORS_MAX 32768u /* more than any NIC has, and 512 MiB of chunks */
+#define KV_DESCRIPTORS_MAX 32768u /* more than any NIC has; they need 512 MiB of chunks */
 
-/* The kernel takes a closed socket's queue back in a worker of its own: a queue is busy for a moment after a close. */
+/* The kernel releases a closed socket's queue in a worker: the queue is busy for a moment after a close. */
 #define KV_BUSY_TRIES 100
 #define KV_BUSY_PAUSE_NS 1000000
 
-/* System calls in a row that may fail to send anything before a flush leaves the rest to the next one. */
+/* System calls in a row that send nothing before a flush leaves the remaining frames to the next one. */
 #define KV_STUCK_TRIES 32
 
 struct kv_socket {
@@ -43,11 +43,11 @@ struct kv_socket {
 	struct xsk_ring_prod transmit;
 	struct xsk_ring_cons complete;
 	uint8_t *memory;
-	uint64_t *spare;      /* addresses of chunks that nobody uses */
-	uint32_t spare_count; /* of them */
-	uint32_t queued;      /* frames in the transmit ring that the kernel has not been told of */
-	uint32_t in_flight;   /* frames, queued ones included, whose chunks have not come back */
-	uint32_t refused;     /* of these: by the device, and counted as dropped */
+	uint64_t *spare;      /* addresses of unused chunks */
+	uint32_t spare_count; /* how many there are */
+	uint32_t queued;      /* frames in the transmit ring that have not been submitted to the kernel */
+	uint32_t in_flight;   /* frames, queued ones included, whose chunks have not been completed */
+	uint32_t refused;     /* frames in flight that the device refused; counted as dropped */
 	uint32_t chunks;
 	struct kv_socket_stats stats;
 	int is_zero_copy;
@@ -105,7 +105,7 @@ uint32_t kv_socket_receive(struct kv_socket *socket, struct kv_frame *frames, ui
 	uint32_t index, count;
 
 	if (socket->in_flight)
-		kv_socket_push(socket); /* chunks that have come back since, and what a flush could not send */
+		kv_socket_push(socket); /* completed chunks, and frames that a flush could not send */
 	kv_socket_refill(socket);
 	count = xsk_ring_cons__peek(&socket->receive, room, &index);
 	if (count == 0) {
@@ -135,7 +135,7 @@ void kv_socket_send(struct kv_socket *socket, const struct kv_frame *frame)
 	struct xdp_desc *descriptor;
 	uint32_t index;
 
-	/* The kernel would keep the chunk of a bad descriptor for ever. */
+	/* The kernel would never complete the chunk of a bad descriptor. */
 	if (!kv_frame_fits(socket, frame)) {
 		socket->stats.tx_invalid++;
 		kv_socket_release(socket, frame);
@@ -213,8 +213,8 @@ static int kv_socket_wake_sender(struct kv_socket *socket);
 static void kv_socket_reap(struct kv_socket *socket);
 
 /*
- * Have the kernel send what is in the transmit ring, and take chunks back. Copy mode sends 16 or 32 frames a system
- * call, in that call, so call until all are out; a zero-copy driver sends when it likes, and needs to be told once.
+ * Have the kernel send the transmit ring's frames, and take completed chunks back. In copy mode a system call sends 16
+ * or 32 frames itself, so call until all are sent; a zero-copy driver sends asynchronously and needs one call.
  */
 static void kv_socket_push(struct kv_socket *socket)
 {
@@ -233,20 +233,20 @@ static void kv_socket_push(struct kv_socket *socket)
 	kv_socket_reap(socket);
 }
 
-/* What the kernel has been given and has not taken out. */
+/* Return how many submitted frames are still in the transmit ring. */
 static uint32_t kv_ring_entries(const struct xsk_ring_prod *ring)
 {
 	return *ring->producer - __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
 }
 
-/* Returns whether another call may get further. */
+/* Call the kernel to send. Return whether another call may send more. */
 static int kv_socket_wake_sender(struct kv_socket *socket)
 {
 	socket->stats.wakeups++;
 	if (sendto(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0)
 		return !socket->is_zero_copy;
 	if (errno == EBUSY && !socket->is_zero_copy) {
-		socket->stats.tx_dropped++; /* one frame, whose chunk comes back all the same */
+		socket->stats.tx_dropped++; /* one frame, whose chunk is completed nevertheless */
 		socket->refused++;
 		return 1;
 	}
@@ -271,7 +271,7 @@ static void kv_socket_reap(struct kv_socket *socket)
 	socket->stats.sent += count - refused;
 }
 
-/* Whether an answer has bytes, all of them inside the chunk that it came in. */
+/* Return whether an answer is not empty and inside the chunk of its frame. */
 static int kv_frame_fits(const struct kv_socket *socket, const struct kv_frame *frame)
 {
 	uint64_t start = (uint64_t)(frame->reply - socket->memory) - frame->tag;
@@ -281,7 +281,7 @@ static int kv_frame_fits(const struct kv_socket *socket, const struct kv_frame *
 
 /* ---- Receiving ---- */
 
-/* As many spare chunks into the fill ring as it has room for. */
+/* Move spare chunks into the fill ring until it is full. */
 static void kv_socket_refill(struct kv_socket *socket)
 {
 	uint32_t index, count = socket->spare_count;
@@ -297,7 +297,7 @@ static void kv_socket_refill(struct kv_socket *socket)
 	xsk_ring_prod__submit(&socket->fill, count);
 }
 
-/* The driver has stopped looking into the fill ring. What it says to the call is of no use: the next one is as good. */
+/* Wake the driver, which has stopped reading the fill ring. Ignore the result: the next receive tries again. */
 static void kv_socket_wake_receiver(struct kv_socket *socket)
 {
 	socket->stats.wakeups++;
@@ -314,7 +314,7 @@ static int kv_socket_register(struct kv_socket *socket, uint32_t fill_size, uint
 static int kv_socket_bind(struct kv_socket *socket, const char *interface, uint32_t queue, uint32_t descriptors,
 			  int zero_copy);
 
-/* A zero-copy device takes a descriptor ring full of chunks at once, on top of what waits in the receive ring. */
+/* A zero-copy device takes a descriptor ring full of chunks at once, in addition to those in the receive ring. */
 static struct kv_socket *kv_socket_try_open(const char *interface, uint32_t queue, uint32_t descriptors, int zero_copy,
 					    enum kv_socket_step *step)
 {
@@ -365,7 +365,7 @@ static int kv_socket_allocate(struct kv_socket *socket)
 	return 0;
 }
 
-/* libxdp opens the socket and registers memory in one call, whose result does not say which of the two failed. */
+/* libxdp opens the socket and registers memory in one call, whose result does not tell which of the two failed. */
 static int kv_socket_can_create(void)
 {
 	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
@@ -388,7 +388,7 @@ static int kv_socket_register(struct kv_socket *socket, uint32_t fill_size, uint
 				&socket->complete, &umem_config);
 }
 
-/* The fill ring is full before bind: there are drivers that never look again if they find too little in it. */
+/* Fill the ring before bind: some drivers never read it again if they find too few chunks in it. */
 static int kv_socket_bind(struct kv_socket *socket, const char *interface, uint32_t queue, uint32_t descriptors,
 			  int zero_copy)
 {
@@ -400,7 +400,7 @@ static int kv_socket_bind(struct kv_socket *socket, const char *interface, uint3
 	};
 	struct xdp_options options = { 0 };
 	socklen_t options_bytes = sizeof(options);
-	char name[IF_NAMESIZE] = ""; /* libxdp reads all of it, however short the name is */
+	char name[IF_NAMESIZE] = ""; /* libxdp reads the whole array, however short the name is */
 	int result;
 
 	kv_socket_refill(socket);
@@ -426,7 +426,7 @@ static uint32_t kv_power_of_two(uint32_t at_least)
 	return size;
 }
 
-/* Receive descriptors of the device itself; 0 if it has none, or nobody knows. */
+/* Return the receive descriptors of the device; 0 if it has none or does not tell. */
 static uint32_t kv_device_descriptors(const char *interface)
 {
 	struct ethtool_ringparam rings = { .cmd = ETHTOOL_GRINGPARAM };

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * udp.c - one UDP socket of the kernel's for one endpoint: how a program gets its packets that knows nothing of XDP.
+ * udp.c - a UDP socket of the kernel for one endpoint: how programs without XDP receive packets.
  *
- * The communication engine parses frames, and the kernel hands over what stands behind their headers. So a datagram is
- * received behind the place of a packet header, which is made up from what the kernel says of it, and of an answer only
- * that part is sent. Datagrams come and go KV_UDP_BURST to a system call.
+ * The communication engine parses frames, but the kernel delivers payloads. So a datagram is received behind the place
+ * of a packet header, which is made up from the kernel's information on it, and only the payload of an answer is sent.
+ * A system call receives or sends up to KV_UDP_BURST datagrams.
  *
- * The memory is cut into chunks of one frame each. The next messages to be received have theirs already, so that
- * looking for them and finding none costs the system call alone.
+ * The memory is cut into chunks of one frame each. The next messages to be received have chunks already, so that
+ * polling in vain costs no more than the system call.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,11 +28,11 @@
 #define KV_UDP_CHUNKS (4 * KV_SLOTS) /* an engine holds at most KV_SLOTS, and each of three bursts KV_UDP_BURST */
 #define KV_CHUNK_BYTES 4096u
 #define KV_DATAGRAMS_MAX 32768u
-/* What the kernel charges a socket for a datagram in its smallest buffer; it doubles what is asked for. */
+/* Bytes that the kernel charges a socket for a datagram in its smallest buffer; it doubles the requested size. */
 #define KV_DATAGRAM_CHARGE_BYTES 2304u
 
 #define KV_HEADERS_BYTES ((uint32_t)offsetof(struct kv_packet_header, magic))
-/* One byte more than may be: so a longer datagram is seen, and dropped for its length. */
+/* One byte more than the limit, so that a longer datagram is noticed and dropped for its length. */
 #define KV_DATAGRAM_BYTES (KV_FRAME_MAX - KV_HEADERS_BYTES + 1)
 _Static_assert(KV_FRAME_MAX < KV_CHUNK_BYTES, "a chunk has room for one frame, and for a longer one's first bytes");
 _Static_assert(KV_UDP_CHUNKS >= KV_SLOTS + 4 * KV_UDP_BURST, "no chunk is ever missed");
@@ -48,11 +48,11 @@ struct kv_messages {
 struct kv_udp {
 	struct kv_messages incoming;
 	struct kv_messages outgoing;
-	uint32_t queued; /* of the outgoing ones */
+	uint32_t queued; /* messages queued to be sent */
 	uint32_t spare_count;
-	uint8_t *spare[KV_UDP_CHUNKS]; /* chunks that nobody uses */
+	uint8_t *spare[KV_UDP_CHUNKS]; /* unused chunks */
 	uint8_t *memory;
-	struct kv_packet_header header; /* of every frame, but for its sender and its lengths */
+	struct kv_packet_header header; /* header of every frame, except sender and lengths */
 	struct kv_udp_stats stats;
 	int fd;
 };
@@ -192,7 +192,7 @@ static void kv_udp_release(void *source, const struct kv_frame *frame)
 	udp->spare[udp->spare_count++] = (uint8_t *)(uintptr_t)frame->tag;
 }
 
-/* The kernel stops at the first answer that it refuses, and names the reason to the call that begins with it. */
+/* The kernel stops at the first answer that it refuses; the next call, which begins with it, returns the reason. */
 static void kv_udp_flush(void *source)
 {
 	struct kv_udp *udp = source;
@@ -237,7 +237,7 @@ static void kv_count_refusal(struct kv_udp_stats *stats, int reason)
 		stats->tx_refused++;
 }
 
-/* The frame that the datagram might have come in. */
+/* Make up the headers of the frame that the datagram may have arrived in. */
 static void kv_make_up_header(const struct kv_udp *udp, uint8_t *chunk, const struct sockaddr_in *sender,
 			      uint32_t datagram_bytes)
 {
@@ -266,7 +266,7 @@ static int kv_udp_bind(struct kv_udp *udp, uint32_t address, uint32_t port, uint
 	udp->fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (udp->fd < 0)
 		return -errno;
-	/* Answers without a UDP checksum, as from all other ports. */
+	/* Send answers without a UDP checksum, as all other ports do. */
 	if (setsockopt(udp->fd, SOL_SOCKET, SO_NO_CHECK, &on, sizeof(on)))
 		return -errno;
 	kv_enlarge(udp->fd, SO_RCVBUF, SO_RCVBUFFORCE, buffer_bytes);
@@ -274,14 +274,14 @@ static int kv_udp_bind(struct kv_udp *udp, uint32_t address, uint32_t port, uint
 	return bind(udp->fd, (const struct sockaddr *)&own, sizeof(own)) ? -errno : 0;
 }
 
-/* Without the privilege it becomes as large as the administrator allows. */
+/* Without the privilege the buffer becomes as large as the administrator allows. */
 static void kv_enlarge(int fd, int option, int option_by_force, int bytes)
 {
 	if (setsockopt(fd, SOL_SOCKET, option_by_force, &bytes, sizeof(bytes)))
 		setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof(bytes));
 }
 
-/* What never changes. */
+/* Fill in the constant part of the header. */
 static void kv_prepare_messages(struct kv_messages *messages)
 {
 	for (uint32_t i = 0; i < KV_UDP_BURST; i++) {
@@ -295,7 +295,7 @@ static void kv_prepare_messages(struct kv_messages *messages)
 	}
 }
 
-/* A spare chunk for the next datagram that comes as this message. */
+/* Give a message a spare chunk for its next datagram. */
 static void kv_offer_chunk(struct kv_udp *udp, uint32_t message)
 {
 	uint8_t *chunk = udp->spare[--udp->spare_count];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* udp.h - one UDP socket of the kernel's for one endpoint. */
+/* udp.h - a UDP socket of the kernel for one endpoint. */
 #ifndef KV_UDP_H
 #define KV_UDP_H
 
@@ -8,14 +8,14 @@
 struct kv_udp_stats {
 	uint64_t received;   /* datagrams */
 	uint64_t sent;	     /* likewise */
-	uint64_t rx_dropped; /* by the kernel, because too many waited already */
+	uint64_t rx_dropped; /* datagrams dropped by the kernel because its queue was full */
 	uint64_t rx_errors;  /* system calls that failed to receive */
 	uint64_t tx_invalid; /* answers that were empty, or to port 0 */
 	uint64_t tx_full;    /* answers for which the socket had no room */
-	uint64_t tx_refused; /* answers that the kernel did not send for another reason: no way there, a filter */
+	uint64_t tx_refused; /* answers that the kernel refused for another reason: no route, a filter */
 	uint32_t fd;
 	uint32_t chunks;      /* places for a frame */
-	uint32_t chunks_busy; /* of them: held by the caller */
+	uint32_t chunks_busy; /* chunks held by the caller */
 	uint32_t padding;
 };
 

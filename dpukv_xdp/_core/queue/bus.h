@@ -2,19 +2,19 @@
 /*
  * bus.h - the emulated bus between DPU and host, for profiles of real DPUs on machines without one.
  *
- * A transfer occupies its direction of the bus for its bytes and arrives a fixed latency later. The engine notices a
- * batch when it polls, so a busy engine sees less of the latency, as it would with DMA in the background.
+ * A transfer occupies its direction of the bus in proportion to its bytes and arrives a fixed latency later. The engine
+ * notices a batch when it polls, so that a busy engine sees less of the latency, as with DMA in the background.
  */
 #ifndef KV_BUS_H
 #define KV_BUS_H
 
 #include "queue/host_end.h"
 
-/* An emulated bus between DPU and host: what a transfer waits, beside what the machine itself takes. All zero: none. */
+/* An emulated bus between DPU and host: delays in addition to the machine's own. All zero: no emulation. */
 struct kv_bus {
-	uint64_t latency_ticks; /* of each transfer */
-	uint64_t ticks_per_mib; /* its bandwidth, shared by all transfers in one direction */
-	uint64_t free_ticks[2]; /* when requests' and responses' direction has carried what it was given */
+	uint64_t latency_ticks; /* latency of each transfer, in ticks */
+	uint64_t ticks_per_mib; /* inverse bandwidth of one direction */
+	uint64_t free_ticks[2]; /* when the direction of requests, and that of responses, becomes idle */
 	uint64_t transfers[2];
 	uint64_t bytes[2];
 };
@@ -28,7 +28,7 @@ static inline int kv_bus_is_emulated(const struct kv_bus *bus)
 	return bus->latency_ticks || bus->ticks_per_mib;
 }
 
-/* When a transfer of `bytes` that starts now, in `transfers` pieces, has arrived. */
+/* Return when a transfer of `bytes` in `transfers` pieces that starts now will have arrived, in ticks. */
 static inline uint64_t kv_bus_arrival(struct kv_bus *bus, enum kv_bus_direction direction, uint32_t transfers,
 				      uint32_t bytes, uint64_t now_ticks)
 {
@@ -42,7 +42,7 @@ static inline uint64_t kv_bus_arrival(struct kv_bus *bus, enum kv_bus_direction 
 	return *free_ticks + transfers * bus->latency_ticks;
 }
 
-/* Of the batches that the DPU has handed over, how many have arrived. */
+/* Return how many of the batches handed over by the DPU have arrived. */
 static inline uint32_t kv_bus_batches_ready(struct kv_bus *bus, int transfer_per_request, struct kv_engine_pair *state,
 					    uint32_t handed_over, uint64_t now_ticks)
 {
@@ -62,7 +62,7 @@ static inline uint32_t kv_bus_batches_ready(struct kv_bus *bus, int transfer_per
 	return ready;
 }
 
-/* A processed batch's responses start on their way back. */
+/* Start the transfer of a processed batch's responses. */
 static inline void kv_bus_send(struct kv_bus *bus, int transfer_per_request, struct kv_engine_pair *state,
 			       uint32_t request_count, uint64_t now_ticks)
 {
@@ -71,7 +71,7 @@ static inline void kv_bus_send(struct kv_bus *bus, int transfer_per_request, str
 			       request_count * (uint32_t)sizeof(struct kv_response) + 1, now_ticks);
 }
 
-/* Hand back the responses that have arrived on the other side. */
+/* Hand back the responses that have arrived at the DPU. */
 static inline void kv_bus_deliver(struct kv_engine_pair *state, uint64_t now_ticks)
 {
 	while (state->published != state->processed && state->leaves_ticks[KV_SLOT(state->published)] <= now_ticks)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* ringbuf.c - ring buffers that Python makes and gives to an engine. */
+/* ringbuf.c - create and destroy an engine's end of a BPF ring buffer. */
 #include "queue/ringbuf.h"
 
 #include <stdlib.h>

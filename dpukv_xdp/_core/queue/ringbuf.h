@@ -2,8 +2,8 @@
 /*
  * ringbuf.h - the consumer's end of a BPF ring buffer (BPF_MAP_TYPE_RINGBUF), without libbpf's callbacks.
  *
- * Samples are taken one by one and released together, with one store. One thread at a time may use it. The layout is
- * the kernel's: Documentation/bpf/ringbuf.rst and kernel/bpf/ringbuf.c.
+ * Samples are taken one by one and released together with one store. One thread at a time may use it. The layout is the
+ * kernel's: Documentation/bpf/ringbuf.rst and kernel/bpf/ringbuf.c.
  */
 #ifndef KV_RINGBUF_H
 #define KV_RINGBUF_H
@@ -12,7 +12,7 @@
 
 struct kv_ringbuf;
 
-/* The host's end of a BPF ring buffer; NULL and errno on failure. */
+/* Create the host's end of a BPF ring buffer. Return NULL and set errno on failure. */
 struct kv_ringbuf *kv_ringbuf_create(int map_fd, uint32_t bytes);
 void kv_ringbuf_destroy(struct kv_ringbuf *ring);
 
@@ -26,18 +26,19 @@ void kv_ringbuf_destroy(struct kv_ringbuf *ring);
 #include <unistd.h>
 
 struct kv_ringbuf {
-	uint64_t *consumer;	  /* a page of its own, which the kernel reads */
-	const uint64_t *producer; /* a page, and the data twice behind it, so that no sample wraps around */
+	uint64_t *consumer; /* consumer position, on a page that the kernel reads */
+	const uint64_t
+		*producer; /* producer position, on a page; the data follow, mapped twice so that no sample wraps */
 	const uint8_t *data;
-	uint64_t taken;	   /* position behind the last sample taken: released up to *consumer */
-	uint64_t produced; /* the producer's position when last looked at */
-	size_t bytes;	   /* of the data; a power of two */
+	uint64_t taken;	   /* position behind the last sample taken; *consumer is the released part */
+	uint64_t produced; /* the producer's position when it was last read */
+	size_t bytes;	   /* bytes of the data; a power of two */
 	size_t page_bytes;
 };
 
 static inline void kv_ringbuf_close(struct kv_ringbuf *ring);
 
-/* Map the ring buffer of `bytes` bytes (the map's max_entries). 0 or a negative errno. */
+/* Map the ring buffer of `bytes` bytes (the map's max_entries). Return 0 or a negative errno. */
 static inline int kv_ringbuf_open(struct kv_ringbuf *ring, int map_fd, size_t bytes)
 {
 	size_t page_bytes = sysconf(_SC_PAGESIZE);
@@ -64,7 +65,7 @@ static inline int kv_ringbuf_open(struct kv_ringbuf *ring, int map_fd, size_t by
 	return 0;
 }
 
-/* Unmap; nothing happens if it is not open. */
+/* Unmap the ring buffer, if it is mapped. */
 static inline void kv_ringbuf_close(struct kv_ringbuf *ring)
 {
 	if (ring->producer)
@@ -76,8 +77,8 @@ static inline void kv_ringbuf_close(struct kv_ringbuf *ring)
 }
 
 /*
- * The next sample, or NULL while there is none or its producer still writes. It stays valid, and its room taken, until
- * kv_ringbuf_release(). Discarded samples are passed over.
+ * Return the next sample, or NULL if there is none or its producer is still writing it. It stays valid until
+ * kv_ringbuf_release(). Discarded samples are skipped.
  */
 static inline const void *kv_ringbuf_next(struct kv_ringbuf *ring, uint32_t *bytes)
 {
@@ -85,7 +86,7 @@ static inline const void *kv_ringbuf_next(struct kv_ringbuf *ring, uint32_t *byt
 		const uint8_t *header = ring->data + (ring->taken & (ring->bytes - 1));
 		uint32_t length;
 
-		/* The producer writes its position for every sample: look at it only when all known ones are taken. */
+		/* The producer writes its position for every sample: read it only when all known samples are taken. */
 		if (ring->taken == ring->produced) {
 			ring->produced = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
 			if (ring->taken == ring->produced)
@@ -101,7 +102,7 @@ static inline const void *kv_ringbuf_next(struct kv_ringbuf *ring, uint32_t *byt
 	}
 }
 
-/* Give all samples taken back, with one store; the producer looks there, so with none if there are none. */
+/* Release all samples taken with one store, or without one if there are none: the producer reads that cache line. */
 static inline void kv_ringbuf_release(struct kv_ringbuf *ring)
 {
 	if (*ring->consumer != ring->taken)

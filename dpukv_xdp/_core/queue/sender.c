@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * sender.c - the thread of one communication core that lets out responses which no frame came to carry.
+ * sender.c - the thread of a communication core that sends responses when no frame comes to carry them.
  *
- * It runs kv_flush on its own core, where kv_receive cannot run at the same time, so that nothing is sent twice. The
- * frame comes back into a buffer and leaves through a packet socket, which any driver in any XDP mode can do; live
- * frames would need ndo_xdp_xmit and cost 24 ms to tear down after more than one.
+ * It runs kv_flush on the communication core itself, where kv_receive cannot run at the same time, so that nothing is
+ * sent twice. The program builds the frame in a buffer, and a packet socket sends it, which works with any driver in
+ * any XDP mode; live frames would need ndo_xdp_xmit and cost 24 ms to tear down after more than one frame.
  */
 #include <errno.h>
 #include <linux/bpf.h>
@@ -18,8 +18,8 @@
 #include "base/bpf_run.h"
 #include "queue/sender.h"
 
-#define KV_FLUSH_FRAME_BYTES 64 /* what kv_flush starts from; it sets the length itself */
-/* How long it sleeps between two looks, where it has to look for itself: after a find, and after many in vain. */
+#define KV_FLUSH_FRAME_BYTES 64 /* initial length of the buffer; kv_flush sets the frame's length itself */
+/* Sleep between two polls, where it has to poll: after a success, and after many polls without one. */
 #define KV_SENDER_POLL_NS_MIN 50000
 #define KV_SENDER_POLL_NS_MAX 1600000
 
@@ -56,7 +56,7 @@ void kv_sender_wake(struct kv_sender *sender)
 	syscall(SYS_futex, &sender->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/* Send every finished response of the queue pair; at most as many as it can hold. Returns how many. */
+/* Send every finished response of the queue pair, at most KV_SLOTS. Return how many were sent. */
 static uint32_t kv_flush_queue_pair(struct kv_sender *sender, uint32_t engine)
 {
 	union {

@@ -2,10 +2,9 @@
 /*
  * engine.c - step 3, process: the processing engine on the host, behind its queue pairs.
  *
- * A round takes some batches that the queue pairs have ready, of each up to its share. While one request is executed,
- * the item of one some way behind it is asked for, the bucket of one still farther behind, and the record of one behind
- * that: the memory's latency is hidden by work, and paid about once a round. Each batch is handed back as soon as it is
- * done.
+ * A round takes ready batches from the queue pairs, from each up to its share. While a request is executed, the item of
+ * a later request is prefetched, the bucket of one still later, and the record of one behind that: the latency of
+ * memory is hidden by work and paid about once per round. Each batch is handed back as soon as it is done.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,16 +15,16 @@
 #include "queue/host_end.h"
 #include "queue/ringbuf.h"
 #include "service/engine.h"
+#include "service/semantics.h"
 #include "store/hot_path.h"
 
-#define KV_READY_TURNS 1000000 /* looks for a record that is handed over by itself, before the batch counts as bad */
-#define KV_INLINE_REPLY_BYTES (KV_ITEM_HEADER_BYTES + KV_INLINE_MAX)
+#define KV_READY_TURNS 1000000 /* polls for a separately transferred record before the batch counts as bad */
 
-/* One batch, wherever its requests lie. The other end may still write there: what was checked is kept here. */
+/* One batch, wherever its requests are. The other end may still write there, so checked numbers are kept here. */
 struct kv_taken_batch {
 	const struct kv_request_slot *slot;
 	struct kv_engine_pair *from;
-	uint32_t count; /* of requests; 0 = it is broken, and gets an answer without any */
+	uint32_t count; /* requests; 0: the batch is broken and gets an empty answer */
 	uint32_t has_payload;
 };
 
@@ -35,18 +34,18 @@ struct kv_round {
 	struct kv_taken_batch taken[KV_SLOTS];
 };
 
-/* How far ahead of its execution a request's item, bucket and record are asked for. */
+/* Requests between the prefetch of an item, bucket or record and its execution. */
 enum kv_ahead_requests { KV_ITEMS_AHEAD = 16, KV_BUCKETS_AHEAD = 32, KV_RECORDS_AHEAD = KV_BUCKETS_AHEAD + 16 };
 _Static_assert((KV_ITEMS_AHEAD & (KV_ITEMS_AHEAD - 1)) == 0, "places are picked by a mask");
 
-/* Where one of these steps is in the round. */
+/* Position of one prefetching step in the round. */
 struct kv_cursor {
 	const struct kv_request *next;
-	const struct kv_request *end; /* of the batch at hand */
-	uint32_t batches;	      /* begun */
+	const struct kv_request *end; /* end of the current batch */
+	uint32_t batches;	      /* batches begun */
 };
 
-/* Where in the index a key's item is likely to be found. */
+/* A key's likely place in the index. */
 struct kv_place {
 	uint64_t key_hash;
 	__u64 *word;
@@ -57,7 +56,7 @@ struct kv_ahead {
 	struct kv_cursor buckets;
 	struct kv_cursor items;
 	uint32_t executed;			/* requests */
-	struct kv_place places[KV_ITEMS_AHEAD]; /* of the requests whose items have been asked for */
+	struct kv_place places[KV_ITEMS_AHEAD]; /* places of the requests whose items have been prefetched */
 };
 
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
@@ -98,7 +97,7 @@ void kv_engine_end(struct kv_engine *engine)
 	kv_engine_set_alive(engine, 0);
 }
 
-/* One round. Returns how many batches. */
+/* Process one round. Return how many batches it had. */
 uint32_t kv_engine_turn(struct kv_engine *engine)
 {
 	struct kv_round round;
@@ -114,7 +113,7 @@ uint32_t kv_engine_turn(struct kv_engine *engine)
 	return round.batches;
 }
 
-/* Look for responses that no frame has come to carry for too long. */
+/* Wake the senders of responses that have been parked for too long. */
 void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 {
 	for (uint32_t i = 0; i < engine->pair_count; i++) {
@@ -127,7 +126,7 @@ void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 	}
 }
 
-/* What the queue pairs have ready; the next round begins with the pair behind the last one that had its turn. */
+/* Take ready batches from all queue pairs. The next round begins behind the last pair that was looked at. */
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t next = engine->next_pair;
@@ -145,8 +144,8 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 }
 
 /*
- * What the queue pair has ready, up to its share of the round. A counter out of range counts as nothing, until it is in
- * range again.
+ * Take a queue pair's ready batches, up to its share of the round. A counter out of range counts as "none ready" until
+ * it is in range again.
  */
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
 {
@@ -173,7 +172,7 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 	}
 }
 
-/* What lies in the BPF ring buffer, from all cores. One that is too short is answered as broken, like any other. */
+/* Take batches of all cores from the BPF ring buffer. A sample that is too short becomes a broken batch. */
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t requests = 0, sample_bytes;
@@ -206,8 +205,8 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 }
 
 /*
- * `plain`, here and below, is a constant: 1 says that the engine has one store, which no other thread uses, takes all
- * requests, and gets whole batches. The usual case then asks nothing of that for each request.
+ * Process the round's batches. `plain`, here and below, is a constant: 1 means that the engine has one store that no
+ * other thread uses, takes all requests, and gets whole batches. The usual case then checks none of this per request.
  */
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round)
 {
@@ -228,7 +227,7 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
 
-/* Process the round's batches, each handed back as soon as it is done. */
+/* Process the round's batches and hand each one back as soon as it is done. */
 KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain)
 {
 	struct kv_ahead ahead = { .round = round };
@@ -254,7 +253,7 @@ KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ah
 KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
 				 int plain);
 
-/* Before the first request of all: each step gets as far ahead as it is to stay. */
+/* Start prefetching: bring each step as far ahead as it will stay. */
 KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
 {
 	kv_prefetch_records(ahead->round, 0);
@@ -264,7 +263,7 @@ KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead,
 		kv_prefetch_item(engine, ahead, &ahead->places[i], plain);
 }
 
-/* One request on. Returns where the item of the one that is to be executed was found. */
+/* Advance by one request. Return the likely place of the item of the request to be executed now. */
 KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
 {
 	struct kv_place *next = &ahead->places[ahead->executed++ % KV_ITEMS_AHEAD];
@@ -275,7 +274,7 @@ KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahe
 	return place;
 }
 
-/* The bucket, and a record that is farther behind. Nothing past the round's end. */
+/* Prefetch the next request's bucket, and a record farther behind. Do nothing at the round's end. */
 KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain)
 {
 	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->buckets);
@@ -305,7 +304,7 @@ KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead
 	place->word = kv_store_prefetch_item(store, place->key_hash, !plain && kv_store_is_shared(store));
 }
 
-/* The request that this step comes to next, or NULL at the round's end. */
+/* Return the next request of this step, or NULL at the round's end. */
 KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor)
 {
 	while (__builtin_expect(cursor->next == cursor->end, 0)) {
@@ -321,7 +320,7 @@ KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round,
 	return cursor->next++;
 }
 
-/* The first records of a batch: later ones are asked for on the way there. */
+/* Prefetch the first records of a batch; kv_prefetch_bucket() prefetches the later ones. */
 static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
 {
 	if (batch >= round->batches)
@@ -330,8 +329,8 @@ static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
 		__builtin_prefetch(&round->taken[batch].slot->records[i]);
 }
 
-/* KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits; a division takes longer than
- * finding the item does. */
+/* Return KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits: a division takes longer
+ * than finding the item. */
 static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash)
 {
 	uint32_t fraction = (uint32_t)(key_hash >> 48) * engine->partition_step;
@@ -346,63 +345,68 @@ KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t
 	return engine->stores[kv_partition_of(engine, key_hash)];
 }
 
-/* The responses of one batch as they grow. */
-struct kv_reply {
+/* The batch at work, and its responses as they grow. */
+struct kv_batch {
+	struct kv_engine *engine;
+	const struct kv_taken_batch *taken;
 	struct kv_response_slot *slot;
-	uint32_t wire_bytes;	/* so far */
-	uint32_t payload_bytes; /* so far */
-	uint32_t room;		/* wire bytes that this response may take without pushing out a later one */
+	__u64 *likely;		/* where the index may have the request's item, see kv_store_get8() */
+	uint32_t wire_bytes;	/* bytes of the responses so far on the wire */
+	uint32_t payload_bytes; /* of the responses so far */
+	uint32_t room;		/* bytes on the wire that the next response may take */
 };
 
 static inline struct kv_request kv_take_request(const struct kv_request *record);
-static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation);
-KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
-			       struct kv_response *response, struct kv_reply *reply, int plain);
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t reads);
+KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, int plain);
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
-static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind);
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
-			   __u64 *likely, struct kv_reply *reply, struct kv_response *response);
+static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response);
 
-/* One batch: records in, records out, long keys and values in place. Returns its responses' bytes on the wire. */
+/* Process one batch: turn its records into response records. Return the bytes of its responses on the wire. */
 KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
-				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain)
+				     const struct kv_taken_batch *taken, struct kv_response_slot *responses, int plain)
 {
-	struct kv_reply reply = { .slot = responses };
-	uint32_t is_broken = batch->count == 0;
+	struct kv_batch batch = { .engine = engine, .taken = taken, .slot = responses };
+	uint32_t is_broken = taken->count == 0;
 	uint32_t executed = 0;
 
-	for (uint32_t i = 0; i < batch->count; i++) {
+	for (uint32_t i = 0; i < taken->count; i++) {
 		struct kv_response *response = &responses->records[i];
 		struct kv_place place = kv_ahead_step(engine, ahead, plain);
 		struct kv_request request;
 		__u64 *likely;
 
 		if (!plain && engine->transfer_per_request) {
-			is_broken = is_broken || !kv_record_is_ready(batch->slot, i);
+			is_broken = is_broken || !kv_record_is_ready(taken->slot, i);
 			if (is_broken)
 				continue;
 		}
-		request = kv_take_request(&batch->slot->records[i]);
+		request = kv_take_request(&taken->slot->records[i]);
 		likely = place.key_hash == request.key_hash ? place.word : NULL;
-		if (!kv_execute_get8(engine, request, likely, response, &reply, plain)) {
+		if (!kv_execute_get8(&batch, request, likely, response, plain)) {
 			uint64_t header;
 
-			kv_reply_make_room(&reply, engine->response_bytes_max, batch->count - 1 - i);
-			header = kv_execute(engine, batch, request, likely, &reply, response);
+			batch.likely = likely;
+			batch.room =
+				kv_room_for_next(batch.wire_bytes, taken->count - 1 - i, engine->response_bytes_max);
+			header = kv_execute_any(&batch, request, response);
 			response->header = header;
-			reply.wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+			batch.wire_bytes += kv_response_wire_bytes(header);
 		}
 		executed++;
-		/* Nobody waits for this one: a transfer is what it costs to make, the other side sees the last. */
+		/*
+		 * Nobody polls this counter: it is stored for its cost alone. The other side waits for the whole batch.
+		 */
 		if (!plain && engine->transfer_per_request)
 			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
 	}
 	engine->stats.requests += executed;
 	engine->stats.bad_batches += is_broken;
-	return is_broken ? 0 : reply.wire_bytes;
+	return is_broken ? 0 : batch.wire_bytes;
 }
 
-/* Read once: the other end may write there again, and what is checked has to be what is used. */
+/* Read a record once: the other end may change it, and the checked values must be the ones that are used. */
 static inline struct kv_request kv_take_request(const struct kv_request *record)
 {
 	return (struct kv_request){
@@ -413,10 +417,11 @@ static inline struct kv_request kv_take_request(const struct kv_request *record)
 	};
 }
 
-/* The common case: GET of an 8-byte key whose value travels in the record. 0: it is something else. */
-KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request request, __u64 *likely,
-			       struct kv_response *response, struct kv_reply *reply, int plain)
+/* Execute the common case: GET of an 8-byte key whose value fits into the record. Return 0 for any other case. */
+KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request, __u64 *likely,
+			       struct kv_response *response, int plain)
 {
+	struct kv_engine *engine = batch->engine;
 	struct kv_store *store;
 	const uint8_t *long_value;
 	uint32_t value_bytes;
@@ -425,21 +430,21 @@ KV_INLINED int kv_execute_get8(struct kv_engine *engine, struct kv_request reque
 
 	if (__builtin_expect(request.header != KV_HEADER(KV_OP_GET, 0, 8, 0), 0))
 		return 0;
-	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, KV_OP_GET))
+	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, 1))
 		return 0;
 	store = kv_store_of(engine, request.key_hash, plain);
 	result = kv_store_get8(store, request.key_hash, request.key, 8, likely, &value, &value_bytes, &long_value,
 			       !plain && kv_store_is_shared(store));
 	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
 		return 0;
-	engine->stats.gets++;
+	engine->stats.counts.gets++;
 	response->value = value;
 	response->header = KV_HEADER(KV_OP_GET, result, 0, value_bytes);
-	reply->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
+	batch->wire_bytes += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes);
 	return 1;
 }
 
-/* A record that is handed over by itself: wait for it, for a bounded time. */
+/* Wait for a record that is handed over separately. Return 0 if it does not come in time. */
 static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index)
 {
 	for (uint32_t turn = 0; turn < KV_READY_TURNS; turn++) {
@@ -449,20 +454,12 @@ static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t i
 	return 0;
 }
 
-/* What a response may take so that each one behind it still has room for a header and a short value. */
-static void kv_reply_make_room(struct kv_reply *reply, uint32_t response_bytes_max, uint32_t responses_behind)
-{
-	uint32_t taken = reply->wire_bytes + responses_behind * KV_INLINE_REPLY_BYTES;
+/* ---- Any operation: semantics.h decides and calls the functions below ---- */
 
-	reply->room = taken < response_bytes_max ? response_bytes_max - taken : 0;
-}
-
-/* A request at work: what the operations below have in common. */
+/* A request on a key, at work. */
 struct kv_task {
-	const struct kv_taken_batch *batch;
+	struct kv_batch *batch;
 	const struct kv_request *request;
-	__u64 *likely; /* place of its item in the index, see kv_store_get8() */
-	struct kv_reply *reply;
 	struct kv_response *response;
 	struct kv_store *store;
 	const uint8_t *key;
@@ -470,73 +467,49 @@ struct kv_task {
 	uint32_t value_bytes; /* of the response */
 };
 
-static int kv_execute_reset(struct kv_engine *engine);
-static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
-static int kv_execute_get(struct kv_engine *engine, struct kv_task *task);
-static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation);
-static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task);
+static uint32_t kv_execute_task(struct kv_task *task, uint32_t operation);
+static uint32_t kv_execute_get(struct kv_task *task);
+static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation);
+static uint32_t kv_execute_increment(struct kv_task *task);
 static const uint8_t *kv_value_of(const struct kv_task *task);
 static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
 
-/* Any operation on any lengths. Returns the response's header word; a value goes into the response or its payload. */
-static uint64_t kv_execute(struct kv_engine *engine, const struct kv_taken_batch *batch, struct kv_request request,
-			   __u64 *likely, struct kv_reply *reply, struct kv_response *response)
+/* kv_execute() as a function of its own, kept out of the loop over the usual requests. */
+static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response)
 {
-	uint32_t operation = KV_HEADER_OPERATION(request.header);
-	struct kv_task task = {
-		.batch = batch, .request = &request, .likely = likely, .reply = reply, .response = response
-	};
-	int result;
-
-	response->value = 0;
-	if (operation == KV_OP_RESET)
-		return KV_HEADER(operation, kv_execute_reset(engine), 0, 0);
-	/* Also a probe's empty key, whose hash is 0, has one owner: as in MICA2, the others answer this. */
-	if (!engine->takes_all && !kv_engine_may(engine, request.key_hash, operation)) {
-		engine->stats.rejected++;
-		return KV_HEADER(operation, KV_REJECTED, 0, 0);
-	}
-	if (operation == KV_OP_NOOP_READ || operation == KV_OP_NOOP_WRITE) {
-		engine->stats.noops++;
-		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
-	}
-	if (operation > KV_OP_INCREMENT) {
-		engine->stats.not_supported++;
-		return KV_HEADER(operation, KV_NOT_SUPPORTED, 0, 0);
-	}
-	task.store = kv_store_of(engine, request.key_hash, 0);
-	task.key_bytes = KV_HEADER_KEY_BYTES(request.header);
-	task.key = (const uint8_t *)&request.key;
-	if (task.key_bytes > KV_INLINE_MAX)
-		task.key = kv_payload_of(batch, request.key, task.key_bytes);
-	if (task.key_bytes == 0 || !task.key) {
-		engine->stats.errors++;
-		return KV_HEADER(operation, KV_ERROR, 0, 0);
-	}
-	result = kv_execute_on_key(engine, &task, operation);
-	return KV_HEADER(operation, result, 0, task.value_bytes);
+	return kv_execute(batch, &request, response);
 }
 
-/* Whether this engine may do that to the key: it owns the partition, or the access mode lets others. */
-static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t operation)
+static __always_inline struct kv_operation_counts *kv_counts_of(struct kv_batch *batch)
+{
+	return &batch->engine->stats.counts;
+}
+
+static __always_inline const struct kv_partition_table *kv_partitions_of(const struct kv_batch *batch)
+{
+	return batch->engine->partitions;
+}
+
+static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 key_hash, __u32 reads)
+{
+	return !batch->engine->takes_all && !kv_engine_may(batch->engine, key_hash, reads);
+}
+
+/* Return whether the engine owns the key's partition, or the access mode lets other engines do this, too. */
+static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t reads)
 {
 	const struct kv_partition_table *table = engine->partitions;
-	int reads = operation == KV_OP_NOOP_READ || operation == KV_OP_GET || operation == KV_OP_TEST;
 
-	/* Acquire: what the partition's last owner has written is seen by the next, see kv_partition_move(). */
+	/* Acquire: the partition's new owner sees all that the old one wrote, see kv_partition_move(). */
 	if (__atomic_load_n(&table->owner[kv_partition_of(engine, key_hash)], __ATOMIC_ACQUIRE) == engine->id)
 		return 1;
-	return reads ? table->concurrent_read : table->concurrent_write;
+	return kv_mode_allows(table, reads);
 }
 
-/* Anybody may send this: it has to be allowed. */
-static int kv_execute_reset(struct kv_engine *engine)
+static __always_inline __u32 kv_forget_items(struct kv_batch *batch)
 {
-	if (!engine->partitions->reset_allowed) {
-		engine->stats.not_supported++;
-		return KV_NOT_SUPPORTED;
-	}
-	engine->stats.resets++;
+	const struct kv_engine *engine = batch->engine;
+
 	for (uint32_t i = 0; i < engine->partition_count; i++) {
 		if (engine->takes_all || __atomic_load_n(&engine->partitions->owner[i], __ATOMIC_ACQUIRE) == engine->id)
 			kv_store_reset(engine->stores[i]);
@@ -544,40 +517,66 @@ static int kv_execute_reset(struct kv_engine *engine)
 	return KV_SUCCESS;
 }
 
-static int kv_execute_on_key(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const struct kv_request *request,
+					       struct kv_response *response)
 {
+	uint32_t operation = KV_HEADER_OPERATION(request->header);
+	struct kv_task task = { .batch = batch, .request = request, .response = response };
+	uint32_t result;
+
+	task.store = kv_store_of(batch->engine, request->key_hash, 0);
+	task.key_bytes = KV_HEADER_KEY_BYTES(request->header);
+	task.key = (const uint8_t *)&request->key;
+	if (task.key_bytes > KV_INLINE_MAX)
+		task.key = kv_payload_of(batch->taken, request->key, task.key_bytes);
+	if (!task.key) {
+		kv_counts_of(batch)->errors++;
+		return KV_HEADER(operation, KV_ERROR, 0, 0);
+	}
+	result = kv_execute_task(&task, operation);
+	return KV_HEADER(operation, result, 0, task.value_bytes);
+}
+
+/* Execute a request whose key has been found. Return an enum kv_result; task->value_bytes is the response's. */
+static uint32_t kv_execute_task(struct kv_task *task, uint32_t operation)
+{
+	struct kv_engine_stats *stats = &task->batch->engine->stats;
 	uint64_t key_hash = task->request->key_hash;
 
 	switch (operation) {
 	case KV_OP_GET:
-		return kv_execute_get(engine, task);
+		return kv_execute_get(task);
 	case KV_OP_TEST:
-		engine->stats.tests++;
+		stats->tests++;
 		return kv_store_test(task->store, key_hash, task->key, task->key_bytes);
 	case KV_OP_DELETE:
-		engine->stats.deletes++;
+		stats->deletes++;
 		return kv_store_delete(task->store, key_hash, task->key, task->key_bytes);
 	case KV_OP_INCREMENT:
-		return kv_execute_increment(engine, task);
+		stats->increments++;
+		return kv_execute_increment(task);
 	default:
-		return kv_execute_set(engine, task, operation);
+		return kv_execute_set(task, operation);
 	}
 }
 
-static int kv_execute_get(struct kv_engine *engine, struct kv_task *task)
+/* Return kv_refuse() of the request. */
+static uint32_t kv_refuse_task(struct kv_task *task, uint32_t operation)
 {
-	struct kv_reply *reply = task->reply;
-	uint32_t room = KV_PAYLOAD_BYTES - reply->payload_bytes;
-	uint8_t *value = reply->slot->payload + reply->payload_bytes;
-	int result;
+	return kv_refuse(task->batch, operation, task->request->header, &task->batch->room,
+			 task->batch->engine->response_bytes_max);
+}
 
-	engine->stats.gets++;
-	if (reply->room < KV_INLINE_REPLY_BYTES)
-		return KV_INSUFFICIENT_SPACE;
-	if (room > ((reply->room - KV_ITEM_HEADER_BYTES) & ~7u))
-		room = (reply->room - KV_ITEM_HEADER_BYTES) & ~7u;
-	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value, room,
-			      &task->value_bytes);
+static uint32_t kv_execute_get(struct kv_task *task)
+{
+	struct kv_batch *batch = task->batch;
+	uint8_t *value = batch->slot->payload + batch->payload_bytes;
+	uint32_t result = kv_refuse_task(task, KV_OP_GET);
+
+	if (result)
+		return result;
+	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value,
+			      kv_room_for_value(batch->room, batch->payload_bytes), &task->value_bytes);
 	if (result != KV_SUCCESS) {
 		task->value_bytes = 0;
 		return result;
@@ -587,26 +586,31 @@ static int kv_execute_get(struct kv_engine *engine, struct kv_task *task)
 		return result;
 	}
 	memset(value + task->value_bytes, 0, KV_ROUNDUP8(task->value_bytes) - task->value_bytes);
-	task->response->value = reply->payload_bytes;
-	reply->payload_bytes += KV_ROUNDUP8(task->value_bytes);
+	task->response->value = batch->payload_bytes;
+	batch->payload_bytes += KV_ROUNDUP8(task->value_bytes);
 	return result;
 }
 
-/* SET, and ADD. */
-static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32_t operation)
+/* SET and ADD. */
+static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation)
 {
 	const struct kv_request *request = task->request;
 	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(request->header);
 	const uint8_t *value;
+	uint32_t refusal;
 
-	engine->stats.sets++;
-	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX)
-		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->likely,
+	/* The common case: kv_refuse() has nothing to check here. */
+	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX) {
+		kv_counts_of(task->batch)->sets++;
+		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->batch->likely,
 				     request->value, value_bytes);
+	}
+	refusal = kv_refuse_task(task, operation);
+	if (refusal)
+		return refusal;
 	value = kv_value_of(task);
-	/* What a GET could never return in one frame is refused now. */
-	if (!value || KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(value_bytes) > engine->response_bytes_max) {
-		engine->stats.errors++;
+	if (!value) {
+		kv_counts_of(task->batch)->errors++;
 		return KV_INSUFFICIENT_SPACE;
 	}
 	if (operation == KV_OP_ADD)
@@ -614,19 +618,18 @@ static int kv_execute_set(struct kv_engine *engine, struct kv_task *task, uint32
 	return kv_store_set(task->store, request->key_hash, task->key, task->key_bytes, value, value_bytes);
 }
 
-static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task)
+static uint32_t kv_execute_increment(struct kv_task *task)
 {
+	uint32_t result = kv_refuse_task(task, KV_OP_INCREMENT);
 	const uint8_t *value = kv_value_of(task);
 	uint64_t increment, sum;
-	int result;
 
-	engine->stats.increments++;
-	if (!value || KV_HEADER_VALUE_BYTES(task->request->header) != sizeof(increment)) {
-		engine->stats.errors++;
+	if (result)
+		return result;
+	if (!value) {
+		kv_counts_of(task->batch)->errors++;
 		return KV_ERROR;
 	}
-	if (task->reply->room < KV_INLINE_REPLY_BYTES)
-		return KV_INSUFFICIENT_SPACE;
 	memcpy(&increment, value, sizeof(increment));
 	result = kv_store_increment(task->store, task->request->key_hash, task->key, task->key_bytes, increment, &sum);
 	if (result == KV_SUCCESS) {
@@ -636,18 +639,18 @@ static int kv_execute_increment(struct kv_engine *engine, struct kv_task *task)
 	return result;
 }
 
-/* Where the request's value lies; NULL if that is outside its batch. */
+/* Return the request's value, or NULL if it would be outside its batch. */
 static const uint8_t *kv_value_of(const struct kv_task *task)
 {
 	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(task->request->header);
 
-	/* Behind a long key even a short value is left in the payload, see kv_parse_item(). */
+	/* Behind a long key even a short value stays in the payload, see kv_parse_item(). */
 	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
-		return kv_payload_of(task->batch, task->request->value, value_bytes);
+		return kv_payload_of(task->batch->taken, task->request->value, value_bytes);
 	return (const uint8_t *)&task->request->value;
 }
 
-/* Bytes of a long key or value in the batch's payload, or NULL if it has none or they would lie outside. */
+/* Return a long key or value in the batch's payload, or NULL if there is no payload or they would be outside. */
 static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes)
 {
 	if (!batch->has_payload || offset > KV_PAYLOAD_BYTES || bytes > KV_PAYLOAD_BYTES - offset)

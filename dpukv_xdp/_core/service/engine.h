@@ -3,6 +3,7 @@
 #ifndef KV_ENGINE_H
 #define KV_ENGINE_H
 
+#include "abi/operation_table.h"
 #include "abi/partitions.h"
 #include "queue/bus.h"
 #include "queue/host_end.h"
@@ -13,47 +14,43 @@ enum kv_engine_limit {
 	KV_HOST_PAIRS_MAX = KV_CPUS_MAX + KV_QUEUES_MAX /* queue pairs of one engine */
 };
 
-/* Per engine; written by its thread only, read by anybody at any time. */
+/* Counters of one engine. Its thread writes them; any thread may read them at any time. */
 struct kv_engine_stats {
 	uint64_t batches;
 	uint64_t requests;
-	uint64_t gets;
-	uint64_t sets; /* and ADDs */
+	struct kv_operation_counts counts;
 	uint64_t tests;
 	uint64_t deletes;
 	uint64_t increments;
-	uint64_t resets;
-	uint64_t noops;
-	uint64_t errors; /* requests that break a limit */
-	uint64_t not_supported;
-	uint64_t rejected;    /* requests for a partition of another engine */
-	uint64_t bad_batches; /* counters or counts out of range in the request queue */
+	uint64_t bad_batches; /* batches with a counter or count out of range */
 	uint64_t wakeups;     /* times a sender was woken for an overdue response */
-	uint64_t busy_ticks;  /* time stamp counter's ticks spent on batches */
+	uint64_t busy_ticks;  /* ticks of the time stamp counter spent on batches */
 };
 
 struct kv_engine {
 	const struct kv_partition_table *partitions;
-	struct kv_store *stores[KV_PARTITIONS_MAX]; /* its handle on each partition's store */
-	uint32_t partition_count;		    /* of the table, which never changes */
-	uint32_t partition_step;		    /* 2^32 / partition_count, rounded up: kv_engine_begin() sets it */
-	uint32_t takes_all;	 /* 1: there is nobody else, or everybody may read and write: no look at the owner */
-	struct kv_ringbuf *ring; /* where requests come from instead of the pairs, or NULL */
+	struct kv_store *stores[KV_PARTITIONS_MAX]; /* the engine's handle on each partition's store */
+	uint32_t partition_count;		    /* partitions in the table; constant */
+	uint32_t partition_step;		    /* 2^32 / partition_count, rounded up; set by kv_engine_begin() */
+	uint32_t takes_all;	 /* 1: it is the only engine, or all may read and write: the owner is not checked */
+	struct kv_ringbuf *ring; /* source of requests instead of the pairs, or NULL */
 	uint32_t id;
-	uint32_t cpu; /* where this engine runs */
+	uint32_t cpu; /* core that this engine runs on */
 	uint32_t pair_count;
-	uint32_t next_pair;	       /* that a round begins with */
-	uint32_t response_bytes_max;   /* of one packet, behind the packet header */
-	uint32_t transfer_per_request; /* 1: wait for each record and hand each response back by itself */
+	uint32_t next_pair;	       /* pair that the next round begins with */
+	uint32_t response_bytes_max;   /* response bytes of one packet, behind the packet header */
+	uint32_t transfer_per_request; /* 1: wait for each record and hand each response back separately */
 	uint64_t flush_after_ticks;    /* a response older than this is overdue */
 	struct kv_bus bus;
 	struct kv_engine_stats stats;
-	uint64_t partition_requests[KV_PARTITIONS_MAX]; /* counted where there are several */
-	struct kv_engine_pair pairs[KV_HOST_PAIRS_MAX]; /* communication cores first, by number */
+	uint64_t partition_requests[KV_PARTITIONS_MAX]; /* requests by partition, counted if there are several */
+	struct kv_engine_pair pairs[KV_HOST_PAIRS_MAX]; /* those of communication cores first, by number */
 };
 
-/* The parts of a turn of a host core. Serving begins and ends; a turn returns the batches that it processed; the idle
- * turn looks for overdue ones. */
+/*
+ * The engine's part in the loop of a host core. kv_engine_begin() returns 0 or -EINVAL; kv_engine_turn() returns how
+ * many batches it processed; kv_engine_idle() looks for overdue responses.
+ */
 int kv_engine_begin(struct kv_engine *engine);
 uint32_t kv_engine_turn(struct kv_engine *engine);
 void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks);

@@ -5,9 +5,9 @@
 #include "store/allocator.h"
 
 #define FLAG_FREE 1ULL
-#define FLAG_FREE_BEFORE 2ULL /* the block in front of this one is free */
+#define FLAG_FREE_BEFORE 2ULL /* the previous block is free */
 #define FLAGS 7ULL
-/* Words of a free block, behind its header. */
+/* Links of a free block, behind its header. */
 enum link { LINK_NEXT = 1, LINK_PREVIOUS = 2 };
 
 static uint64_t word_at(const struct kv_allocator *allocator, uint64_t offset);
@@ -27,7 +27,7 @@ void kv_allocator_reset(struct kv_allocator *allocator, uint8_t *memory, uint64_
 	allocator->used_bytes = 0;
 	for (uint32_t i = 0; i < KV_ALLOCATOR_MAP_WORDS; i++)
 		allocator->filled[i] = 0;
-	/* The last word is the header of a block of no bytes, in use for ever: every block has one behind it. */
+	/* The last word is the header of an empty block that is always in use, so that every block has a next one. */
 	write_word(allocator, bytes - KV_ALLOCATOR_HEADER_BYTES, 0);
 	write_word(allocator, 0, 0);
 	release(allocator, 0, bytes - KV_ALLOCATOR_HEADER_BYTES);
@@ -44,7 +44,7 @@ uint64_t kv_allocator_take(struct kv_allocator *allocator, uint64_t bytes, uint6
 		return KV_ALLOCATOR_NONE;
 	remove_block(allocator, block);
 	found_bytes = block_bytes(allocator, block);
-	/* A block in front of this one is in use: free neighbours are merged. */
+	/* The previous block is in use, because free neighbours are merged. */
 	if (found_bytes - needed >= KV_ALLOCATOR_BLOCK_MIN) {
 		insert_block(allocator, block + needed, found_bytes - needed);
 		found_bytes = needed;
@@ -82,7 +82,7 @@ uint64_t kv_allocator_shrink(struct kv_allocator *allocator, uint64_t offset, ui
 
 /* ---- Blocks ---- */
 
-/* Merge what is no longer in use with its neighbours, as far as they are free. */
+/* Free a block: merge it with its free neighbours. */
 static void release(struct kv_allocator *allocator, uint64_t block, uint64_t bytes)
 {
 	uint64_t behind = word_at(allocator, block + bytes);
@@ -116,7 +116,7 @@ static uint64_t needed_bytes(uint64_t bytes)
 
 /* ---- Lists ---- */
 
-/* The list that a block of so many bytes is in. */
+/* Return the list for blocks of this size. */
 static uint32_t list_of(uint64_t bytes)
 {
 	uint64_t words = bytes / 8;
@@ -126,7 +126,7 @@ static uint32_t list_of(uint64_t bytes)
 	return KV_ALLOCATOR_SIZES + (uint32_t)(__builtin_clzll(KV_ALLOCATOR_SIZES) - __builtin_clzll(words));
 }
 
-/* A block of the smallest size that there is, from the needed one on; of larger ones than all, about the smallest. */
+/* Return a block of the smallest available size that fits; above the lists of one size each, about the smallest. */
 static uint64_t find_block(const struct kv_allocator *allocator, uint64_t needed)
 {
 	uint32_t list = list_of(needed), word = list / 64;
@@ -140,7 +140,7 @@ static uint64_t find_block(const struct kv_allocator *allocator, uint64_t needed
 	return allocator->heads[64 * word + (uint32_t)__builtin_ctzll(filled)];
 }
 
-/* Make so many bytes a free block, and the first one of its list. The block in front of it is in use. */
+/* Make these bytes a free block and put it first in its list. The previous block is in use. */
 static void insert_block(struct kv_allocator *allocator, uint64_t block, uint64_t bytes)
 {
 	uint32_t list = list_of(bytes);

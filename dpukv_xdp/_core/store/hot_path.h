@@ -1,30 +1,31 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * hot_path.h - one partition as the native core sees it: memory layout, and the hot paths as inline functions.
+ * hot_path.h - the store's layout in the native core, and its hot paths as inline functions.
  *
- * A store is MICA's: an index of buckets in front of a circular log (cache) or of an allocator's memory (lossless).
- * One thread owns it (EREW), without locks or versions, until kv_store_share() makes it a store that several threads
- * use at once (CREW, CRCW): keep_apart.h says how. Index and log hold offsets only, never pointers, so their memory
- * can be mapped anywhere.
+ * A store is MICA's: an index of buckets for a circular log (cache) or for an allocator's memory (lossless). One thread
+ * owns it (EREW), without locks or versions, until kv_store_share() makes it a store that several threads use at the
+ * same time (CREW, CRCW, see keep_apart.h). Index and log contain offsets, never pointers, so that their memory can be
+ * mapped anywhere.
  *
- *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then the number of the bucket that this one
- *                   overflows to, 0 if there is none. Words in use are a prefix of the chain, and a 0 word ends it: a
- *                   lookup in a lightly filled bucket reads one cache line. All buckets' first lines stand together,
- *                   then all second ones. Overflow buckets, which only a lossless store has, follow the main ones. A
- *                   bucket's number has no tag, so that it is never taken for an item's word.
- *   item (>= 32 B)  struct kv_item, then the key and the value, each zero padded to 8 bytes. In the log items never
- *                   wrap: where its rest is too short, it is skipped. An 8/8 item takes exactly 32 bytes, and as 32
- *                   divides a cache line, a log of 8/8 items never splits one. In a lossless store it takes 8 more.
+ *   bucket (128 B)  15 item words of tag (16 bits) | offset (48 bits), then the number of its overflow bucket, or 0.
+ *                   Words in use are a prefix of the chain, and a 0 word ends it: a lookup in a lightly filled bucket
+ *                   reads one cache line. The first lines of all buckets come first in memory, then the second lines.
+ *                   Overflow buckets, which only a lossless store has, follow the main ones. A bucket's number has no
+ *                   tag, so that it is never mistaken for an item's word.
+ *   item (>= 32 B)  struct kv_item, then the key and the value, each zero padded to 8 bytes. An item never wraps
+ *                   around the log's end: a rest that is too short is skipped. An 8/8 item takes 32 bytes, so that
+ *                   a log of 8/8 items never splits one across cache lines. In a lossless store it takes 8 bytes
+ *                   more.
  *
- * The log may have any length. Offsets count in spans, the next power of two: at the log's end the tail jumps to the
- * next span, so that offset % span is a position in the log. An item is alive if at most a span lies between it and the
- * tail: one of this lap always is, as a lap is not longer than a span, and one of the lap before exactly if its
- * position is not before the tail's, where this lap has not come yet. A lossless store's items are alive under the same
- * rule: its tail stays 0, and its span is all that 48 bits can count.
+ * The log may have any length. Its span is the next power of two: at the log's end the tail jumps to the next span, so
+ * that offset % span is a position in the log. An item is alive if it is at most one span behind the tail. Items of the
+ * current lap always are; an item of the previous lap is exactly if its position is not before the tail's, where the
+ * current lap has not overwritten anything yet. The same rule holds for a lossless store, whose tail stays 0 and whose
+ * span is 2^48.
  *
- * A lookup is: kv_store_prefetch_bucket(), some other work, kv_store_prefetch_item(), some other work, then
- * kv_store_get8() / kv_store_set8() for keys of 1 to 8 bytes, with the place that prefetching has found, or
- * kv_store_get() / kv_store_set() for any. All of them find each other's items.
+ * A lookup is: kv_store_prefetch_bucket(), other work, kv_store_prefetch_item(), other work, then kv_store_get8() or
+ * kv_store_set8() for keys of 1 to 8 bytes, with the place found by prefetching, or kv_store_get() or kv_store_set()
+ * for any key. All of them find each other's items.
  */
 #ifndef KV_HOT_PATH_H
 #define KV_HOT_PATH_H
@@ -49,52 +50,52 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are k
 #define KV_STORE_NOT_WRITING (~0ULL)
 #define KV_STORE_APART 128 /* two cache lines: the adjacent-line prefetcher pairs them */
 #define KV_LOG_BYTES_MIN 64
-#define KV_MOVE_TO_HEAD_NEVER 65536	    /* in struct kv_store_options */
-#define KV_MOVE_DISTANCE_NEVER (1ULL << 62) /* no distance is as long */
+#define KV_MOVE_TO_HEAD_NEVER 65536	    /* value of kv_store_options.move_to_head */
+#define KV_MOVE_DISTANCE_NEVER (1ULL << 62) /* longer than any distance */
 
-/* How far the log and its cleanup have come. */
+/* State of the log and its cleanup. */
 struct kv_store_progress {
-	__u64 tail;    /* where the next entry goes, in spans; position in the log = tail % span */
+	__u64 tail;    /* offset of the next entry; position in the log = tail % span */
 	__u64 cleaned; /* buckets ever visited by the cleanup; position = cleaned % buckets */
-	__u64 items;   /* words in the index */
+	__u64 items;   /* words in use in the index */
 };
 
 /* What one handle's thread is writing in the log; appends of others do not come round to it. */
 struct kv_store_writer {
 	_Alignas(KV_STORE_APART) __u64 offset; /* of the entry, as the tail counts; or KV_STORE_NOT_WRITING */
-	uint32_t in_use;		       /* a handle has this place */
+	uint32_t in_use;		       /* 1: a handle has this place */
 };
 
-/* What the handles on one store have in common. */
+/* State shared by all handles on one store. */
 struct kv_store_common {
 	_Alignas(KV_STORE_APART) struct kv_store_progress progress;
 	_Alignas(KV_STORE_APART) uint32_t handles;
-	uint32_t places; /* among the writers: none is in use from here on */
+	uint32_t places; /* of `writers` that may be in use: none from here on is */
 	struct kv_store_writer writers[KV_STORE_HANDLES_MAX];
 };
 
-/* A handle: what one thread uses. `versions`, `common` and `writer` are for shared mode. */
+/* A handle, used by one thread. `versions`, `common` and `writer` are for shared mode. */
 struct kv_store {
 	_Alignas(KV_STORE_APART) struct kv_line *lines; /* the buckets' first lines, then their second lines */
 	uint8_t *log;					/* or the allocator's memory */
-	uint64_t buckets;				/* that hashes choose among */
-	uint64_t span;					/* of the log: a power of two */
-	struct kv_store_progress progress;		/* exclusive mode only: here one load away */
-	uint32_t *versions;	/* one for each bucket, odd while it is being written; NULL is exclusive mode */
-	uint64_t move_distance; /* GET leaves an item where it is if it is as near to the tail */
-	uint32_t capacity_max;	/* an item with room for a longer value is not overwritten in place by a short one */
+	uint64_t buckets;				/* main buckets, which hashes select */
+	uint64_t span;					/* span of the log, a power of two */
+	struct kv_store_progress progress;		/* in exclusive mode only: here without a further pointer */
+	uint32_t *versions;	/* version of each bucket, odd while it is being written; NULL in exclusive mode */
+	uint64_t move_distance; /* GET moves an item that is farther from the tail, in bytes */
+	uint32_t capacity_max;	/* items with room for longer values are not overwritten by kv_store_set8() */
 	uint32_t writer;	/* this handle's place in common->writers */
-	uint64_t buckets_all;	/* with those to overflow to */
+	uint64_t buckets_all;	/* main and overflow buckets */
 	uint64_t log_bytes;	/* a multiple of KV_LOG_BYTES_MIN, at most `span` */
 	uint32_t span_shift;
-	uint32_t cleanup_shift;	      /* the cleanup visits one bucket for each 2^this bytes of growth */
-	uint64_t move_distance_full;  /* of a handle that may move items */
+	uint32_t cleanup_shift;	      /* the cleanup visits one bucket per 2^this bytes of growth */
+	uint64_t move_distance_full;  /* move_distance of a handle that may move items */
 	struct kv_lossless *lossless; /* NULL in a cache */
 	struct kv_store_common *common;
 	struct kv_store_stats stats;
 };
 
-/* Whether several threads use it, each with a handle of its own. */
+/* Return whether the store is in shared mode. */
 static inline int kv_store_is_shared(const struct kv_store *store)
 {
 	return store->versions != NULL;
@@ -107,9 +108,9 @@ static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word);
 
 /*
- * `shared` is kv_store_is_shared(), and a constant wherever it matters: one source for both modes, and no trace of the
- * shared one's care in the exclusive one's code. always_inline also because GCC 12 takes a function that only
- * prefetches for one without effect, and drops its calls.
+ * `shared` is kv_store_is_shared() and a constant wherever speed matters: both modes have one source, and the exclusive
+ * one no instruction for the other. always_inline is needed, too: GCC 12 drops calls of a function that only
+ * prefetches, because it seems to have no effect.
  */
 #define KV_INLINED static inline __attribute__((always_inline))
 
@@ -123,10 +124,10 @@ KV_INLINED struct kv_item *kv_store_find8_at(const struct kv_store *store, uint6
 KV_INLINED uint64_t kv_store_distance(const struct kv_store *store, uint64_t word, int shared);
 int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 			 __u64 *value_word, uint32_t *value_bytes);
-/* Exclusive mode: move the item to the head if it is farther from it than it may be; where it is now. */
+/* Exclusive mode: move the item to the log's head if it is far enough from it. Return where it is then. */
 const struct kv_item *kv_store_move_to_head(struct kv_store *store, __u64 *word);
 
-/* Ask for the bucket's first line. With the index at its intended load a lookup rarely needs the second one. */
+/* Prefetch the bucket's first line. At the index's intended load a lookup rarely needs the second one. */
 KV_INLINED void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t key_hash, int shared)
 {
 	uint64_t bucket = kv_store_bucket(store, key_hash);
@@ -137,8 +138,8 @@ KV_INLINED void kv_store_prefetch_bucket(const struct kv_store *store, uint64_t 
 }
 
 /*
- * Ask for the item that the first matching tag of the (prefetched) bucket points to, and return where this tag is.
- * Without a branch, even where no tag matches and some other item is fetched, so that a loop of these runs ahead of its
+ * Prefetch the item that the first matching tag of the (prefetched) bucket points to, and return the tag's place. There
+ * is no branch, even if no tag matches and another item is fetched, so that a loop of these calls runs ahead of its
  * loads.
  */
 KV_INLINED __u64 *kv_store_prefetch_item(const struct kv_store *store, uint64_t key_hash, int shared)
@@ -153,11 +154,11 @@ KV_INLINED __u64 *kv_store_prefetch_item(const struct kv_store *store, uint64_t 
 }
 
 /*
- * GET of a key of 1-8 bytes held in a word, zero padded: KV_SUCCESS or KV_NOT_FOUND (with *value_bytes 0). A value of
- * at most 8 bytes comes back in *value_word, zero padded; of a longer one its length, and *long_value, a pointer into
- * the store that is good until the next operation. In shared mode *long_value is NULL: another thread's may come at any
- * time, so kv_store_get() must copy the value, and it may find another length or nothing by then. `likely` is what
- * kv_store_prefetch_item() has returned for this hash, however long ago, or NULL.
+ * GET of a key of 1-8 bytes, given as a zero-padded word. Return KV_SUCCESS, or KV_NOT_FOUND with *value_bytes 0. A
+ * value of at most 8 bytes is returned in *value_word, zero padded. For a longer one, *value_bytes is its length and
+ * *long_value a pointer into the store, valid until the next operation; in shared mode it is NULL, because other
+ * threads may change the value at any time: kv_store_get() must copy it, and may then find another length or nothing.
+ * `likely` is the result of kv_store_prefetch_item() for this hash, however old, or NULL.
  */
 KV_INLINED int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 			     __u64 *likely, __u64 *value_word, uint32_t *value_bytes, const uint8_t **long_value,
@@ -183,13 +184,13 @@ KV_INLINED int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t
 	if (__builtin_expect(kv_store_distance(store, *word, 0) > store->move_distance, 0))
 		item = kv_store_move_to_head(store, word);
 	*value_bytes = item->kv_length & KV_LENGTH_VALUE_MASK;
-	store->stats.get_found += *value_bytes <= KV_INLINE_MAX; /* a longer one counts when kv_store_get() gets it */
+	store->stats.get_found += *value_bytes <= KV_INLINE_MAX; /* kv_store_get() counts a longer one */
 	*value_word = item->words[1];
 	*long_value = (const uint8_t *)&item->words[1];
 	return KV_SUCCESS;
 }
 
-/* SET of a key of 1-8 bytes and a value of 0-8 bytes, each held in a word, zero padded: enum kv_result. */
+/* SET of a key of 1-8 bytes and a value of 0-8 bytes, each given as a zero-padded word. Return an enum kv_result. */
 static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 				__u64 *likely, uint64_t value_word, uint32_t value_bytes)
 {
@@ -205,12 +206,12 @@ static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint6
 		return kv_store_set(store, key_hash, (const uint8_t *)&key_word, key_bytes,
 				    (const uint8_t *)&value_word, value_bytes);
 	item->kv_length = key_bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
-	item->words[1] = value_word; /* every item has room for it: value_capacity >= 8 */
+	item->words[1] = value_word; /* fits into every item: value_capacity >= 8 */
 	store->stats.set_inplace++;
 	return KV_SUCCESS;
 }
 
-/* ---- What fast and general paths share ---- */
+/* ---- Used by fast and general paths ---- */
 
 static inline uint64_t kv_store_bucket(const struct kv_store *store, uint64_t key_hash)
 {
@@ -222,13 +223,13 @@ static inline __u64 *kv_store_line(const struct kv_store *store, uint64_t bucket
 	return store->lines[line * store->buckets_all + bucket].words;
 }
 
-/* The word of one way of a bucket, 0 to KV_BUCKET_WAYS - 1. */
+/* Return the word of a bucket's way, 0 to KV_BUCKET_WAYS - 1. */
 static inline __u64 *kv_store_way(const struct kv_store *store, uint64_t bucket, uint32_t way)
 {
 	return kv_store_line(store, bucket, way / KV_LINE_WORDS) + way % KV_LINE_WORDS;
 }
 
-/* Where a bucket's number of the next one of its chain is. */
+/* Return the word with the number of a bucket's overflow bucket. */
 static inline __u64 *kv_store_overflow(const struct kv_store *store, uint64_t bucket)
 {
 	return &kv_store_line(store, bucket, 1)[KV_LINE_WORDS - 1];
@@ -239,7 +240,7 @@ static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64
 	return (struct kv_item *)(store->log + (word & (store->span - 1)));
 }
 
-/* Words that other threads may read or write at the same time. */
+/* A word that other threads may read or write at the same time. */
 typedef __u64 __attribute__((may_alias)) kv_shared_word;
 
 KV_INLINED uint64_t kv_load(const __u64 *word, int shared)
@@ -255,7 +256,7 @@ KV_INLINED void kv_save(__u64 *word, uint64_t value, int shared)
 		*word = value;
 }
 
-/* An item's kv_length. In shared mode its header is read and written by words, as any word of the log is. */
+/* Return an item's kv_length. In shared mode the log is read and written in whole words only. */
 KV_INLINED uint32_t kv_item_length(const struct kv_item *item, int shared)
 {
 	return shared ? (uint32_t)__atomic_load_n((const kv_shared_word *)item, __ATOMIC_RELAXED) : item->kv_length;
@@ -266,16 +267,17 @@ KV_INLINED uint64_t kv_store_tail(const struct kv_store *store, int shared)
 	return shared ? kv_load(&store->common->progress.tail, 1) : store->progress.tail;
 }
 
-/* From an item's start to the tail. More than a span: the item is (partly) overwritten. */
+/* Return the bytes from an item's start to the tail. More than a span: the item is overwritten, at least in part. */
 KV_INLINED uint64_t kv_store_distance(const struct kv_store *store, uint64_t word, int shared)
 {
 	return (kv_store_tail(store, shared) - word) & KV_LOG_OFFSET_MASK;
 }
 
 #ifdef __SSE2__
-/* Words 2 * `pair` and the next one of a line. In shared mode by an instruction that the compiler does not know for a
- * load: x86 reads each of the two at once, while C has no word for such a read (and two words read one by one cost 2 ns
- * a lookup). */
+/*
+ * Return words 2 * `pair` and the next one of a line. In shared mode inline assembly loads them: x86 reads each of the
+ * two words atomically, but C has no expression for that, and two separate reads cost 2 ns per lookup.
+ */
 KV_INLINED __m128 kv_line_pair(const __u64 *line, uint32_t pair, int shared)
 {
 	const __m128 *words = &((const __m128 *)line)[pair];
@@ -288,13 +290,15 @@ KV_INLINED __m128 kv_line_pair(const __u64 *line, uint32_t pair, int shared)
 }
 #endif
 
-/* Bit i is set if word i of a bucket's line has the hash's tag. Without branches: which word it is cannot be
- * predicted, and a miss costs as much as the whole lookup. */
+/*
+ * Return a mask: bit i is set if word i of the line has the hash's tag. Without branches, which would be unpredictable:
+ * a misprediction costs as much as the whole lookup.
+ */
 KV_INLINED uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash, int shared)
 {
 	uint64_t tag = KV_STORE_TAG(key_hash);
 #ifdef __SSE2__
-	/* High halves of the words, four at a time; then their high 16 bits, all eight. */
+	/* The high halves of four words at a time, then the high 16 bits of all eight. */
 	__m128i low =
 		_mm_castps_si128(_mm_shuffle_ps(kv_line_pair(line, 0, shared), kv_line_pair(line, 1, shared), 0xdd));
 	__m128i high =
@@ -312,7 +316,7 @@ KV_INLINED uint32_t kv_bucket_matches(const __u64 *line, uint64_t key_hash, int 
 #endif
 }
 
-/* The first bytes of a text, at most 8, as a word, zero padded. */
+/* Return the first bytes of a text, at most 8, as a zero-padded word. */
 static inline uint64_t kv_word_of(const uint8_t *bytes, uint32_t length)
 {
 	uint64_t word = 0;
@@ -324,7 +328,7 @@ static inline uint64_t kv_word_of(const uint8_t *bytes, uint32_t length)
 	return word;
 }
 
-/* Whether an item's words hold this text, zero padded. */
+/* Return whether an item's words contain this text, zero padded. */
 KV_INLINED int kv_words_equal(const __u64 *words, const uint8_t *bytes, uint32_t length, int shared)
 {
 	if (!shared)
@@ -335,7 +339,7 @@ KV_INLINED int kv_words_equal(const __u64 *words, const uint8_t *bytes, uint32_t
 	return 1;
 }
 
-/* How many buckets the cleanup has to have visited when the tail is here: the same for each lap. */
+/* Return how many buckets the cleanup must have visited by the time the tail is here; each lap adds the same number. */
 static inline uint64_t kv_store_cleanup_due(const struct kv_store *store, uint64_t tail)
 {
 	uint64_t unit = (1ULL << store->cleanup_shift) - 1;
@@ -344,16 +348,18 @@ static inline uint64_t kv_store_cleanup_due(const struct kv_store *store, uint64
 	return (tail >> store->span_shift) * buckets_a_lap + ((tail & (store->span - 1)) >> store->cleanup_shift);
 }
 
-/* Whether so many bytes lie inside the log. In shared mode an item's length may be another item's bytes. */
+/*
+ * Return whether the bytes are inside the log. In shared mode an item's length may have been overwritten by other data.
+ */
 KV_INLINED int kv_store_holds(const struct kv_store *store, const __u64 *words, uint32_t bytes, int shared)
 {
 	return !shared || (uint64_t)((const uint8_t *)words - store->log) + KV_ROUNDUP8(bytes) <= store->log_bytes;
 }
 
 /*
- * The live item with this hash and key, and the bucket's word that points to it; NULL if there is none. The key is
- * its first 8 bytes as a word, zero padded, and the rest. In shared mode the answer is a guess until the bucket's
- * version and the item's distance have been looked at again: see get() in operations.c.
+ * Return the live item with this hash and key, and in *word the bucket's word that points to it; NULL if there is none.
+ * The key is its first 8 bytes as a zero-padded word, and the rest. In shared mode the result is a guess until the
+ * bucket's version and the item's distance have been checked again, see look_up() in operations.c.
  */
 KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
 					 uint64_t first_word, const uint8_t *rest, uint32_t rest_bytes, __u64 **word,
@@ -380,7 +386,7 @@ KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t 
 				return item;
 			}
 		}
-		/* The last item word of the first line, or the number of the bucket to go on with. */
+		/* The last item word of the first line, or the number of the overflow bucket. */
 		line += KV_LINE_WORDS - 1;
 		if (!kv_load(line, shared))
 			return NULL;
@@ -391,8 +397,8 @@ KV_INLINED struct kv_item *kv_store_find(const struct kv_store *store, uint64_t 
 }
 
 /*
- * Exclusive mode: the live item with this hash and key if this place in its bucket points to it, else NULL. The bucket
- * may have changed since the place was found: what holds for any word of it is looked at again.
+ * Exclusive mode: return the live item with this hash and key if this place in its bucket points to it, else NULL. The
+ * bucket may have changed since the place was found, so everything is checked again.
  */
 KV_INLINED struct kv_item *kv_store_find8_at(const struct kv_store *store, uint64_t key_hash, uint32_t key_bytes,
 					     uint64_t key_word, const __u64 *place)

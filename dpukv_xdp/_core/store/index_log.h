@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * index_log.h - the parts that the operations of a store are made of: the circular log, items, the index.
+ * index_log.h - parts of the store's operations: the circular log, items, the index.
  */
 #ifndef KV_INDEX_LOG_H
 #define KV_INDEX_LOG_H
@@ -14,7 +14,7 @@ static inline uint32_t value_capacity(uint32_t value_bytes);
 
 /* ---- The circular log ---- */
 
-/* Make room at the tail; the entry's 48-bit offset. From here on what it overwrites counts as gone. */
+/* Reserve room at the tail. Return the entry's 48-bit offset. Items that it overlaps are dead from here on. */
 KV_INLINED uint64_t append(struct kv_store *store, uint32_t entry_bytes, int shared)
 {
 	uint64_t tail, offset;
@@ -34,7 +34,7 @@ KV_INLINED uint64_t append(struct kv_store *store, uint32_t entry_bytes, int sha
 
 /* ---- Items ---- */
 
-/* Copy an item's value and length out, if it fits. */
+/* Copy an item's value, if it fits into `room`, and its length. Return an enum kv_result. */
 KV_INLINED int read_value(const struct kv_store *store, const struct kv_item *item, uint32_t key_bytes, uint8_t *value,
 			  uint32_t room, uint32_t *value_bytes, int shared)
 {
@@ -83,7 +83,7 @@ KV_INLINED void write_lengths(struct kv_item *item, uint32_t key_bytes, uint32_t
 	item->value_capacity = capacity_bytes;
 }
 
-/* A key or a value with the zeros behind it; even an empty value has a word. */
+/* Write a key or value and its zero padding; even an empty value has one word. */
 KV_INLINED void write_padded(__u64 *words, const uint8_t *bytes, uint32_t length, int shared)
 {
 	if (!shared) {
@@ -100,8 +100,10 @@ KV_INLINED void write_padded(__u64 *words, const uint8_t *bytes, uint32_t length
 
 /* ---- The index ---- */
 
-/* Put a new key's word where a dead item's is, else in a free place, else where the oldest item's is: the one farthest
- * from the tail, which the log would overwrite first anyway. */
+/*
+ * Store a new key's word in the place of a dead item, else in a free place, else in that of the oldest item, which is
+ * the farthest from the tail and the next that the log would overwrite.
+ */
 KV_INLINED void put_word(struct kv_store *store, uint64_t bucket, uint64_t new_word, int shared)
 {
 	uint64_t tail = kv_store_tail(store, shared), oldest_distance = 0;
@@ -129,7 +131,7 @@ KV_INLINED void put_word(struct kv_store *store, uint64_t bucket, uint64_t new_w
 	}
 }
 
-/* Take a word out: the bucket's last one fills its place. */
+/* Remove a word; the bucket's last one takes its place. */
 KV_INLINED void remove_word(struct kv_store *store, uint64_t bucket, __u64 *word, int shared)
 {
 	__u64 *last = kv_store_way(store, bucket, words_in_use(store, bucket) - 1);
@@ -138,7 +140,7 @@ KV_INLINED void remove_word(struct kv_store *store, uint64_t bucket, __u64 *word
 	kv_save(last, 0, shared);
 }
 
-/* Take all words of a cache's bucket out, in shared mode; how many they were. */
+/* Remove all words of a cache's bucket in shared mode. Return how many there were. */
 KV_INLINED uint64_t empty_bucket(struct kv_store *store, uint64_t bucket)
 {
 	uint32_t used = words_in_use(store, bucket);
@@ -158,10 +160,10 @@ KV_INLINED uint32_t words_in_use(const struct kv_store *store, uint64_t bucket)
 }
 
 /*
- * Drop the words of dead items, some buckets for each append, in proportion to the log that it has filled: a round
- * through the index takes one or two laps of the log (or, if there are more buckets than the log has words, as many
- * laps as give a bucket each word). A word therefore leaves the index long before the tail is 2^48 past it, where its
- * offset would look like a new one.
+ * Drop the words of dead items in some buckets per append, in proportion to the bytes appended: a round through the
+ * index takes one or two laps of the log (or, with more buckets than words in the log, as many laps as it takes at one
+ * bucket per word). A dead word therefore leaves the index long before the tail is 2^48 past it, where it would look
+ * alive.
  */
 KV_INLINED void cleanup(struct kv_store *store, int shared)
 {
@@ -184,7 +186,7 @@ KV_INLINED void cleanup_bucket(struct kv_store *store, uint64_t bucket, int shar
 {
 	uint32_t used = words_in_use(store, bucket);
 
-	/* Backwards: the last word, which fills the gap, has been looked at. */
+	/* Backwards: the last word, which fills a gap, has been checked already. */
 	for (uint32_t way = used; way-- > 0;) {
 		if (kv_store_distance(store, *kv_store_way(store, bucket, way), shared) <= store->span)
 			continue;
@@ -197,7 +199,7 @@ KV_INLINED void cleanup_bucket(struct kv_store *store, uint64_t bucket, int shar
 
 /* ---- Small helpers ---- */
 
-/* A value can grow in place up to the end of its last word; even an empty one has a word of its own. */
+/* Return the bytes reserved for a new value: whole words, and one even for an empty value. */
 static inline uint32_t value_capacity(uint32_t value_bytes)
 {
 	return value_bytes < KV_VALUE_CAPACITY_MIN ? KV_VALUE_CAPACITY_MIN : KV_ROUNDUP8(value_bytes);

@@ -2,13 +2,13 @@
 /*
  * lossless.c - a lossless store's memory for items, and its overflow buckets.
  *
- * An item takes 8 bytes more than in a log, the allocator's header; an 8/8 item takes 40. Its words are written whole,
- * as in a log in shared mode: a reader may still look at an item whose memory has been given back and taken again. It
- * reads nothing but mapped memory then, and the version of its bucket tells it to throw away what it has read.
+ * An item takes 8 bytes more than in a log, for the allocator's header: an 8/8 item takes 40. As in a log in shared
+ * mode, words are written whole: a reader may still read an item whose memory has been given back and taken again. It
+ * reads mapped memory only, and the version of the item's bucket makes it discard the data.
  *
- * Free overflow buckets are those that never were in use, and a list of those that were. They hang together by their
- * first words, which have no tag, and are otherwise zero, so that a reader that still follows a chain into one of them
- * finds nothing there and no way on.
+ * Free overflow buckets are those that were never used, and a list of those that were. The list is linked by their
+ * first words, which have no tag; all other words are zero, so that a reader that still follows a chain into a free
+ * bucket finds no item and no further bucket.
  */
 #include <stdlib.h>
 
@@ -19,21 +19,23 @@
 _Static_assert(sizeof(struct kv_item) + KV_ROUNDUP8(KV_KEY_MAX) + KV_ROUNDUP8(KV_VALUE_MAX) <= KV_ALLOCATOR_TAKE_MAX,
 	       "any item is one block");
 
-/* One overflow bucket for so many main ones, and some anyway. At KV_ITEMS_PER_BUCKET hardly any is ever used; at 12
- * items in a bucket of 15, one for 6 is. */
+/*
+ * Main buckets per overflow bucket, and a minimum. At KV_ITEMS_PER_BUCKET hardly any overflow bucket is ever used; with
+ * 12 items per bucket of 15, one per 6 main buckets is.
+ */
 #define BUCKETS_PER_OVERFLOW 10
 #define OVERFLOW_MIN 16
 
-/* As in keep_apart.h: the test of the tests. */
+/* As in keep_apart.h: left out to test the tests. */
 #define CHECK_LOCK 8
 #ifndef KV_STORE_UNCHECKED
 #define KV_STORE_UNCHECKED 0
 #endif
 
 struct kv_lossless {
-	_Alignas(KV_STORE_APART) uint32_t lock; /* in shared mode: of all that follows */
-	uint64_t free_bucket;			/* first of the list, 0 if it is empty */
-	uint64_t fresh_bucket;			/* from here on none was ever in use */
+	_Alignas(KV_STORE_APART) uint32_t lock; /* in shared mode: protects all fields below */
+	uint64_t free_bucket;			/* first bucket of the free list; 0: none */
+	uint64_t fresh_bucket;			/* buckets from here on were never used */
 	uint64_t overflowing;
 	struct kv_allocator allocator;
 };
@@ -163,7 +165,7 @@ uint64_t kv_lossless_empty(const struct kv_store *store, uint64_t bucket)
 	}
 }
 
-/* The last bucket of a chain, and the one before it. */
+/* Return the last bucket of a chain and, in *before, the one before it. */
 static uint64_t last_bucket(const struct kv_store *store, uint64_t bucket, uint64_t *before)
 {
 	uint64_t next;
@@ -187,7 +189,7 @@ static uint32_t words_in_use(const struct kv_store *store, uint64_t bucket)
 
 /* ---- Overflow buckets ---- */
 
-/* An empty one, or 0. */
+/* Take an empty overflow bucket. Return its number, or 0 if there is none. */
 static uint64_t take_bucket(const struct kv_store *store)
 {
 	struct kv_lossless *lossless = store->lossless;
@@ -209,7 +211,7 @@ static uint64_t take_bucket(const struct kv_store *store)
 	return bucket;
 }
 
-/* All its words are 0. */
+/* Give an overflow bucket back whose words are all 0. */
 static void give_bucket(const struct kv_store *store, uint64_t bucket)
 {
 	struct kv_lossless *lossless = store->lossless;
@@ -231,8 +233,8 @@ static void take_lock(const struct kv_store *store)
 		return;
 	while (__atomic_exchange_n(&store->lossless->lock, 1, __ATOMIC_ACQUIRE))
 		kv_wait_a_turn(&turns);
-	/* Who sees what is written into this memory from now on sees all that was done before it was given back: above
-	 * all the version of the bucket whose item was there. */
+	/* A reader of anything written into this memory from now on sees all stores before it was given back, above all
+	 * the new version of the bucket whose item was there. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * operations.c - GET, SET and the others, for keys and values of any legal length. The terms are those of MICA (Lim et
+ * operations.c - the store's operations for keys and values of any legal length. The terms are those of MICA (Lim et
  * al., NSDI 2014).
  *
- * hot_path.h has the layout and the paths that a batch of small items takes; keep_apart.h says how several threads use
- * one store; lossless.c has what is a lossless store's own.
+ * hot_path.h describes the layout and has the paths for small items; keep_apart.h describes how several threads use one
+ * store; lossless.c has the parts that only a lossless store uses.
  */
 #include "store/allocator.h"
 #include "store/hot_path.h"
@@ -12,22 +12,22 @@
 #include "store/keep_apart.h"
 #include "store/lossless.h"
 
-/* An item's words, if it is as large as an item may be. */
+/* Words of the largest item. */
 #define ITEM_WORDS_MAX ((sizeof(struct kv_item) + KV_ROUNDUP8(KV_KEY_MAX) + KV_ROUNDUP8(KV_VALUE_MAX)) / 8)
 
-/* What a lookup needs to know of a key. */
+/* A key as a lookup uses it. */
 struct lookup {
 	uint64_t hash;
 	uint64_t bucket;
 	uint64_t first_word;
-	const uint8_t *rest; /* behind the first 8 bytes */
+	const uint8_t *rest; /* the bytes behind the first 8 */
 	uint32_t bytes;
 	uint32_t rest_bytes;
 };
 
-/* Where it has found its item: the bucket's word, what was in it, and the bucket's version then. */
+/* Result of a lookup: the item, the bucket's word that points to it, that word's content, and the bucket's version. */
 struct found {
-	struct kv_item *item; /* NULL: nowhere */
+	struct kv_item *item; /* NULL: not found */
 	__u64 *place;
 	uint64_t word;
 	uint32_t version;
@@ -60,7 +60,7 @@ int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
 	return get(store, lookup_of(store, key_hash, key, key_bytes), value, room, value_bytes, 0);
 }
 
-/* kv_store_get8() in shared mode. */
+/* kv_store_get8() for shared mode. */
 int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 			 __u64 *value_word, uint32_t *value_bytes)
 {
@@ -71,7 +71,7 @@ int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key
 	*value_word = *value_bytes <= 8 ? kv_word_of(value, *value_bytes) : 0;
 	if (result != KV_INSUFFICIENT_SPACE)
 		return result;
-	store->stats.get_found--; /* kv_store_get() counts it */
+	store->stats.get_found--; /* kv_store_get(), which the caller calls next, counts it */
 	return KV_SUCCESS;
 }
 
@@ -93,7 +93,7 @@ int kv_store_test(struct kv_store *store, uint64_t key_hash, const uint8_t *key,
 		store->stats.test_notfound++;
 	else
 		store->stats.test_found++;
-	return result == KV_NOT_FOUND ? KV_NOT_FOUND : KV_SUCCESS;
+	return result == KV_NOT_FOUND ? KV_MISSING_TEST : KV_PRESENT_TEST;
 }
 
 KV_INLINED int get(struct kv_store *store, struct lookup key, uint8_t *value, uint32_t room, uint32_t *value_bytes,
@@ -116,7 +116,7 @@ KV_INLINED int get(struct kv_store *store, struct lookup key, uint8_t *value, ui
 	return result;
 }
 
-/* Find the item, and copy its value unless `value` is NULL. */
+/* Find the item and, unless `value` is NULL, copy its value. Return an enum kv_result. */
 KV_INLINED int look_up(struct kv_store *store, struct lookup key, struct found *found, uint8_t *value, uint32_t room,
 		       uint32_t *value_bytes, int shared)
 {
@@ -127,11 +127,11 @@ KV_INLINED int look_up(struct kv_store *store, struct lookup key, struct found *
 		found->version = shared ? version_when_free(store, key.bucket, &turns) : 0;
 		*value_bytes = 0;
 		found->word = 0;
-		result = KV_NOT_FOUND;
+		result = KV_MISSING_GET;
 		found->item = find(store, &key, &found->place, shared);
 		if (found->item) {
 			found->word = kv_load(found->place, shared);
-			result = KV_SUCCESS;
+			result = KV_PRESENT_GET;
 			if (value)
 				result = read_value(store, found->item, key.bytes, value, room, value_bytes, shared);
 		}
@@ -172,7 +172,7 @@ const struct kv_item *kv_store_move_to_head(struct kv_store *store, __u64 *word)
 		return item;
 	new_word = (*word & ~KV_LOG_OFFSET_MASK) | append(store, entry_bytes, 0);
 	moved = kv_store_item(store, new_word);
-	/* The new place may reach into the old one from below. */
+	/* The new place may overlap the old one from below. */
 	memmove(moved, item, entry_bytes);
 	write_lengths(moved, length >> KV_LENGTH_KEY_SHIFT, length & KV_LENGTH_VALUE_MASK,
 		      value_capacity(length & KV_LENGTH_VALUE_MASK), 0);
@@ -182,7 +182,7 @@ const struct kv_item *kv_store_move_to_head(struct kv_store *store, __u64 *word)
 	return moved;
 }
 
-/* The same in shared mode, unless that would mean to wait for somebody. */
+/* Move an item to the head in shared mode, unless another thread holds its bucket. */
 static void move_to_head_shared(struct kv_store *store, uint64_t bucket, const struct found *found)
 {
 	uint32_t length = kv_item_length(found->item, 1), value_bytes = length & KV_LENGTH_VALUE_MASK;
@@ -197,8 +197,8 @@ static void move_to_head_shared(struct kv_store *store, uint64_t bucket, const s
 		store->stats.move_to_head_failed++;
 		return;
 	}
-	/* Nobody has written the item since it was found. The log may have come round to it, or may do so right now
-	 * with the copy's own place: so it is copied before that is reserved. */
+	/* Nobody has written the item since it was found. But the log may overwrite it at any time, even with the room
+	 * reserved for the copy: copy the item before that room is reserved. */
 	for (uint32_t i = 0; i < entry_bytes / 8; i++)
 		words[i] = kv_load((const __u64 *)found->item + i, 1);
 	if (!is_still_alive(store, found->word)) {
@@ -218,8 +218,8 @@ static void move_to_head_shared(struct kv_store *store, uint64_t bucket, const s
 	cleanup(store, 1);
 }
 
-/* Whether so much has been appended since the item that it should be moved; never if it is the last one. What a lap
- * leaves unused of its span does not count. */
+/* Return whether the item is so far from the tail that it should be moved. The last item never is. The unused rest of a
+ * span does not count as distance. */
 static int is_far(const struct kv_store *store, uint64_t word, uint64_t tail, uint32_t entry_bytes)
 {
 	uint64_t distance = (tail - word) & KV_LOG_OFFSET_MASK;
@@ -229,7 +229,7 @@ static int is_far(const struct kv_store *store, uint64_t word, uint64_t tail, ui
 	return distance > store->move_distance && distance > entry_bytes;
 }
 
-/* What an item with these lengths takes if it has no more room than its value needs. */
+/* Return the bytes of an item with these lengths that has no more room than its value needs. */
 KV_INLINED uint32_t trimmed_bytes(uint32_t kv_length)
 {
 	return kv_store_entry_bytes(kv_length >> KV_LENGTH_KEY_SHIFT, kv_length & KV_LENGTH_VALUE_MASK);
@@ -296,7 +296,7 @@ KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key
 		place = NULL;
 	if (item && overwriting == INSERT_ONLY && (!shared || is_still_alive(store, kv_load(place, 1)))) {
 		store->stats.set_nooverwrite++;
-		result = KV_EXISTS;
+		result = KV_PRESENT_ADD;
 	} else if (item && value_bytes <= capacity_of(item, shared) &&
 		   set_in_place(store, &key, item, *place, value, value_bytes, shared)) {
 		store->stats.set_inplace++;
@@ -313,7 +313,7 @@ KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key
 	return result;
 }
 
-/* Write over the item's old value, which had room for as much. 0 if the log has come round to it. */
+/* Overwrite the item's value, which has room for the new one. Return 0 if the log has overwritten the item. */
 KV_INLINED int set_in_place(struct kv_store *store, const struct lookup *key, struct kv_item *item, uint64_t word,
 			    const uint8_t *value, uint32_t value_bytes, int shared)
 {
@@ -334,7 +334,7 @@ KV_INLINED int set_in_place(struct kv_store *store, const struct lookup *key, st
 	return 1;
 }
 
-/* Write a new item, for a new key (`place` is NULL) or instead of the one that the word at `place` points to. */
+/* Write a new item for a new key (`place` is NULL), or in place of the item that the word at `place` points to. */
 KV_INLINED int set_elsewhere(struct kv_store *store, const struct lookup *key, __u64 *place, const uint8_t *key_text,
 			     const uint8_t *value, uint32_t value_bytes, int shared)
 {
@@ -398,7 +398,7 @@ int kv_store_delete(struct kv_store *store, uint64_t key_hash, const uint8_t *ke
 
 KV_INLINED int remove_item(struct kv_store *store, struct lookup key, int shared)
 {
-	int result = KV_NOT_FOUND;
+	int result = KV_MISSING_DELETE;
 	__u64 *place;
 
 	if (shared)
@@ -413,7 +413,7 @@ KV_INLINED int remove_item(struct kv_store *store, struct lookup key, int shared
 			remove_word(store, key.bucket, place, shared);
 		}
 		add(&progress(store, shared)->items, -1, shared);
-		result = KV_SUCCESS;
+		result = KV_PRESENT_DELETE;
 	}
 	if (shared)
 		release_bucket(store, key.bucket);
@@ -441,7 +441,7 @@ int kv_store_increment(struct kv_store *store, uint64_t key_hash, const uint8_t 
 
 KV_INLINED int increment_by(struct kv_store *store, struct lookup key, uint64_t increment, uint64_t *value, int shared)
 {
-	int result = KV_NOT_FOUND;
+	int result = KV_MISSING_INCREMENT;
 	struct kv_item *item;
 	__u64 *place;
 
@@ -450,12 +450,12 @@ KV_INLINED int increment_by(struct kv_store *store, struct lookup key, uint64_t 
 	item = find(store, &key, &place, shared);
 	if (item && (!shared || start_in_place(store, *place))) {
 		result = KV_ERROR;
-		if ((kv_item_length(item, shared) & KV_LENGTH_VALUE_MASK) == sizeof(*value)) {
+		if ((kv_item_length(item, shared) & KV_LENGTH_VALUE_MASK) == KV_NUMBER_BYTES) {
 			__u64 *word = value_words(item, key.bytes);
 
 			*value = kv_load(word, shared) + increment;
 			kv_save(word, *value, shared);
-			result = KV_SUCCESS;
+			result = KV_PRESENT_INCREMENT;
 		}
 	}
 	if (shared) {
@@ -478,7 +478,10 @@ void kv_store_reset(struct kv_store *store)
 	for (uint64_t bucket = 0; bucket < store->buckets; bucket++) {
 		uint64_t words;
 
-		/* One that looks empty may become so a moment before this, or full a moment after. */
+		/*
+		 * Skip a bucket that looks empty: an item stored there now might as well have been stored after the
+		 * RESET.
+		 */
 		if (!kv_load(kv_store_line(store, bucket, 0), 1))
 			continue;
 		take_bucket(store, bucket);

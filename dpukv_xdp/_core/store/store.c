@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * store.c - a store's memory and its handles: create, share, destroy.
+ * store.c - create, share and destroy a store: its memory and its handles.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,17 +11,17 @@
 #include "store/lossless.h"
 
 /*
- * Intended items per bucket. Hashed uniformly, a bucket's load is Poisson distributed, and the expected number of
- * items that find all 15 words of their bucket taken is, for 1 Mi items: 1900 at 8 per bucket, 1.7 at 4, 0.05 at 3 and
- * 0.0003 at 2. MICA's 15 / 1.1 would make this lossy before the log has wrapped. With 3 a store that is loaded with
- * item_count keys nearly always has them all, and the first lines, which are all that most lookups read, take 22 MiB
- * for 1 Mi items: what fits into the processor's caches decides how fast the engine is.
+ * Why KV_ITEMS_PER_BUCKET is 3: with uniform hashes a bucket's load is Poisson distributed, and the expected number of
+ * items that find all 15 words of their bucket in use is, for 1 Mi items: 1900 at 8 per bucket, 1.7 at 4, 0.05 at 3 and
+ * 0.0003 at 2. MICA's 15 / 1.1 would lose items before the log has wrapped. With 3, a store that is loaded with
+ * item_count keys nearly always keeps them all, and the first lines, which are all that most lookups read, take 22 MiB
+ * for 1 Mi items: how much of them the processor's caches hold decides the engine's speed.
  */
 
-/* Hash bits 16-47 select the bucket; the ones above select the partition. */
+/* Most buckets: the 32 hash bits 16-47 select the bucket, the bits above the partition. */
 #define BUCKETS_MAX (1ULL << 32)
 
-/* So that neither a lap of the log nor a round of the cleanup gets near the 2^48 at which offsets repeat. */
+/* Largest log: neither a lap nor a round of the cleanup may come near 2^48, where offsets repeat. */
 #define LOG_BYTES_MAX (1ULL << 46)
 #define CLEANUP_SHIFT_MIN 3
 
@@ -54,7 +54,7 @@ struct kv_store *kv_store_create(const struct kv_store_options *options)
 		store->cleanup_shift++;
 	store->move_distance = KV_MOVE_DISTANCE_NEVER;
 	if (options->kind == KV_STORE_CACHE && options->move_to_head != KV_MOVE_TO_HEAD_NEVER)
-		/* Log and share have fewer than 64 bits together. */
+		/* The product of log and share has fewer than 64 bits. */
 		store->move_distance = store->log_bytes * options->move_to_head >> 16;
 	store->move_distance_full = store->move_distance;
 	store->capacity_max = options->kind == KV_STORE_CACHE ? ~0u : KV_ALLOCATOR_BLOCK_MIN;
@@ -88,7 +88,7 @@ static int is_sound(const struct kv_store_options *options)
 	       options->move_to_head <= KV_MOVE_TO_HEAD_NEVER;
 }
 
-/* A lossless store's items are alive wherever they are. */
+/* Set a span so large that every item of a lossless store is alive. */
 static uint64_t span_of(const struct kv_store_options *options)
 {
 	if (options->kind == KV_STORE_LOSSLESS)
@@ -163,7 +163,7 @@ void kv_store_destroy(struct kv_store *store)
 	free(store);
 }
 
-/* Make the only handle of a store the first of several. */
+/* Turn the only handle of a store into the first one of several. */
 static int enter_shared_mode(struct kv_store *store)
 {
 	size_t versions_bytes = store->buckets * sizeof(*store->versions);
@@ -185,7 +185,7 @@ static int enter_shared_mode(struct kv_store *store)
 	return add_writer(store);
 }
 
-/* Give a handle its place among the writers; -1 if all are taken. */
+/* Give a handle a place among the writers. Return -1 if all are taken. */
 static int add_writer(struct kv_store *handle)
 {
 	struct kv_store_common *common = handle->common;
@@ -204,7 +204,7 @@ static int add_writer(struct kv_store *handle)
 	return 0;
 }
 
-/* Memory that shares no cache line with anything else. */
+/* Return zeroed memory that shares no cache line with other data. */
 static void *zeroed(size_t bytes)
 {
 	void *memory = aligned_alloc(KV_STORE_APART, bytes);
