@@ -139,7 +139,7 @@ def test_what_cannot_move_is_refused(lab: Lab) -> None:
     with sharing_cores(), serving(lab, design="shrd") as server:
         partition = server.owners.index(0)
         assert server.movable_to(partition) == (0,)
-        with pytest.raises(UsageError, match="does not reach"):
+        with pytest.raises(UsageError, match="cannot reach"):
             server.move_partition(partition, 1)
         with pytest.raises(UsageError, match="are not 0 to 63 and 0 to 1"):
             server.move_partition(64, 0)
