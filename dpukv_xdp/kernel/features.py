@@ -24,7 +24,7 @@ class Feature:
     lost: str
     """Options and commands that fail without it."""
     instead: str
-    """What to use without it, or how to get it."""
+    """The alternative without it, or the way to get it."""
     is_required: bool = False
     """Whether dpukv_xdp as a whole depends on it."""
 

@@ -166,7 +166,7 @@ class Limit:
 
     cores: int
     reason: str
-    """What sets the limit, as a sentence without a full stop."""
+    """The cause of the limit, as a sentence without a full stop."""
 
 
 def host_cores_limit(design: Design, costs: Costs, dpu_cores: int) -> Limit:

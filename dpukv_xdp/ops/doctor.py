@@ -42,7 +42,7 @@ class Check:
     name: str
     ok: bool
     found: str
-    """What was found, or what is missing."""
+    """The finding, or the missing part."""
     remedy: str = ""
     """How to get it; empty if nothing is missing."""
     is_required: bool = True
