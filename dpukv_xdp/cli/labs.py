@@ -202,15 +202,11 @@ def _start_progress(pid: int, log_fd: int) -> tuple[int, int]:
 
 def _serve_arguments(place: Any, config: Any) -> list[str]:
     """Return the arguments of `dpukv serve` for the settings that differ from the defaults."""
+    from dpukv_xdp.topology.schema import option_words
+
     arguments = ["serve", "--iface", place.server.interface]
     for name in sorted(config.changed()):
-        option, value = name.replace("_", "-"), getattr(config, name)
-        if isinstance(value, bool):
-            arguments.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, tuple):
-            arguments += [f"--{option}", ",".join(map(str, value))]
-        else:
-            arguments += [f"--{option}", str(value)]
+        arguments += option_words(name, getattr(config, name))
     return arguments
 
 

@@ -135,12 +135,13 @@ def _as_typed(option: click.Option, value: Any) -> str:
 
 
 def _cores_of(text: str, name: str) -> list[int]:
+    from dpukv_xdp.topology.ranges import flag_of
+
     try:
         return [int(cpu) for cpu in text.split(",")]
     except ValueError as error:
-        flag = f"--{name.replace('_', '-')}"
         raise OptionError(
-            name, f"{flag} {text!r} is not a list of cores: give one such as 0,1"
+            name, f"{flag_of(name)} {text!r} is not a list of cores: give one such as 0,1"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpukv_xdp.base.errors import OptionError
 from dpukv_xdp.topology.designs import DESIGNS, Design, find_design
-from dpukv_xdp.topology.schema import FRAMES_PAST_XDP, ServerConfig
+from dpukv_xdp.topology.schema import FRAMES_PAST_XDP, ServerConfig, option_words
 
 Values = Mapping[str, Any]
 """All settings of the server and options of the command, by name."""
@@ -313,7 +313,9 @@ def check_settings(
     options beside them; see check().
     """
     settings = _settings(config)
-    texts = {name: _text(name, settings[name]) for name in sorted(config.changed())}
+    texts = {
+        name: " ".join(option_words(name, settings[name])) for name in sorted(config.changed())
+    }
     check(command, {**given, **texts}, {**values, **settings}, designs or (config.design,))
 
 
@@ -341,12 +343,3 @@ def _designs_with(rule: Rule, values: Values) -> Sequence[str]:
         for design in DESIGNS.values()
         if design.is_compared and rule.applies({**values, "design": design.name})
     ]
-
-
-def _text(name: str, value: Any) -> str:
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{option}" if value else f"--no-{option}"
-    if isinstance(value, tuple):
-        return f"--{option} {','.join(map(str, value))}"
-    return f"--{option} {value}"

@@ -15,6 +15,8 @@ ITEMS_MAX = 1 << 34
 LOG_BYTES_MIN = 1 << 12
 """Least bytes of one partition's log: enough for an item with the longest key and value."""
 LOG_BYTES_MAX = 1 << 40
+RX_DESCRIPTORS = tuple(1 << bits for bits in range(6, 14))
+"""Sizes of a receive ring that AF_XDP and DPDK accept."""
 SEED_MAX = (1 << 63) - 1
 RATE_MAX = 1e9
 """Requests per second, far beyond what any machine answers."""
@@ -70,7 +72,9 @@ SETTINGS = {
     "partitions": Range(1, abi.KV_PARTITIONS_MAX, default=(0, "the design's usual number")),
     "move_to_head": Range(0, 1, is_whole=False, cure="give a share of the log, such as 0.5"),
     "rebalance_s": Range(0, 3600, "seconds", is_whole=False),
-    "rx_descriptors": Range(64, 8192, cure="choose a power of two in that range"),
+    "rx_descriptors": Range(
+        RX_DESCRIPTORS[0], RX_DESCRIPTORS[-1], cure="choose a power of two in that range"
+    ),
     "host_share": Range(
         0, 1, is_whole=False, is_below=True, cure="give a share of the keys, such as 0.3"
     ),
@@ -127,8 +131,13 @@ def check(name: str, value: float, flag: str | None = None) -> None:
     """
     found = RANGES[name]
     if not found.holds(value):
-        flag = flag or f"--{name.replace('_', '-')}"
+        flag = flag or flag_of(name)
         raise OptionError(name, f"{flag} {_text(value)} is not {found}: {found.cure}")
+
+
+def flag_of(name: str) -> str:
+    """Return a setting's option as the user types it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _text(value: float) -> str:

@@ -22,6 +22,7 @@ from dpukv_xdp.topology.placement import (
     place_engines,
 )
 from dpukv_xdp.topology.profiles import Profile, find_profile
+from dpukv_xdp.topology.ranges import flag_of
 
 Respond = Literal["adaptive", "wait", "pipeline", "sender"]
 RESPOND_WAYS: tuple[Respond, ...] = get_args(Respond)
@@ -167,6 +168,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return the names of the settings that differ from their defaults."""
         own, default = msgspec.structs.asdict(self), msgspec.structs.asdict(ServerConfig())
         return frozenset(name for name, value in own.items() if value != default[name])
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """Return a setting as the words that a user types for it."""
+    flag = flag_of(name)
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    return [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -14,8 +14,6 @@ from dpukv_xdp.topology.schema import FRAMES_PAST_XDP, ServerConfig
 from dpukv_xdp.wire import abi
 
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-RX_DESCRIPTORS = tuple(1 << bits for bits in range(6, 14))
-"""Sizes of a receive ring that AF_XDP and DPDK accept."""
 
 
 def check(config: ServerConfig) -> None:
@@ -77,15 +75,16 @@ def _check_cores_and_ports(config: ServerConfig, design: Design) -> None:
         _require(
             not strangers,
             name,
-            f"--{name.replace('_', '-')}: this process may not use cores "
+            f"{ranges.flag_of(name)}: this process may not use cores "
             f"{', '.join(map(str, strangers))}: choose among the cores "
             f"{', '.join(map(str, sorted(usable)))}",
         )
+    sizes = ranges.RX_DESCRIPTORS
     _require(
-        config.rx_descriptors in RX_DESCRIPTORS,
+        config.rx_descriptors in sizes,
         "rx_descriptors",
-        f"--rx-descriptors {config.rx_descriptors} is not a power of two from {RX_DESCRIPTORS[0]} "
-        f"to {RX_DESCRIPTORS[-1]}: choose one of {', '.join(map(str, RX_DESCRIPTORS))}",
+        f"--rx-descriptors {config.rx_descriptors} is not a power of two from {sizes[0]} to "
+        f"{sizes[-1]}: choose one of {', '.join(map(str, sizes))}",
     )
 
 
