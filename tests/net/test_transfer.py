@@ -175,9 +175,9 @@ def qp_bench(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[st
     [
         (["--sizes", "2,x"], "not a list of numbers"),
         (["--sizes", "0"], "--sizes 0 is not 1 to 8192"),
-        (["--sizes", "8,8193"], "payload of 8193 bytes"),
+        (["--sizes", "8,8193"], "--sizes 8193 is not 1 to 8192"),
         (["--sizes", ""], "not a list of numbers"),
-        (["--operations", "0"], "0 operations are not"),
+        (["--operations", "0"], "--operations 0 is not 1 to 1000000"),
         (["--primitive", "dma"], "no primitive 'dma': choose from ring, ringbuf"),
         (["--output", "picture.txt"], "choose another --output"),
         (["--json", "/nowhere/result.json"], "choose another --json"),
