@@ -151,7 +151,7 @@ def _failures_named(place: str) -> Iterator[None]:
         yield
     except (requests.Timeout, ConnectionTimeoutError) as error:
         raise DirectoryError(
-            f"the directory {place} does not answer within {patient(TIMEOUT_SECONDS):g} s: "
+            f"the directory {place} does not answer within {patient(TIMEOUT_SECONDS):.3g} s: "
             f"check that etcd runs there"
         ) from error
     except (requests.ConnectionError, ConnectionFailedError) as error:

@@ -48,7 +48,7 @@ SETTINGS_AT_LOAD = ("KV_PORT", "KV_ADDRESS", "KV_PORT_COUNT")
 """Settings that are filled in at load time; compiled code has their index here instead of a value.
 """
 _SETTING_MARKER = 0x4B56A70A
-"""Upper word of a constant that is such a setting: see KV_AT_LOAD in bpf/side.h."""
+"""Upper word of a constant that is such a setting: see KV_AT_LOAD in bpf/base/side.h."""
 
 
 class MapPlan(msgspec.Struct, frozen=True):
