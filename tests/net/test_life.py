@@ -55,6 +55,8 @@ from dpukv_xdp.server import server as server_module
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Request
 
+pytestmark = pytest.mark.usefixtures("fresh_programs")
+
 START_SECONDS = patient(60.0)
 EXIT_SECONDS = patient(20.0)
 PACKETS = 1000

@@ -218,6 +218,7 @@ def deaf_sockets() -> Any:
     return mock.patch.object(LoadedObject, "set_fd", set_but_sockets)
 
 
+@pytest.mark.usefixtures("fresh_programs")
 @pytest.mark.parametrize("settings", SOCKET_USERS, ids=lambda settings: "-".join(settings.values()))
 def test_rings_take_over_from_sockets_that_receive_nothing(shared: Lab, settings: Settings) -> None:
     threads, descriptors = native_threads(), bpf_descriptors()
@@ -234,6 +235,7 @@ def test_rings_take_over_from_sockets_that_receive_nothing(shared: Lab, settings
     assert (native_threads(), bpf_descriptors()) == (threads, descriptors)
 
 
+@pytest.mark.usefixtures("fresh_programs")
 @pytest.mark.parametrize("mode", ["copy", "zero-copy"])
 def test_a_mode_that_was_asked_for_and_cannot_be_had_is_refused(shared: Lab, mode: str) -> None:
     """A veth pair has no zero-copy mode, and the fixture disables copy mode."""
