@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from dpukv_xdp.base.errors import OptionError, UsageError
 from dpukv_xdp.cli import model
+from dpukv_xdp.model import world
 from dpukv_xdp.model.cost_files import MEASURED_PATH, find_costs, read_results
 from dpukv_xdp.model.costs import Costs
 from dpukv_xdp.model.model import Point, Prediction, simulate, sweep
@@ -24,6 +25,13 @@ from dpukv_xdp.paper.reproduce import expand, find_plans, gives_costs
 def of_paper(dpu: str, workload: str = "C") -> Recommendation:
     """Return the recommendation with the paper's costs."""
     return recommend(costs_from_paper(dpu, workload), dpu)
+
+
+@pytest.fixture
+def few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a tenth of the batches, for tests that look at no rate or time."""
+    for name in ("WARM_UP_BATCHES", "BLOCK_BATCHES"):
+        monkeypatch.setattr(world, name, getattr(world, name) // 10)
 
 
 @pytest.mark.parametrize("workload", ["A", "B", "C"])
@@ -101,6 +109,7 @@ def test_what_the_paper_did_not_measure_is_called_so() -> None:
     assert any("did not measure" in note for note in found.notes)
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_fewer_cores_at_hand_are_respected() -> None:
     found = recommend(costs_from_paper("bf2"), "bf2", host_cores=2, dpu_cores=4)
     assert all(candidate.host_cores <= 2 for candidate in found.candidates)
@@ -117,6 +126,7 @@ def committed() -> Costs:
     return find_costs("committed", "local", "C")
 
 
+@pytest.mark.usefixtures("few_batches")
 @pytest.mark.parametrize(("host_cores", "dpu_cores"), [(1, 1), (2, 3), (4, 1), (4, 8), (12, 8)])
 @pytest.mark.parametrize("source", ["paper", "committed"])
 def test_every_design_has_the_machine_s_cores_as_far_as_it_can_use_them(
@@ -139,6 +149,7 @@ def test_every_design_has_the_machine_s_cores_as_far_as_it_can_use_them(
     assert all(f"of the {host_cores} host cores" in note for note in told)
 
 
+@pytest.mark.usefixtures("few_batches")
 @pytest.mark.parametrize(("host_cores", "is_refused"), [(11, False), (12, False), (13, True)])
 def test_more_host_cores_than_the_costs_have_threads_are_refused(
     host_cores: int, is_refused: bool
@@ -211,6 +222,7 @@ def test_the_command_says_it(
     assert all(word in result.output for word in words)
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_the_model_s_command_prints_and_plots_a_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +235,7 @@ def test_the_model_s_command_prints_and_plots_a_point(
     assert (tmp_path / "dpukv-model.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("few_batches")
 @pytest.mark.parametrize(
     ("design", "dpu_cores", "most", "reason"),
     [
@@ -248,6 +261,7 @@ def test_the_model_s_command_takes_host_cores_as_given_or_names_the_limit(
             assert count == 0 or reason in str(result.exception)
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_all_designs_on_one_machine_say_which_cannot_use_its_cores() -> None:
     given = ["--design", "all", "--costs", "committed", "--host-cores", "2", "--json", "-"]
     result = CliRunner().invoke(model.model, given, catch_exceptions=False)
@@ -257,6 +271,7 @@ def test_all_designs_on_one_machine_say_which_cannot_use_its_cores() -> None:
         assert f"note: {design} has {used[design]} of 2 host cores" in result.stderr
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_a_sweep_over_dpu_cores_gives_lat_no_more_host_cores_than_it_can_use() -> None:
     given = ["--design", "lat", "--dpu-cores", "3", "--host-cores", "2", "--sweep", "dpu-cores"]
     result = CliRunner().invoke(model.model, [*given, "--json", "-"], catch_exceptions=False)
@@ -268,6 +283,7 @@ def test_a_sweep_over_dpu_cores_gives_lat_no_more_host_cores_than_it_can_use() -
     ]
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_a_sweep_over_host_cores_has_a_point_for_a_design_without_any() -> None:
     costs = committed()
     for design, counts in (("dpu-only", [0]), ("sav", [1])):
@@ -277,6 +293,7 @@ def test_a_sweep_over_host_cores_has_a_point_for_a_design_without_any() -> None:
     assert [each.host_cores for each in dual] == [1, 2]
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_a_sweep_over_the_load_ends_at_the_rate() -> None:
     given = ["--design", "lat", "--sweep", "load", "--rate", "8e6", "--json", "-"]
     result = CliRunner().invoke(model.model, given, catch_exceptions=False)
@@ -285,6 +302,7 @@ def test_a_sweep_over_the_load_ends_at_the_rate() -> None:
     assert rates[-1] == 8.0
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_the_model_s_json_is_quiet_and_draws_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +315,7 @@ def test_the_model_s_json_is_quiet_and_draws_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_the_model_s_command_draws_a_curve_and_lists_what_it_assumes(tmp_path: Path) -> None:
     runner = CliRunner()
     picture = str(tmp_path / "curve.png")
@@ -322,6 +341,7 @@ def test_costs_of_here_take_each_design_s_two_ends_once() -> None:
     assert ends == [(design, requests) for design in designs for requests in (0, 1)]
 
 
+@pytest.mark.usefixtures("few_batches")
 def test_costs_of_here_are_measured_and_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
