@@ -40,6 +40,7 @@ struct bpf_prog_info { __u32 id; char name[...]; __u64 run_time_ns, run_cnt; ...
 struct bpf_map_create_opts { size_t sz; __u32 btf_fd, btf_key_type_id, btf_value_type_id,
 	inner_map_fd, map_flags; ...; };
 struct bpf_prog_load_opts { size_t sz; __u32 log_level, log_size; char *log_buf; ...; };
+struct bpf_xdp_query_opts { size_t sz; __u32 drv_prog_id, hw_prog_id, skb_prog_id; ...; };
 int bpf_map_create(int type, const char *name, __u32 key_size, __u32 value_size,
 	__u32 max_entries, const struct bpf_map_create_opts *options);
 int bpf_prog_load(int type, const char *name, const char *license, const void *instructions,
@@ -51,6 +52,7 @@ int bpf_obj_get_info_by_fd(int fd, void *info, __u32 *info_size);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
 int bpf_enable_stats(int type);
+int bpf_xdp_query(int ifindex, int flags, struct bpf_xdp_query_opts *options);
 int libbpf_num_possible_cpus(void);
 """
 

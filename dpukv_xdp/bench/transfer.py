@@ -375,7 +375,7 @@ def _link(programs: loader.LoadedObject, dpu_cpu: int) -> Iterator[_Link]:
     with lab.Lab.up() as place, contextlib.ExitStack() as cleanup:
         host, dpu = place.client, place.server
         with in_namespace(host.namespace):
-            index = nic.find(host.interface).index
+            index = nic.index_of(host.interface)
             socket = open_socket(host.interface, 0, SOCKET_DESCRIPTORS, "copy")
         cleanup.callback(lib.kv_socket_close, socket)
         stats = ffi.new("struct kv_socket_stats *")

@@ -45,11 +45,11 @@ def register_attachment(
     """
     require_root("attaching XDP")
     remove_stale_attachments()
-    found = nic.find(interface)
-    napi = next((p.program_id for p in found.programs if p.name == NAPI_PROGRAM), None)
+    index = nic.index_of(interface)
+    napi = next((p.program_id for p in nic.programs(index) if p.name == NAPI_PROGRAM), None)
     record = AttachmentRecord(
         interface=interface,
-        index=found.index,
+        index=index,
         program_id=nic.program_info(program_fd)[0],
         namespace_inode=namespace_inode(),
         owner=this_process(),

@@ -8,6 +8,7 @@ drivers set up the queues for it together with native XDP.
 
 import contextlib
 import os
+import socket
 
 from pyroute2.ethtool.ioctl import NoSuchDevice
 
@@ -42,7 +43,7 @@ def open_way(attachment: nic.Attachment, wanted: str, cleanup: contextlib.ExitSt
         )
     cleanup.callback(os.close, namespace_fd)
     with in_namespace_fd(namespace_fd):
-        name = nic.name_of(peer.index)
+        name = socket.if_indextoname(peer.index)
         if not nic.is_on(name, nic.GRO_FEATURE):
             nic.turn_on(name, nic.GRO_FEATURE)
             cleanup.callback(_turn_off_in, namespace_fd, name)

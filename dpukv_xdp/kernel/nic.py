@@ -27,11 +27,6 @@ from dpukv_xdp.base.errors import BusyError, DpukvError, MissingError, UsageErro
 
 DEFAULT_MODES = ("native", "generic")
 XDP_MODE_FLAGS = {"native": XDP_FLAGS_DRV_MODE, "generic": XDP_FLAGS_SKB_MODE}
-XDP_MODE_ATTRIBUTES = {
-    "native": "IFLA_XDP_DRV_PROG_ID",
-    "generic": "IFLA_XDP_SKB_PROG_ID",
-    "offload": "IFLA_XDP_HW_PROG_ID",
-}
 NO_PROGRAM_FD = -1
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h
 DEAF_KINDS = ("dummy", "ifb")
@@ -96,32 +91,31 @@ class Attachment:
 
 def find(name: str) -> Interface:
     """Return the interface of that name. Raises UsageError if there is none."""
+    index = index_of(name)
     with IPRoute() as netlink:
-        try:
-            (link,) = netlink.link("get", ifname=name)
-        except NetlinkError as error:
-            if error.code in (errno.ENODEV, errno.ERANGE, errno.EINVAL):
-                known = ", ".join(
-                    sorted(link.get_attr("IFLA_IFNAME") for link in netlink.get_links())
-                )
-                raise UsageError(
-                    f"there is no interface {name!r}: choose one of {known}"
-                ) from error
-            raise
-        index = link["index"]
+        (link,) = netlink.link("get", index=index)
         addresses = netlink.get_addr(family=socket.AF_INET, index=index)
         first = next((message.get_attr("IFA_LOCAL") for message in addresses), None)
-        return Interface(
-            name=link.get_attr("IFLA_IFNAME"),
-            index=index,
-            mac=link.get_attr("IFLA_ADDRESS") or "",
-            mtu=link.get_attr("IFLA_MTU"),
-            is_up=bool(link["flags"] & IFF_UP),
-            address=first,
-            programs=_programs_of(link),
-            link_type=link["ifi_type"],
-            kind=_kind_of(link),
-        )
+    return Interface(
+        name=link.get_attr("IFLA_IFNAME"),
+        index=index,
+        mac=link.get_attr("IFLA_ADDRESS") or "",
+        mtu=link.get_attr("IFLA_MTU"),
+        is_up=bool(link["flags"] & IFF_UP),
+        address=first,
+        programs=programs(index),
+        link_type=link["ifi_type"],
+        kind=_kind_of(link),
+    )
+
+
+def index_of(name: str) -> int:
+    """Return the index of the interface of that name. Raises UsageError if there is none."""
+    try:
+        return socket.if_nametoindex(name)
+    except (OSError, ValueError) as error:  # ValueError: the name has a null character
+        known = ", ".join(sorted(known for _, known in socket.if_nameindex()))
+        raise UsageError(f"there is no interface {name!r}: choose one of {known}") from error
 
 
 def check_can_serve(found: Interface) -> None:
@@ -146,14 +140,14 @@ def check_can_serve(found: Interface) -> None:
 
 def programs(index: int) -> tuple[XdpProgram, ...]:
     """Return the XDP programs on the interface of that index; none if the interface is gone."""
-    with IPRoute() as netlink:
-        try:
-            (link,) = netlink.link("get", index=index)
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return ()
-            raise
-        return _programs_of(link)
+    found = ffi.new("struct bpf_xdp_query_opts *", {"sz": ffi.sizeof("struct bpf_xdp_query_opts")})
+    checked(lib.bpf_xdp_query(index, 0, found))
+    ids = {
+        "native": found.drv_prog_id,
+        "generic": found.skb_prog_id,
+        "offload": found.hw_prog_id,
+    }
+    return tuple(XdpProgram(id_, mode, program_name(id_)) for mode, id_ in ids.items() if id_)
 
 
 # ---- Attach and detach
@@ -172,7 +166,7 @@ def attach_xdp(
     another program is attached; UsageError if there is no such interface; MissingError without the
     privilege; DpukvError if the interface accepts no mode.
     """
-    index = find(interface).index
+    index = index_of(interface)
     program_id = program_info(program_fd)[0]
     refusals: list[str] = []
     for mode in modes:
@@ -217,17 +211,7 @@ def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD
 def veth_peer(interface: str) -> VethPeer | None:
     """Return the other end of a veth pair; None if the interface is not a veth's end."""
     with IPRoute() as netlink:
-        (link,) = netlink.link("get", ifname=interface)
-    if _kind_of(link) != "veth":
-        return None
-    return VethPeer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID"))
-
-
-def name_of(index: int) -> str:
-    """Return the name of the interface with that index. Raises NetlinkError if there is none."""
-    with IPRoute() as netlink:
-        (link,) = netlink.link("get", index=index)
-    return str(link.get_attr("IFLA_IFNAME"))
+        return _veth_peer(netlink, interface)
 
 
 def deaf_veth_peer(interface: str) -> str | None:
@@ -238,23 +222,31 @@ def deaf_veth_peer(interface: str) -> str | None:
     (veth_xdp_flush()); GRO suffices for redirected frames only. A peer in a namespace that we may
     not inspect is assumed to be woken.
     """
-    found = veth_peer(interface)
-    if found is None:
-        return None
-    where = {} if found.namespace_id is None else {"if_netnsid": found.namespace_id}
     with IPRoute() as netlink:
+        found = _veth_peer(netlink, interface)
+        if found is None:
+            return None
+        where = {} if found.namespace_id is None else {"if_netnsid": found.namespace_id}
         try:
             (peer,) = netlink.link("get", index=found.index, **where)
         except NetlinkError as error:
             if error.code in (errno.EPERM, errno.EACCES):
                 return None
             raise
-    if any(program.mode == "native" for program in _programs_of(peer)):
+    xdp = peer.get_attr("IFLA_XDP")
+    if xdp is not None and xdp.get_attr("IFLA_XDP_DRV_PROG_ID"):
         return None
     return (
         f"{interface} is one end of a veth pair whose other end runs no XDP program, and the "
         "kernel would not deliver native answers to it: attach one there for native mode"
     )
+
+
+def _veth_peer(netlink: IPRoute, interface: str) -> VethPeer | None:
+    (link,) = netlink.link("get", ifname=interface)
+    if _kind_of(link) != "veth":
+        return None
+    return VethPeer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID"))
 
 
 def _try_attach(
@@ -290,15 +282,6 @@ def _set_xdp(index: int, program_fd: int, flags: int, expected_fd: int | None = 
         attributes.append(("IFLA_XDP_EXPECTED_FD", expected_fd))
     with IPRoute(ext_ack=True) as netlink:  # ext_ack: a refusal has the driver's own message
         netlink.link("set", index=index, xdp={"attrs": attributes})
-
-
-def _programs_of(link: object) -> tuple[XdpProgram, ...]:
-    """Return the XDP programs that a netlink link message lists."""
-    xdp = link.get_attr("IFLA_XDP")  # type: ignore[attr-defined] # pyroute2 has no types
-    if xdp is None:
-        return ()
-    ids = {mode: xdp.get_attr(attribute) for mode, attribute in XDP_MODE_ATTRIBUTES.items()}
-    return tuple(XdpProgram(id_, mode, program_name(id_)) for mode, id_ in ids.items() if id_)
 
 
 def _kind_of(link: object) -> str:

@@ -9,6 +9,7 @@ frame per received frame: they are counted as KV_COUNTER_DROP_SUPER_PACKET.
 
 import contextlib
 import os
+import socket
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -42,7 +43,7 @@ def keep_datagrams_apart(interface: str, cleanup: contextlib.ExitStack) -> str |
         )
     cleanup.callback(os.close, namespace_fd)
     with in_namespace_fd(namespace_fd):
-        name = nic.name_of(peer.index)
+        name = socket.if_indextoname(peer.index)
         if nic.turn_off(name, SEND_FEATURE):
             cleanup.callback(_restore_in, namespace_fd, name, SEND_FEATURE)
     return None

@@ -129,7 +129,7 @@ def _configure_end(end: End, peer: End, mtu: int) -> None:
 def _start_end(interface: str, **attributes: Any) -> int:
     """Set the offloads that XDP needs and bring an end up; return its index."""
     nic.set_offloads(interface, tx_checksum=False, gro=True)
-    index = nic.find(interface).index
+    index = nic.index_of(interface)
     with IPRoute() as netlink:
         netlink.link("set", index=index, state="up", **attributes)
     return index
