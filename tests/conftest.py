@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Hooks and fixtures of all suites: the requirements of tests, and the lab.
+"""Hooks of all suites: the requirements of tests.
 
 A skip must not hide a bug: a test is skipped only for a missing privilege or a kernel feature that
 its probe did not find, and the skip names it. A missing package of tools/setup is a failure.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dpukv_xdp.kernel.features import FEATURES
-from dpukv_xdp.lab.lab import Lab, remove_stale
 from dpukv_xdp.native import probes
 
 PRIVILEGED_SUITES = {"bpf", "net", "perf"}
@@ -75,11 +73,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     failed = os.environ.get("DPUKV_FAILED_BEFORE")
     if failed:
         terminalreporter.write_line(f"failed before these tests: {failed}", red=True)
-
-
-@pytest.fixture
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """Yield a lab for one test; parametrise it indirectly with Lab.up's settings."""
-    remove_stale()
-    with Lab.up(**getattr(request, "param", {})) as up:
-        yield up

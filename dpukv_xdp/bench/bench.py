@@ -132,6 +132,7 @@ class Bench:
         place = cleanup.enter_context(Lab.up(queues=self.options.queues, mtu=self.options.mtu))
         server = cleanup.enter_context(Role("server", start_in(place, place.server)))
         load = cleanup.enter_context(Role("load", start_in(place, place.client)))
+        cleanup.callback(server.finish)  # before the first of them is waited for
         # Each compiles its programs: at the same time, on two cores.
         with ThreadPoolExecutor(2) as pool:
             started = pool.submit(

@@ -36,7 +36,7 @@ class Role:
         """Start the child by `start`, which gets an argument vector and Popen's options."""
         self.kind = kind
         self.process = start(
-            [sys.executable, "-P", "-m", "dpukv_xdp", "role", kind],
+            [sys.executable, "-P", "-m", __name__, kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # Ctrl-C is the parent's to handle
@@ -54,10 +54,14 @@ class Role:
             raise self._died()
         return rpc.result_of(answer)
 
-    def close(self) -> None:
-        """End the child; it cleans up when its input ends."""
+    def finish(self) -> None:
+        """Make the child clean up and end, without waiting for it."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Make the child clean up, and wait until it has ended."""
+        self.finish()
         try:
             self.process.wait(patient(STOP_TIMEOUT_SECONDS))
         except subprocess.TimeoutExpired:
@@ -205,3 +209,7 @@ def start_in(place: lab.Lab, end: End) -> Callable[..., subprocess.Popen[Any]]:
 
 def _raise_exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    run_role(sys.argv[1])

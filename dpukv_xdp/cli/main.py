@@ -18,7 +18,7 @@ from dpukv_xdp.cli.asking import add, delete, get, increment, set_command
 from dpukv_xdp.cli.compare import compare
 from dpukv_xdp.cli.informing import designs, doctor
 from dpukv_xdp.cli.labs import lab_group
-from dpukv_xdp.cli.measuring import bench, demo, qp_bench, role
+from dpukv_xdp.cli.measuring import bench, demo, qp_bench
 from dpukv_xdp.cli.model import model, recommend
 from dpukv_xdp.cli.reproduce import reproduce
 from dpukv_xdp.cli.serving import rebalance, serve
@@ -68,7 +68,7 @@ def _fail(sentence: str, status: int) -> None:
 
 for command in (
     *(add, delete, get, increment, set_command),
-    *(bench, compare, demo, model, qp_bench, recommend, reproduce, role),
+    *(bench, compare, demo, model, qp_bench, recommend, reproduce),
     *(designs, doctor, lab_group, rebalance, serve),
 ):
     cli.add_command(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Commands that measure: bench, demo and qp-bench, and the hidden role of their child processes."""
+"""Commands that measure: bench, demo and qp-bench."""
 
 import contextlib
 from pathlib import Path
@@ -301,12 +301,3 @@ def qp_bench(
         console.print(*transfers_notes(result), TRANSFERS_KEY, machine_line(result), sep="\n")
         if output is not None:
             console.print(f"Latency against payload, as a picture: {output}")
-
-
-@click.command(hidden=True)
-@click.argument("kind", type=click.Choice(["server", "load"]))
-def role(kind: str) -> None:
-    """Run a child process of bench: see roles.py."""
-    from dpukv_xdp.bench.roles import run_role
-
-    run_role(kind)

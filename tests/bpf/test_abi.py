@@ -28,6 +28,8 @@ from dpukv_xdp.base.errors import LoadError
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.wire import abi
 
+pytestmark = pytest.mark.shares_cores
+
 PROGRAM = """
 #include "abi/all.h"
 

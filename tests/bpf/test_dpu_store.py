@@ -38,6 +38,8 @@ from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
 from dpukv_xdp.wire.hashing import hash_key
 
+pytestmark = pytest.mark.shares_cores
+
 TAG_TURNS = 3
 """KV_TAG_TURNS of bpf/store/dpu_store.h: live items of one tag that a bucket may hold."""
 BATCH_BYTES = RESPONSE_BYTES_MAX

@@ -27,6 +27,8 @@ from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
+pytestmark = pytest.mark.shares_cores
+
 WAIT = (0, 0)
 INSUFFICIENT_SPACE = abi.Result.INSUFFICIENT_SPACE
 

@@ -36,6 +36,8 @@ from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
 from dpukv_xdp.wire.layers import KVBatch, KVItem
 
+pytestmark = pytest.mark.shares_cores
+
 SHORTEST_RUN = abi.KV_ETH_BYTES
 """BPF_PROG_RUN refuses frames shorter than an Ethernet header, and no driver delivers them."""
 PORTS_END = abi.offset("kv_packet_header", "udp_length") + abi.KV_VLAN_BYTES

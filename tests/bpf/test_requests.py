@@ -34,6 +34,8 @@ from dpukv_xdp.wire.codec import Endpoint, Request
 from dpukv_xdp.wire.hashing import hash_key
 from dpukv_xdp.wire.layers import KVBatch, KVItem
 
+pytestmark = pytest.mark.shares_cores
+
 DATA = Path(__file__).parent.parent / "data"
 WAIT = (0, 0)
 LAST_KEY_ITEM = abi.KV_ITEM_MAX - codec.roundup8(abi.KV_KEY_MAX)

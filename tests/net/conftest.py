@@ -1,21 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Fixtures of the end-to-end tests: the programs of servers are reused."""
+"""Fixtures of the end-to-end tests: labs and the programs of servers are reused."""
 
 from collections.abc import Iterator
 
 import pytest
-from pool import Pool, pooled_programs
+from pool import Labs, Programs
+
+from dpukv_xdp.lab.lab import Lab, remove_stale
 
 
 @pytest.fixture(scope="session", autouse=True)
-def pool() -> Iterator[Pool]:
-    """Yield the pool that programs are loaded through."""
-    with pooled_programs() as pool:
-        yield pool
+def programs() -> Iterator[Programs]:
+    """Load all programs through a pool."""
+    with Programs() as programs, programs.in_use():
+        yield programs
 
 
 @pytest.fixture
-def fresh_programs(pool: Pool) -> Iterator[None]:
+def fresh_programs(programs: Programs) -> Iterator[None]:
     """Load and unload programs without the pool: for tests that look at what a server leaves."""
-    with pool.bypassed():
+    with programs.bypassed():
         yield
+
+
+@pytest.fixture(scope="session")
+def labs() -> Iterator[Labs]:
+    """Yield the pool of labs."""
+    with Labs() as labs:
+        yield labs
+
+
+@pytest.fixture
+def lab(labs: Labs, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Yield a lab for one test; parametrise it indirectly with Lab.up's settings."""
+    remove_stale()
+    with labs.lent(**getattr(request, "param", {})) as lab:
+        yield lab

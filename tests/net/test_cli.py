@@ -272,7 +272,7 @@ def test_after_a_kill_lab_down_leaves_nothing(victim: str) -> None:
         pids = {"bench": process.pid}
         for each in record.processes:
             command = Path(f"/proc/{each.pid}/cmdline").read_text().split("\0")
-            pids[command[command.index("role") + 1]] = each.pid
+            pids[command[command.index("dpukv_xdp.bench.roles") + 1]] = each.pid
         os.kill(pids[victim], signal.SIGKILL)
         errors = process.communicate(timeout=TIMEOUT_SECONDS)[1]
     if victim == "bench":

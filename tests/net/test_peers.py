@@ -84,13 +84,18 @@ def test_misses_are_counted_and_a_generator_that_waits_is_idle() -> None:
     assert run["client_busy"] < 1
 
 
+def own_labs() -> list[str]:
+    return [lab.lab_id for lab in labs.list_labs() if lab.owner.pid == os.getpid()]
+
+
 def test_a_server_that_dies_is_said_and_all_is_taken_down() -> None:
+    before = own_labs()
     with PeerSession(PEERS["redis"], OPTIONS) as session:
         session.load_keys(OPTIONS)
         pid = session._process.pid
         with pytest.raises(DpukvError, match=r"^redis-server ended in the .*: SIGKILL$"):
             session.measure(OPTIONS, lambda what, fraction: os.kill(pid, signal.SIGKILL))
-    assert not [lab for lab in labs.list_labs() if lab.owner.pid == os.getpid()]
+    assert own_labs() == before
 
 
 def test_compare_measures_ours_and_peers_in_one_table(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.shares_cores
+
 ROOT = Path(__file__).parents[2]
 CORE = "dpukv_xdp/_core"
 FAKE_PIP = """\
