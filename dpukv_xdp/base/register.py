@@ -77,7 +77,7 @@ class Locked:
         _lock_files[get_ident()] = lock_file
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX)
-        except BaseException:  # an interrupt, too: others would wait for a lock nobody uses
+        except BaseException:  # an interrupt, too: others would wait for a lock that no thread uses
             _close_lock_file()
             raise
 

@@ -162,7 +162,7 @@ class PeerLoad:
         socket.
 
         Connects in the calling thread's network namespace. Raises UsageError for a window that the
-        protocol cannot keep, DpukvError if nobody answers.
+        protocol cannot keep, DpukvError if no server answers.
         """
         if transport == "udp" and not 1 <= window <= abi.KV_BATCH_MAX:
             raise UsageError(f"{window} messages over UDP are not 1 to {abi.KV_BATCH_MAX}")
@@ -267,7 +267,7 @@ class PeerLoad:
 
 
 def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
-    """Return a connected non-blocking socket. Raises DpukvError if nobody listens."""
+    """Return a connected non-blocking socket. Raises DpukvError if no server listens."""
     kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
     connected = socket.socket(socket.AF_INET, kind)
     try:
@@ -282,7 +282,7 @@ def connect(address: tuple[str, int], transport: Transport) -> socket.socket:
         connected.close()
         if isinstance(error, OSError):
             raise DpukvError(
-                f"nobody answers at {address[0]}:{address[1]}: {error.strerror or error}"
+                f"no server answers at {address[0]}:{address[1]}: {error.strerror or error}"
             ) from error
         raise
     return connected

@@ -83,7 +83,7 @@ def increment(key: str, by: int, json_path: str | None, **whom: Any) -> None:
         value = client.increment(key, by)
         if value is None and client.add(key, (by % 2**64).to_bytes(8, "little")):
             value = by
-        if value is None:  # somebody else has added it meanwhile
+        if value is None:  # another client has added it meanwhile
             value = client.increment(key, by)
     emit_json(json_path, {"key": key, "value": value})
     if value is None:

@@ -85,7 +85,7 @@ class Signals:
     def _raise(self, number: int) -> NoReturn:
         self._raised_at = time.monotonic()
         self._raised_number = number
-        # Suppress complaints about pyroute2's coroutines and tasks, which nobody will resume.
+        # Suppress complaints about pyroute2's coroutines and tasks, which will never be resumed.
         warnings.simplefilter("ignore")
         logging.getLogger("asyncio").disabled = True
         sys.unraisablehook = _say_unless_interrupted
