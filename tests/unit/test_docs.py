@@ -221,8 +221,8 @@ def test_the_tables_follow_the_layers() -> None:
         ("`server_config()` in", "`main()` in", missing_functions, [
             "main() in dpukv_xdp/cli/settings.py",
         ]),
-        ("`Server.counters()`", "`Server.counts()`", missing_functions, [
-            "Server.counts()", "Server.counts() in dpukv_xdp/server/server.py",
+        ("`Service.record()`", "`Service.entry()`", missing_functions, [
+            "Service.entry()", "Service.entry() in dpukv_xdp/server/service.py",
         ]),
         ("`struct kv_port`", "`struct kv_harbour`", missing_names, ["kv_harbour"]),
     ],
