@@ -169,7 +169,7 @@ def state_of(lab: Lab) -> Any:
     record = msgspec.structs.replace(lab.record, processes=alive)
     try:
         return record, [_state_of_end(end) for end in (lab.server, lab.client)]
-    except UsageError:  # there is no such namespace
+    except (UsageError, OSError):  # a namespace or an interface is gone
         return None
 
 

@@ -21,6 +21,11 @@ def set_link(end: End, **attributes: object) -> None:
         netlink.link("set", index=nic.index_of(end.interface), **attributes)
 
 
+def remove_link(end: End) -> None:
+    with in_namespace(end.namespace), IPRoute() as netlink:
+        netlink.link("del", index=nic.index_of(end.interface))
+
+
 def set_address(end: End, command: str, address: str) -> None:
     with in_namespace(end.namespace), IPRoute() as netlink:
         index = nic.index_of(end.interface)
@@ -51,6 +56,7 @@ def turn_gro_off(end: End) -> None:
 
 CHANGES: dict[str, Callable[[Lab], object]] = {
     "down": lambda lab: lab.down(),
+    "no link": lambda lab: remove_link(lab.server),
     "link down": lambda lab: set_link(lab.client, state="down"),
     "mtu": lambda lab: set_link(lab.server, mtu=1400),
     "mac": lambda lab: set_link(lab.server, address="02:00:00:00:00:77"),
