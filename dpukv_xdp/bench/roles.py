@@ -213,3 +213,4 @@ def _raise_exit(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     run_role(sys.argv[1])
+    os._exit(0)  # without the interpreter's own end, which takes 0.1 to 0.3 s and frees only memory
