@@ -13,7 +13,7 @@ from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import LabRecord
 
 DPUKV = [sys.executable, "-P", "-m", "dpukv_xdp"]
-SMALL = ["--keys", "20000", "--seconds", "0.2"]
+SMALL = ["--keys", "20000", "--seconds", "0.1"]
 """Options of a small load, which is stored and measured quickly."""
 TIMEOUT_SECONDS = patient(180.0)  # for a machine that other programs use, too
 

@@ -105,7 +105,7 @@ def assert_fields(result: dict[str, Any], wanted: dict[str, Any]) -> None:
             "4",
         ],
         ["--workload", "C", "--requests-per-packet", "1", "--window", "1", "--key-size", "12"],
-        ["--rate", "20000", "--requests-per-packet", "1", "--seconds", "1"],
+        ["--rate", "20000", "--requests-per-packet", "1", "--seconds", "0.5"],
     ],
     ids=["zipf", "single", "open loop"],
 )

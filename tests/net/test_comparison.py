@@ -78,7 +78,7 @@ test_transports.py, --frames is in test_frames.py."""
 def test_switches_serve_as_well(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = tuple(each for each in ABLATIONS if each.label in SWITCHES[design])
     monkeypatch.setattr(all_designs, "ABLATIONS", chosen)
-    options = BenchOptions(keys=20_000, seconds=0.2)
+    options = BenchOptions(keys=20_000, seconds=0.1)
     found = run_ablations(ServerConfig(design=design), options, lambda what, fraction: None)
     assert [run["label"] for run in found.runs] == ["as it is", *SWITCHES[design]]
     for run in found.runs:
@@ -95,7 +95,7 @@ def test_more_and_more_keys(tmp_path: Path) -> None:
     """Measure on huge and on small pages; sizes that do not fit into memory are refused by name."""
     picture = tmp_path / "keys.png"
     said = dpukv(
-        *("bench", "--key-counts", "1000,10000000000", "--seconds", "0.2"),
+        *("bench", "--key-counts", "1000,10000000000", "--seconds", "0.1"),
         *("--output", str(picture), "--json", "-"),
     )
     result = json.loads(said.stdout)
