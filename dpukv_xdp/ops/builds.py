@@ -15,7 +15,7 @@ from dpukv_xdp.kernel.loader import Build
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import loadgen
 from dpukv_xdp.server.wiring import Wiring
-from dpukv_xdp.topology import validation
+from dpukv_xdp.topology import applies, validation
 from dpukv_xdp.topology.designs import DESIGNS
 from dpukv_xdp.topology.profiles import PROFILES
 from dpukv_xdp.topology.schema import (
@@ -48,7 +48,7 @@ SMALL_FRAME_BYTES = 1500
 def usual_builds() -> list[Build]:
     """Return the builds of the commands' defaults: each compared design, and the load generator."""
     servers = [
-        _server_build(design.name, design=design.name)
+        _server_build(design.name, ServerConfig(design=design.name))
         for design in DESIGNS.values()
         if design.is_compared
     ]
@@ -82,12 +82,19 @@ def _server_builds() -> Iterator[Build]:
     for design in DESIGNS:
         for change in changes:
             name = " ".join([design, *(f"{key}={value}" for key, value in change.items())])
-            with suppress(UsageError):  # an invalid combination of settings
-                yield _server_build(name, design=design, **change)
+            config = ServerConfig(design=design, **change)
+            if all(_acts(config, setting) for setting in change):
+                with suppress(UsageError):  # an invalid combination of settings
+                    yield _server_build(name, config)
 
 
-def _server_build(name: str, **settings: Any) -> Build:
-    config = ServerConfig(**settings)
+def _acts(config: ServerConfig, setting: str) -> bool:
+    """Return whether a setting has an effect, or its default value: others are refused."""
+    is_default = getattr(config, setting) == getattr(ServerConfig(), setting)
+    return is_default or applies.has_effect(setting, config)
+
+
+def _server_build(name: str, config: ServerConfig) -> Build:
     validation.check(config)
     return Wiring.of(config).build(name, config, CPUS, LINK)
 
