@@ -27,7 +27,7 @@ from dpukv_xdp.native.senders import LiveSender, Senders, catch_stop_signal
 from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
 from dpukv_xdp.native.stores import Store
 from dpukv_xdp.server.dpu_stats import dpu_store_stats
-from dpukv_xdp.server.wiring import Wiring, response_bytes_max
+from dpukv_xdp.server.wiring import Wiring
 from dpukv_xdp.topology import sizing, validation
 from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.topology.placement import door_owners, partition_table
@@ -330,7 +330,7 @@ class Server:
                 stores=handles,
                 partitions=self._partitions,
                 takes_all=takes_all,
-                response_bytes_max=response_bytes_max(self.interface, config),
+                response_bytes_max=self._wiring.response_bytes_max(self.interface),
                 flush_after_us=config.flush_after_us,
                 transfer_per_request=config.transfer == "request"
                 and self._wiring.serves_pairs(place),

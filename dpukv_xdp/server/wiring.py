@@ -71,8 +71,14 @@ class Wiring:
         )
 
     def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
-        """Return the -D settings of bpf/base/maps.h."""
-        depth_min, depth_max = config.depths()
+        """Return the -D settings of bpf/base/maps.h.
+
+        One that has no effect gets a value that makes the program short, whatever the
+        configuration: so that fewer different programs are compiled, and less is verified.
+        """
+        parks_batches = bool(self.tail_calls)
+        depth_min, depth_max = config.depths() if parks_batches else (0, 0)
+        sends_by_queue = self.sends_records and not self.records_in_frames
         transport = config.transport if self.sends_records else "ring"
         frames = config.frames if config.frames in TRANSPORTS and self.needs_sockets else "ring"
         return {
@@ -86,13 +92,13 @@ class Wiring:
             "KV_HOST_FRAMES": getattr(abi, TRANSPORTS[frames]),
             "KV_DEPTH_MIN": depth_min,
             "KV_DEPTH_MAX": depth_max,
-            "KV_SENDER_ONLY": int(config.respond == "sender"),
-            "KV_TRANSFER_PER_REQUEST": int(config.transfer == "request"),
-            "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap"),
+            "KV_SENDER_ONLY": int(config.respond == "sender" or not parks_batches),
+            "KV_TRANSFER_PER_REQUEST": int(config.transfer == "request" and sends_by_queue),
+            "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap" or not sends_by_queue),
             "KV_SLOWER_PERCENT": config.profile_row().slower_percent,
             **(
                 sizing.dpu_store_sizes(config).settings(
-                    response_bytes_max(interface, config), stores=sizing.dpu_store_count(config)
+                    self.response_bytes_max(interface), stores=sizing.dpu_store_count(config)
                 )
                 if self.processes_here
                 else {}
@@ -106,6 +112,17 @@ class Wiring:
         settings = self.settings(config, cpus, interface)
         return loader.Build(name, "kv_receive.c", self.programs, settings, self.tail_calls)
 
+    def response_bytes_max(self, interface: nic.Interface) -> int:
+        """Return the most bytes of responses in one packet after the packet header, leaving room
+        for a VLAN tag.
+
+        Responses that kv_send sends leave only in frames that BPF_PROG_RUN makes.
+        """
+        link_bytes_max = interface.mtu + abi.KV_ETH_BYTES + abi.KV_VLAN_BYTES
+        longest = abi.KV_LIVE_FRAME_MAX if "kv_send" in self.programs else abi.KV_FRAME_MAX
+        frame_bytes_max = min(link_bytes_max, longest)
+        return frame_bytes_max - abi.KV_VLAN_BYTES - abi.SIZE("kv_packet_header")
+
     def serves_pairs(self, place: EnginePlace) -> bool:
         """Return whether an engine serves queue pairs that XDP fills with requests."""
         return place.door == "dpu" and place.processing == "host" and not self.records_in_frames
@@ -115,15 +132,3 @@ class Wiring:
         fed = placement.behind("host") if placement.behind("host") else placement.engines
         cpus = tuple(dict.fromkeys(place.cpu for place in fed if place.cpu is not None))
         return cpus or placement.host_cpus
-
-
-def response_bytes_max(interface: nic.Interface, config: ServerConfig) -> int:
-    """Return the most bytes of responses in one packet after the packet header, leaving room for a
-    VLAN tag.
-
-    With `--respond sender`, responses leave only in frames that BPF_PROG_RUN makes.
-    """
-    link_bytes_max = interface.mtu + abi.KV_ETH_BYTES + abi.KV_VLAN_BYTES
-    longest = abi.KV_LIVE_FRAME_MAX if config.respond == "sender" else abi.KV_FRAME_MAX
-    frame_bytes_max = min(link_bytes_max, longest)
-    return frame_bytes_max - abi.KV_VLAN_BYTES - abi.SIZE("kv_packet_header")
