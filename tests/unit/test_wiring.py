@@ -35,9 +35,10 @@ def programs_of(config: ServerConfig) -> tuple[Any, ...]:
 def test_a_setting_changes_the_programs_if_it_has_an_effect(
     design: str, frames: str, name: str
 ) -> None:
-    usual = ServerConfig(design=design, frames=frames)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"design": design, "frames": frames}
+    usual = ServerConfig(**settings)
     for value in CHOICES[name]:
-        config = ServerConfig(design=design, frames=frames, **{name: value})  # type: ignore[arg-type]
+        config = ServerConfig(**settings, **{name: value})
         if value == getattr(usual, name):
             continue
         try:
