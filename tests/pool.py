@@ -119,8 +119,8 @@ def _zero(fd: int, name: str, plan: MapPlan) -> None:
             memory[:] = bytes(len(memory))
         return
     assert plan.type in (lib.BPF_MAP_TYPE_ARRAY, lib.BPF_MAP_TYPE_PERCPU_ARRAY), name
-    is_per_core = plan.type == lib.BPF_MAP_TYPE_PERCPU_ARRAY
-    blank = bytes(entry_bytes * (lib.libbpf_num_possible_cpus() if is_per_core else 1))
+    cores = lib.libbpf_num_possible_cpus() if loader._is_per_core(plan) else 1
+    blank = bytes(cores * entry_bytes)
     for index in range(plan.entries):
         status = lib.bpf_map_update_elem(fd, struct.pack("=I", index), blank, 0)
         assert status == 0, (name, index, status)
@@ -150,7 +150,7 @@ class Labs(ExitStack):
         lab, state = found
         try:
             yield lab
-        except BaseException:
+        except BaseException:  # a failed test says nothing about the state of its lab
             lab.down()
             raise
         if state_of(lab) == state and key not in self._idle:

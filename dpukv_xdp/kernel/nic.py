@@ -91,9 +91,14 @@ class Attachment:
 
 def find(name: str) -> Interface:
     """Return the interface of that name. Raises UsageError if there is none."""
-    index = index_of(name)
     with IPRoute() as netlink:
-        (link,) = netlink.link("get", index=index)
+        try:
+            (link,) = netlink.link("get", ifname=name)
+        except NetlinkError as error:
+            if error.code in (errno.ENODEV, errno.ERANGE, errno.EINVAL):
+                raise _no_interface(name) from error
+            raise
+        index = link["index"]
         addresses = netlink.get_addr(family=socket.AF_INET, index=index)
         first = next((message.get_attr("IFA_LOCAL") for message in addresses), None)
     return Interface(
@@ -114,8 +119,12 @@ def index_of(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except (OSError, ValueError) as error:  # ValueError: the name has a null character
-        known = ", ".join(sorted(known for _, known in socket.if_nameindex()))
-        raise UsageError(f"there is no interface {name!r}: choose one of {known}") from error
+        raise _no_interface(name) from error
+
+
+def _no_interface(name: str) -> UsageError:
+    known = ", ".join(sorted(known for _, known in socket.if_nameindex()))
+    return UsageError(f"there is no interface {name!r}: choose one of {known}")
 
 
 def check_can_serve(found: Interface) -> None:

@@ -83,15 +83,9 @@ def _server_builds() -> Iterator[Build]:
         for change in changes:
             name = " ".join([design, *(f"{key}={value}" for key, value in change.items())])
             config = ServerConfig(design=design, **change)
-            if all(_acts(config, setting) for setting in change):
+            if all(applies.has_effect(setting, config) for setting in config.changed()):
                 with suppress(UsageError):  # an invalid combination of settings
                     yield _server_build(name, config)
-
-
-def _acts(config: ServerConfig, setting: str) -> bool:
-    """Return whether a setting has an effect, or its default value: others are refused."""
-    is_default = getattr(config, setting) == getattr(ServerConfig(), setting)
-    return is_default or applies.has_effect(setting, config)
 
 
 def _server_build(name: str, config: ServerConfig) -> Build:

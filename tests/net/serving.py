@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
+from pyroute2 import IPRoute
+
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
 from dpukv_xdp.kernel import nic
@@ -274,6 +276,15 @@ def run_load(
         received={name: end.received[name] - start.received[name] for name in end.received},
         latency_us=latency_summary(end.latency - start.latency),
     )
+
+
+# ---- The link
+
+
+def set_link(end: End, **attributes: object) -> None:
+    """Change an end's link, as `ip link set` does."""
+    with in_namespace(end.namespace), IPRoute() as netlink:
+        netlink.link("set", index=nic.index_of(end.interface), **attributes)
 
 
 # ---- What is left

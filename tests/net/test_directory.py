@@ -178,7 +178,6 @@ def test_a_malformed_record_is_named(shared: Etcd, scheme: str) -> None:
 PUBLISH_FOR_EVER = """
 import sys, time
 from dpukv_xdp.discovery.directory import Publisher, ServerRecord
-from dpukv_xdp.discovery.etcd import TIMEOUT_SECONDS
 from dpukv_xdp.discovery.opening import open_directory
 url, name, text, ttl, refresh = sys.argv[1:]
 record = ServerRecord.from_json(text)

@@ -32,8 +32,8 @@ from net.serving import (
     run_load,
     serving,
     serving_child,
+    set_link,
 )
-from pyroute2 import IPRoute
 
 from dpukv_xdp.base.errors import (
     BusyError,
@@ -98,8 +98,7 @@ def test_a_busy_interface_is_named_and_left_alone(lab: Lab) -> None:
 
 def take_the_link_down(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the start at its last step, when everything else runs already."""
-    with in_namespace(lab.server.namespace), IPRoute() as netlink:
-        netlink.link("set", index=nic.find(lab.server.interface).index, state="down")
+    set_link(lab.server, state="down")
 
 
 def refuse_the_second_engine(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

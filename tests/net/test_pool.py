@@ -5,20 +5,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from net.serving import client_of, serving
+from net.serving import client_of, serving, set_link
 from pool import Labs, Programs, state_of
 from pyroute2 import IPRoute
 
 from dpukv_xdp.kernel import nic
+from dpukv_xdp.kernel.attachments import attach_napi_program
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab.lab import Lab, list_labs
 from dpukv_xdp.server.server import Server
-
-
-def set_link(end: End, **attributes: object) -> None:
-    with in_namespace(end.namespace), IPRoute() as netlink:
-        netlink.link("set", index=nic.index_of(end.interface), **attributes)
 
 
 def remove_link(end: End) -> None:
@@ -46,7 +42,7 @@ def add_link(end: End) -> None:
 
 def attach(end: End) -> None:
     with in_namespace(end.namespace):
-        nic.attach_xdp(end.interface, nic.load_pass_program("kv_left"))
+        attach_napi_program(end.interface)
 
 
 def turn_gro_off(end: End) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from net.serving import set_link
 from pyroute2 import IPRoute
 
 from dpukv_xdp._core._native import ffi, lib
@@ -417,13 +418,13 @@ def test_a_link_that_is_down_keeps_frames_until_it_is_up(
         for first in (0, 4):
             wire.send(*map(numbered, range(first, first + 4)))
             own.receive_all(4)
-        set_link(lab.server, "down")
+        set_link(lab.server, state="down")
         for number, frame in enumerate(list(own.held)):
             own.send(frame, numbered(number, 60, HEAD_BACK))
         own.flush()
         assert (own.stats.tx_dropped, own.stats.sent) == (4, 0), "the ring has room for four"
         assert own.stats.chunks_busy == 4
-        set_link(lab.server, "up")
+        set_link(lab.server, state="up")
         assert own.receive() == [], "but what the flush could not send leaves now"
         assert wire.receive(4) == [numbered(number, 60, HEAD_BACK) for number in range(4)]
         own.assert_nothing_is_lost()
@@ -435,17 +436,12 @@ def test_frames_that_the_device_drops_are_counted(
     with opened(lab, program) as own:
         wire.send(*map(numbered, range(3)))
         frames = own.receive_all(3)
-        set_link(lab.client, "down")
+        set_link(lab.client, state="down")
         for frame in frames:
             own.send(frame, numbered(1, 60, HEAD_BACK))
         own.flush()
         assert (own.stats.tx_dropped, own.stats.sent) == (3, 0)
         own.assert_nothing_is_lost()
-
-
-def set_link(end: End, state: str) -> None:
-    with in_namespace(end.namespace), IPRoute() as netlink:
-        netlink.link("set", ifname=end.interface, state=state)
 
 
 def test_an_interface_that_goes_away(lab: Lab, program: loader.LoadedObject, wire: Wire) -> None:

@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from net.commands import dpukv, lab_of, started, wait_for
-from pyroute2 import IPRoute
+from net.serving import set_link
 
 from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench import transfer
 from dpukv_xdp.bench.transfer import DIRECTIONS, MODES, PRIMITIVES, Transfers, Way
 from dpukv_xdp.kernel.attachments import list_attachments
-from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace
-from dpukv_xdp.kernel.veth import End
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.wire import abi
 
@@ -117,8 +116,8 @@ def test_frames_that_the_kernel_does_not_take_at_once_are_sent_later(
     """A link that is down refuses frames, as the full queues of a busy machine do."""
     assert transfers._link is not None
     end = transfers._link.place.client
-    set_link(end, "down")
-    later = threading.Timer(0.2, set_link, (end, "up"))
+    set_link(end, state="down")
+    later = threading.Timer(0.2, set_link, (end,), {"state": "up"})
     later.start()
     try:
         found = transfers.run(
@@ -127,11 +126,6 @@ def test_frames_that_the_kernel_does_not_take_at_once_are_sent_later(
     finally:
         later.join()
     assert found["wrong"] == 0
-
-
-def set_link(end: End, state: str) -> None:
-    with in_namespace(end.namespace), IPRoute() as netlink:
-        netlink.link("set", ifname=end.interface, state=state)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_setting_changes_the_programs_if_it_has_an_effect(
             continue
         try:
             found = programs_of(config)
-        except UsageError:
+        except UsageError:  # no server has these settings together
             continue
         has_effect = applies.has_effect(name, config)
         assert (found != programs_of(usual)) == has_effect, config
