@@ -49,13 +49,14 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 /*
  * A setting that the loader fills in, so that servers with different values run the same compiled program. It compiles
  * to a 64-bit load of a marker (upper word) with the setting's number (lower word); kernel/compiler.py replaces both.
+ * Volatile: each use loads it anew, because a value that is kept takes a register, or some of the 512 bytes of stack.
  */
 #define KV_AT_LOAD_TEXT(number) #number
-#define KV_AT_LOAD(number)                                                                   \
-	({                                                                                   \
-		__u64 setting;                                                               \
-		asm("%0 = 0x4b56a70a0000000" KV_AT_LOAD_TEXT(number) " ll" : "=r"(setting)); \
-		setting;                                                                     \
+#define KV_AT_LOAD(number)                                                                            \
+	({                                                                                            \
+		__u64 setting;                                                                        \
+		asm volatile("%0 = 0x4b56a70a0000000" KV_AT_LOAD_TEXT(number) " ll" : "=r"(setting)); \
+		setting;                                                                              \
 	})
 
 #else /* KV_HOST_SIDE */

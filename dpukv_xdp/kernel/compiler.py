@@ -33,7 +33,7 @@ KEPT_OBJECTS_MAX = 500
 
 # clang warns about the kernel's own headers, not ours.
 _WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
-_KEEPS = "2"
+_KEEPS = "3"
 """Version of the cache: change it with the layout of CompiledObject or the parts of its key."""
 _INSTRUCTION = struct.Struct("=BBhi")
 _WIDE_LOAD = struct.Struct("=BBhIII")
@@ -44,8 +44,10 @@ _MAP_FD = 1
 """Its source register if the constant is a map's file descriptor: BPF_PSEUDO_MAP_FD."""
 _NUMBER = 0
 """Its source register if the constant is a plain number."""
-SETTINGS_AT_LOAD = ("KV_PORT", "KV_ADDRESS", "KV_PORT_COUNT")
+SETTINGS_AT_LOAD = ("KV_PORT", "KV_ADDRESS", "KV_PORT_COUNT", "KV_RESPONSE_BYTES_MAX")
 """Settings that are filled in at load time; compiled code has their index here instead of a value.
+
+The sizes of a store in XDP are not among them: as constants they make dpu-only 4 % faster.
 """
 _SETTING_MARKER = 0x4B56A70A
 """Upper word of a constant that is such a setting: see KV_AT_LOAD in bpf/base/side.h."""

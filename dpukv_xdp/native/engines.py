@@ -59,12 +59,14 @@ class ProcessingEngine:
         self.engine_id = engine_id
         self.cpu = cpu
         self.stores = stores
+        self._parts = [partitions]  # cffi does not keep objects alive that only C refers to
 
     def add_pairs(self, pairs: Any, count: int, senders: Any = ffi.NULL) -> None:
         """Serve `count` queue pairs of a C array.
 
         `senders` is an array of the same length, or NULL if the other end polls.
         """
+        self._parts += [pairs, senders]
         first = self.native.pair_count
         for index in range(count):
             state = self.native.pairs[first + index]
@@ -133,7 +135,7 @@ class HostCore:
         self.cpu = cpu
         self.native = ffi.new("struct kv_host *")
         self.native.cpu = cpu
-        self._parts: list[Any] = []  # cffi does not keep objects alive that only C refers to
+        self._parts: list[Any] = []  # only C refers to them, see ProcessingEngine
         self.thread = NativeThread(
             f"host core {cpu}",
             cpu,

@@ -72,7 +72,7 @@ def _server_builds() -> Iterator[Build]:
     changes: list[dict[str, Any]] = [
         {},
         *({"transport": way, "respond": out} for way in TRANSPORTS for out in RESPOND_WAYS),
-        *({"frames": frames} for frames in FRAMES),
+        *({"frames": way, "respond": out} for way in FRAMES for out in RESPOND_WAYS),
         *({"transfer": transfer} for transfer in TRANSFERS),
         *({"prepare": prepare} for prepare in PREPARES),
         *({"profile": profile} for profile in PROFILES),

@@ -3,6 +3,7 @@
 violates every rule.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -459,6 +460,45 @@ def played() -> Iterator[PlayedDpu]:
     with PlayedDpu().served() as dpu:
         dpu.assert_serves()
         yield dpu
+
+
+@pytest.mark.parametrize(
+    ("kind", "hand_over"),
+    [
+        ("struct kv_partition_table *", lambda part: new_engine(part)),
+        ("struct kv_queue_pair[1]", lambda part: engine_with_pairs(part, ffi.NULL)),
+        ("struct kv_sender[1]", lambda part: engine_with_pairs(ffi.NULL, part)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_engine_keeps_its_parts_alive(
+    kind: str, hand_over: Callable[[Any], ProcessingEngine]
+) -> None:
+    """Python frees what only C structures refer to, and an engine would read another's memory."""
+    part = ffi.new(kind)
+    alive = weakref.ref(part)
+    engine = hand_over(part)
+    del part
+    assert alive() is not None
+    del engine
+    assert alive() is None
+
+
+def new_engine(partitions: Any = ffi.NULL) -> ProcessingEngine:
+    return ProcessingEngine(
+        engine_id=0,
+        cpu=0,
+        stores=[],
+        partitions=partitions,
+        takes_all=False,
+        response_bytes_max=RESPONSE_BYTES_MAX,
+    )
+
+
+def engine_with_pairs(pairs: Any, senders: Any) -> ProcessingEngine:
+    engine = new_engine()
+    engine.add_pairs(pairs, 1, senders)
+    return engine
 
 
 @pytest.mark.parametrize("ahead", [abi.KV_SLOTS + 1, 1000, HALF, 2**32 - 1])

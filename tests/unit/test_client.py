@@ -757,7 +757,7 @@ def test_what_is_wrong_with_the_directory_is_told_with_what_came_of_it(
     with stand_ins(1) as (server,):
         directory.publish("one.1", server.record())
         (tmp_path / "bad.2.json").write_text("{")
-        with Client.from_directory(str(directory), timeout=0.02, retries=1) as client:
+        with Client.from_directory(str(directory), timeout=0.4, retries=1) as client:
             assert client.set("key", "value")
             server.owners = (9,)
             with pytest.raises(ResultError, match=r"record of server bad\.2 .* is malformed"):
@@ -791,12 +791,12 @@ def test_a_rejection_that_lasts_is_an_error(directory: FileDirectory) -> None:
         directory.publish("one.1", server.record((0, 1)))
         start = time.monotonic()
         with (
-            Client.from_directory(str(directory), timeout=0.1, retries=1) as client,
+            Client.from_directory(str(directory), timeout=0.4, retries=1) as client,
             pytest.raises(ResultError, match="on the move"),
         ):
             client.get("key")
-        assert 0.2 <= time.monotonic() - start < patient(5)
-        assert len(server.received) < 50
+        assert 0.8 <= time.monotonic() - start < patient(5)
+        assert len(server.received) < 200, "it pauses between attempts"
 
 
 def test_a_server_that_starts_again_elsewhere_gets_what_was_under_way(
