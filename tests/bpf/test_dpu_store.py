@@ -521,7 +521,7 @@ def test_resets_without_end(load_store: Callable[..., XdpStore]) -> None:
     moved the tail by 2^46 bytes in one round. A small log needs too many RESETs for that, so the
     test starts there.
     """
-    xdp = load_store(buckets=16, segments=SMALL_SEGMENTS)
+    xdp = load_store(buckets=256, segments=SMALL_SEGMENTS)
     xdp.set(b"k", b"v")
     now = xdp.store()
     now["tail"] = now["round_tail"] + 2**46
@@ -531,11 +531,11 @@ def test_resets_without_end(load_store: Callable[..., XdpStore]) -> None:
         abi.Result.SUCCESS,
         abi.Result.NOT_PROCESSED,
     ]
-    results = [xdp.replies(reset)[0].result for _ in range(16 // 8)]  # a round of the cleanup
+    results = [xdp.replies(reset)[0].result for _ in range(256 // 8)]  # a round of the cleanup
     assert results[0] == abi.Result.NOT_PROCESSED
     assert results[-1] == abi.Result.SUCCESS
     assert xdp.store()["round_tail"] > 2**46
-    for _ in range(16 // 8):
+    for _ in range(256 // 8):
         xdp.replies(reset)
     assert not xdp.lines["words"].any()
     xdp.set(b"k", b"w")
