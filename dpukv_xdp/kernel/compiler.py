@@ -12,13 +12,15 @@ import hashlib
 import importlib.util
 import os
 import re
+import signal
 import stat
 import struct
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -115,30 +117,73 @@ def telling_line(source: Path, log: str, error: str) -> str:
 
 
 def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> CompiledObject:
-    bcc = _import_bcc()
-    with _named_headers(), _captured_stderr() as read_log:
+    """Compile in a child process, because LLVM ends its process for some errors, such as too large
+    a stack. Raises MissingError without bcc or headers, LoadError if clang refuses the source.
+    """
+    if importlib.util.find_spec("bcc") is None:
+        raise MissingError("bcc", "Debian's package python3-bpfcc: run tools/setup")
+    headers = kernel_headers.kernel_source()
+    answer_fd, answer_end_fd = os.pipe()
+    with os.fdopen(answer_fd, "rb") as answer, tempfile.TemporaryFile() as log:
+        child = os.fork()
+        if child == 0:
+            if headers is not None:
+                os.environ[kernel_headers.VARIABLE] = str(headers)
+            _compile_and_end(answer_end_fd, log.fileno(), source, programs, defines)
+        os.close(answer_end_fd)
         try:
-            module = bcc.BPF(
-                src_file=str(source).encode(),
-                cflags=[*_include_flags(source), *_WARNINGS, *defines],
-            )
-        except Exception as error:  # bcc raises bare Exception, and clang writes to stderr
-            log = read_log()
-            raise LoadError(telling_line(source, log, str(error)), log) from error
+            compiled = answer.read()
+        except BaseException:
+            os.kill(child, signal.SIGKILL)
+            raise
+        finally:
+            os.waitpid(child, 0)
+        if compiled:
+            return msgspec.msgpack.decode(compiled, type=CompiledObject)
+        log.seek(0)
+        text = log.read().decode(errors="replace")
+    raise LoadError(telling_line(source, text, "the compiler ended without a word"), text)
+
+
+def _compile_and_end(
+    answer_fd: int,
+    log_fd: int,
+    source: Path,
+    programs: Sequence[str],
+    defines: Sequence[str],
+) -> NoReturn:
+    """Write the compiled object to `answer_fd`, or what is wrong to `log_fd`; end this process.
+
+    clang writes to file descriptor 2 from C++.
+    """
     try:
-        fds = _map_fds(bcc, module)
-        numbers = {fd: number for number, fd in enumerate(fds.values())}
-        infos = {name: _info("struct bpf_map_info", fd) for name, fd in fds.items()}
-        return CompiledObject(
-            maps=tuple(_map_plan(name, info) for name, info in infos.items()),
-            programs={
-                name: patched(module.dump_func(name.encode()), numbers.__getitem__)
-                for name in programs
-            },
-            btf=_btf({info.btf_id for info in infos.values()} - {0}),
-        )
+        os.dup2(log_fd, 2)
+        compiled = _compile_here(source, programs, defines)
+        with os.fdopen(answer_fd, "wb") as answer:
+            answer.write(msgspec.msgpack.encode(compiled))
+    except Exception:  # noqa: BLE001 - bcc raises it bare; the parent raises what is written here
+        os.write(2, f"\n{traceback.format_exc()}".encode())
     finally:
-        module.cleanup()
+        os._exit(0)
+
+
+def _compile_here(source: Path, programs: Sequence[str], defines: Sequence[str]) -> CompiledObject:
+    import bcc
+
+    module = bcc.BPF(
+        src_file=str(source).encode(),
+        cflags=[*_include_flags(source), *_WARNINGS, *defines],
+    )
+    fds = _map_fds(bcc, module)
+    numbers = {fd: number for number, fd in enumerate(fds.values())}
+    infos = {name: _info("struct bpf_map_info", fd) for name, fd in fds.items()}
+    return CompiledObject(
+        maps=tuple(_map_plan(name, info) for name, info in infos.items()),
+        programs={
+            name: patched(module.dump_func(name.encode()), numbers.__getitem__) for name in programs
+        },
+        btf=_btf({info.btf_id for info in infos.values()} - {0}),
+    )
 
 
 def _include_flags(source: Path) -> list[str]:
@@ -226,50 +271,6 @@ def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
 def _in_source(name: str, value: int) -> str:
     """Return the value of a setting's -D option."""
     return f"KV_AT_LOAD({SETTINGS_AT_LOAD.index(name)})" if name in SETTINGS_AT_LOAD else str(value)
-
-
-def _import_bcc() -> Any:
-    try:
-        import bcc
-    except ImportError as error:
-        raise MissingError("bcc", "Debian's package python3-bpfcc: run tools/setup") from error
-    return bcc
-
-
-@contextmanager
-def _named_headers() -> Iterator[None]:
-    """Set BCC_KERNEL_SOURCE within the block only; child processes choose for themselves."""
-    source = kernel_headers.kernel_source()
-    before = os.environ.get(kernel_headers.VARIABLE)
-    if source is None or before:
-        yield
-        return
-    os.environ[kernel_headers.VARIABLE] = str(source)
-    try:
-        yield
-    finally:
-        del os.environ[kernel_headers.VARIABLE]
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[Any]:
-    """Redirect file descriptor 2 into a file, because clang writes there from C++.
-
-    Yields a function that returns the text so far.
-    """
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as capture:
-        os.dup2(capture.fileno(), 2)
-
-        def read() -> str:
-            capture.seek(0)
-            return capture.read().decode(errors="replace")
-
-        try:
-            yield read
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 # ---- The cache

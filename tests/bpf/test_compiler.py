@@ -120,6 +120,33 @@ def test_another_bcc_compiles_anew(
     assert len(compilations) == 2
 
 
+TOO_MUCH_STACK = """
+int kv_tell(struct xdp_md *ctx)
+{
+	volatile long long words[80];
+
+	words[ctx->data_end - ctx->data & 63] = 1;
+	return words[7];
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("int kv_tell(struct xdp_md *ctx) { return nothing; }", "undeclared identifier 'nothing'"),
+        (TOO_MUCH_STACK, "BPF stack limit of 512 bytes is exceeded"),
+        ("", "kv_tell"),
+    ],
+    ids=["clang", "LLVM's end", "no such program"],
+)
+def test_what_the_compiler_refuses_is_said(source: Path, text: str, says: str) -> None:
+    source.write_text(f"#include <linux/bpf.h>\n{text}")
+    with pytest.raises(LoadError, match=says):
+        told(source)
+    assert not (source.parent / "cache" / "programs").exists()
+
+
 def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
