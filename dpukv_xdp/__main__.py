@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """`python -m dpukv_xdp` is the `dpukv` command."""
 
+import os
 import signal
 import sys
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: end, without a traceback
+# Without it numpy's linear algebra starts a thread a core, which spins there for some 30 ms.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dpukv_xdp.base.errors import DpukvError, MissingError, install_advice  # noqa: E402 - see above
 

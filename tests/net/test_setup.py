@@ -25,6 +25,13 @@ if "--editable" in sys.argv:
     script.chmod(0o755)
     pathlib.Path(os.environ["CHECKOUT"], "dpukv_xdp/_core/_native.so").write_text(sys.argv[-1])
 """
+SYSTEM_PYTHON = "/usr/bin/python3"
+PYTHON_WITHOUT_ENSUREPIP = f"""\
+#!/bin/sh
+if [ "$1 $2" = "-m venv" ]; then shift 2; set -- -m venv --without-pip "$@"; fi
+exec {SYSTEM_PYTHON} "$@"
+"""
+"""ensurepip takes 3 s for each environment, and what it installs is hidden by the pip above."""
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +39,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What tools/setup reads of the checkout; each test begins by setting it up."""
     folder = tmp_path_factory.mktemp("setup")
     checkout = folder / "checkout"
-    for name in ("tools/setup", "pyproject.toml", "setup.py", f"{CORE}/build.py"):
+    for name in ("pyproject.toml", "setup.py", f"{CORE}/build.py"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, checkout / name)
+    script = checkout / "tools/setup"
+    script.parent.mkdir()
+    text = (ROOT / script.relative_to(checkout)).read_text()
+    assert text.count(f"python={SYSTEM_PYTHON}") == 1
+    script.write_text(text.replace(f"python={SYSTEM_PYTHON}", f"python={folder}/python", 1))
+    (folder / "python").write_text(PYTHON_WITHOUT_ENSUREPIP)
+    for executable in (script, folder / "python"):
+        executable.chmod(0o755)
     for name in ("bpf/abi/x.h", f"{CORE}/x.c", "dpukv_xdp/wire/headers.py"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("")
