@@ -12,7 +12,8 @@
 enum kv_load_limit {
 	KV_LIVE_FRAME_MAX = 3367, /* bytes in a frame that BPF_PROG_RUN sends; odd, so that no batch has this length */
 	KV_TEMPLATE_FRAME = 4096, /* bytes for one prepared frame of the load generator */
-	KV_WINDOW_MAX = 4096	  /* packets the load generator keeps outstanding; a power of two */
+	KV_WINDOW_MAX = 4096,	  /* packets the load generator keeps outstanding; a power of two */
+	KV_STALL_PERIOD_MS = 20	  /* ms between the starts of two pauses of a server under `bench --stall` */
 };
 
 /* A frame ready to be sent, and what its answer is checked against. */

@@ -22,6 +22,7 @@
 static int kv_hosts_wait(struct kv_host *const *hosts, uint32_t host_count, uint64_t deadline_ticks);
 static int kv_host_begin(struct kv_host *host);
 static uint32_t kv_host_turn(struct kv_host *host);
+static void kv_host_stall(struct kv_host *host, uint64_t stall_ns);
 static void kv_host_end(struct kv_host *host, uint32_t engines, uint32_t communicators);
 
 int kv_host_run(struct kv_host *host)
@@ -34,7 +35,10 @@ int kv_host_run(struct kv_host *host)
 		return status;
 	while (!__atomic_load_n(&host->stop, __ATOMIC_RELAXED)) {
 		uint32_t work = kv_host_turn(host);
+		uint64_t stall_ns = __atomic_load_n(&host->stall_ns, __ATOMIC_RELAXED);
 
+		if (__builtin_expect(stall_ns != 0, 0))
+			kv_host_stall(host, stall_ns);
 		__atomic_store_n(&host->rounds, host->rounds + 1, __ATOMIC_RELEASE);
 		if (work || ++idle_rounds % KV_IDLE_ROUNDS_TO_CLOCK)
 			continue;
@@ -126,6 +130,18 @@ static uint32_t kv_host_turn(struct kv_host *host)
 	for (uint32_t i = 0; i < host->communicator_count; i++)
 		work += kv_communicator_answer(host->communicators[i]);
 	return work;
+}
+
+/* Pause at most once in each period, as if the kernel gave the core to another process. */
+static void kv_host_stall(struct kv_host *host, uint64_t stall_ns)
+{
+	const struct timespec pause = { .tv_nsec = (long)stall_ns };
+	uint64_t now_ticks = kv_ticks();
+
+	if (now_ticks - host->stalled_ticks < kv_ticks_per_second() * KV_STALL_PERIOD_MS / 1000)
+		return;
+	host->stalled_ticks = now_ticks;
+	nanosleep(&pause, NULL);
 }
 
 /* End the first engines of each kind. */

@@ -10,6 +10,7 @@ import msgspec
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.bench.bench import Bench
+from dpukv_xdp.bench.floor import PAGES, measure_floor
 from dpukv_xdp.bench.limits import Result
 from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.bench.runs import relative
@@ -41,9 +42,6 @@ ABLATIONS = (
     Ablation("256 receive descriptors", {"rx_descriptors": 256}),
 )
 """The paper's optimisations (section 4.3) and this system's choices, each reverted."""
-
-
-PAGES = {"huge pages": True, "small pages": False}
 
 
 @dataclass(slots=True)
@@ -121,6 +119,11 @@ def run_key_counts(
     if not runs:
         raise UsageError("; ".join(comparison.refused.values()))
     _run_each(runs, progress, comparison)
+    for run, (candidate, candidate_options) in zip(comparison.runs, runs.values(), strict=True):
+        progress(f"{run['label']}: the machine's floor", 1.0)
+        run["floor"] = measure_floor(
+            replace_config(candidate, candidate_options), candidate_options
+        )
     return comparison
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,18 +91,31 @@ class Bench:
         plan = options.plan(self.source, self.destination, self.owners)
         self._load.call("prepare", plan=msgspec.to_builtins(plan))
         loop = Loop(options.window, open_loop=options.rate > 0)
-        self._load.call("begin", loop=msgspec.to_builtins(loop))
-        try:
-            time.sleep(warm_up_seconds(options.seconds))
-            run = self._interval(options.seconds, progress)
-            seconds = max(
-                min(ACCOUNTING_SECONDS, options.seconds), ACCOUNTING_FRACTION * options.seconds
-            )
-            with loader.enabled_stats():
-                accounting = self._interval(seconds, lambda what, fraction: None)
-        finally:
-            lost_at_end = self._load.call("end")
+        with self._stalled(options.stall):
+            self._load.call("begin", loop=msgspec.to_builtins(loop))
+            try:
+                time.sleep(warm_up_seconds(options.seconds))
+                run = self._interval(options.seconds, progress)
+                seconds = max(
+                    min(ACCOUNTING_SECONDS, options.seconds), ACCOUNTING_FRACTION * options.seconds
+                )
+                with loader.enabled_stats():
+                    accounting = self._interval(seconds, lambda what, fraction: None)
+            finally:
+                lost_at_end = self._load.call("end")
         return self._result(options, plan, run, accounting, lost_at_end)
+
+    @contextlib.contextmanager
+    def _stalled(self, stall_ms: float) -> Iterator[None]:
+        """Have the server's host cores pause within the block."""
+        if not stall_ms or self._server is None:
+            yield
+            return
+        self._server.call("set_stall", stall_ms=stall_ms)
+        try:
+            yield
+        finally:
+            self._server.call("set_stall", stall_ms=0.0)
 
     def _doors_to_balance(self) -> bool:
         return len(self.config.row().communication) > 1 and not self.config.host_share
@@ -216,6 +230,7 @@ class Bench:
             "stages_ns_per_op": accounting.stages_ns_per_op(),
             "stage_method": STAGE_METHOD,
             **self._settings(),
+            "stall_ms": options.stall,
             "notes": [*self.notes, *accounting_notes(throughput_mops, accounting_mops)],
             "memory_bytes": {
                 "predicted": sizing.memory_bytes(self.config),

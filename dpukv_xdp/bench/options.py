@@ -35,6 +35,8 @@ class BenchOptions:
     """Requests per second of an open loop; 0 for a closed loop."""
     seconds: float = 10.0
     seed: int = 1
+    stall: float = 0.0
+    """Milliseconds in each KV_STALL_PERIOD_MS that the server's host cores pause."""
     queues: int = 1
     """Receive queues of the lab's interfaces."""
     mtu: int = 1500

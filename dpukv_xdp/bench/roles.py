@@ -117,6 +117,11 @@ class ServerRole:
         self._server.give_all_to_door(door)
         return list(self._server.owners)
 
+    def set_stall(self, stall_ms: float) -> None:
+        """Call Server.set_stall()."""
+        assert self._server is not None
+        self._server.set_stall(stall_ms)
+
     def memory_bytes(self) -> int:
         """Return the resident memory of this process, in bytes."""
         return resident_bytes()

@@ -21,6 +21,7 @@ from dpukv_xdp.cli.output import (
 )
 from dpukv_xdp.cli.settings import numbers_of, settings_of
 from dpukv_xdp.cli.signals import signals
+from dpukv_xdp.wire import abi
 
 ALL_DESIGNS = "all"
 
@@ -39,6 +40,13 @@ ALL_DESIGNS = "all"
     "--window", type=Number("window"), default=64, show_default=True, help="Packets outstanding."
 )
 @click.option("--rate", type=Number("rate"), help="Requests per second of an open loop.")
+@click.option(
+    "--stall",
+    type=Number("stall"),
+    default=0.0,
+    show_default=True,
+    help=f"Milliseconds of each {abi.KV_STALL_PERIOD_MS} that the server's host cores pause.",
+)
 @click.option(
     "--seconds", type=Number("seconds"), default=10.0, show_default=True, help="Seconds to measure."
 )
@@ -64,6 +72,12 @@ ALL_DESIGNS = "all"
     metavar="KEYS,KEYS...",
     help="Measure with each number of keys, on huge and on small pages, and plot it.",
 )
+@click.option(
+    "--floor",
+    is_flag=True,
+    help="Measure what a store's look-ups cost at least on this machine, without a server; for "
+    "--keys, or for each of --key-counts.",
+)
 @output_option("dpukv-designs.png", "The plot of --design all and --key-counts.")
 @json_option
 def bench(
@@ -73,6 +87,7 @@ def bench(
     skip_load: bool,
     ablate: bool,
     key_counts: str | None,
+    floor: bool,
     output: Path,
     **given: Any,
 ) -> None:
@@ -80,15 +95,21 @@ def bench(
 
     --design all compares all designs on the same load.
     """
-    require_root("bench")
     wants_all = given["design"] == ALL_DESIGNS
-    chosen = [wants_all, ablate, key_counts is not None, target is not None]
+    chosen = [wants_all, ablate, key_counts is not None or floor, target is not None]
     if sum(chosen) > 1:
-        raise UsageError("--design all, --ablate, --key-counts and --target exclude one another")
-    if key_counts is not None:
-        counts = numbers_of(key_counts, "keys", "--key-counts")
-        _compare_key_counts(json_path, counts, output, given)
+        raise UsageError(
+            "--design all, --ablate, --target, and --key-counts or --floor exclude one another"
+        )
+    if key_counts is not None or floor:
+        counts = numbers_of(key_counts or str(given["keys"]), "keys", "--key-counts")
+        if floor:
+            _measure_floors(json_path, counts, given)
+        else:
+            require_root("bench")
+            _compare_key_counts(json_path, counts, output, given)
         return
+    require_root("bench")
     if wants_all or ablate:
         _compare(json_path, ablate, output, given)
         return
@@ -163,6 +184,26 @@ def demo(json_path: str | None, output: Path, **given: Any) -> None:
         console.print(results_table(result["runs"]), RESULTS_KEY)
         print_notes(console, result["runs"])
         console.print(f"Latency against throughput, as a picture: {result['picture']}")
+
+
+def _measure_floors(json_path: str | None, counts: tuple[int, ...], given: dict[str, Any]) -> None:
+    from dpukv_xdp.bench.floor import run_floors
+    from dpukv_xdp.report.tables import FLOOR_KEY, floor_table
+
+    given["keys"] = min(counts)
+    config, options = settings_of(given, own_server=True, compares_designs=False)
+    check_json(json_path)
+    signals.catch()
+    with progress_bar() as progress:
+        result = run_floors(config, options, counts, progress)
+    emit_json(json_path, result)
+    if json_path == "-":
+        return
+    console = terminal()
+    console.print(floor_table(result["floors"]), FLOOR_KEY)
+    for label, reason in result["refused"].items():
+        console.print(f"{label}: not measured: {reason}")
+    console.print(machine_line(result))
 
 
 def _compare_key_counts(

@@ -155,6 +155,12 @@ class HostCore:
         self.native.communicators[self.native.communicator_count] = communicator.native
         self.native.communicator_count += 1
 
+    def set_stall(self, stall_ms: float) -> None:
+        """Make the loop leave its core for so long in each KV_STALL_PERIOD_MS; 0 for never. Works
+        while it runs.
+        """
+        self.native.stall_ns = round(stall_ms * 1e6)
+
     def start(self) -> None:
         """Start the polling loop."""
         self.thread.start(raise_priority)

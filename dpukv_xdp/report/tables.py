@@ -130,8 +130,9 @@ def _change(share: float) -> str:
 
 KEY_COUNTS_KEY = """
 With more keys, fewer lookups find index and item in the processor's caches;
-with small pages, fewer find the page in its TLB. Load: time to store all keys
-through the network. Memory: resident memory of the server.
+with small pages, fewer find the page in its TLB. Floor: nanoseconds of a
+look-up that only reads bucket and item (bench --floor). Load: time to store
+all keys through the network. Memory: resident memory of the server.
 """
 
 
@@ -144,7 +145,7 @@ def key_counts_table(results: Sequence[Result]) -> Table:
             "\npages",
             "\nMops",
             "round trip, µs\np50    p99",
-            "host\nns/op",
+            "host, ns/op\nrun floor",
             "load\ns",
             "memory\nMiB",
             "answers\nwrong miss lost",
@@ -157,10 +158,36 @@ def key_counts_table(results: Sequence[Result]) -> Table:
             "huge" if result["huge_pages"] else "small",
             f"{result['throughput_mops']:.2f}",
             f"{short_number(latency['p50']):>6} {short_number(latency['p99']):>6}",
-            f"{result['stages_ns_per_op']['host']['process']:.1f}",
+            f"{result['stages_ns_per_op']['host']['process']:.1f} "
+            f"{result['floor']['two_lines']['ns']:5.1f}",
             f"{result['load']['seconds']:.1f}",
             f"{(result['memory_bytes']['server'] or 0) >> 20:,}",
             f"{result['corrupt']} {result['misses']:4} {result['lost']:4}",
+        )
+    return table
+
+
+FLOOR_KEY = """
+Nanoseconds of a look-up that only reads the cache lines it needs, in memory as
+large as the store: two lines are MICA's bucket and item, one line a bucket with
+the item in it; each with the best distance between prefetch and use, in
+requests. Chained: two lines, each look-up after the one before.
+"""
+FLOOR_WAYS = ("one_line", "two_lines")
+
+
+def floor_table(floors: Sequence[Result]) -> Table:
+    """Return a table with a row for each floor of run_floors(), at most 80 columns wide."""
+    sizes = f"keys of {floors[0]['key_size']} and values of {floors[0]['value_size']} bytes"
+    columns = ("keys", "pages", "MiB", "one line", "two lines", "chained")
+    table = plain_table(f"the machine's floor, {sizes}", columns)
+    for floor in floors:
+        table.add_row(
+            f"{floor['keys']:,}",
+            floor["pages"],
+            f"{floor['memory_bytes'] >> 20:,}",
+            *(f"{floor[way]['ns']:.1f} ({floor[way]['ahead']})" for way in FLOOR_WAYS),
+            f"{floor['two_lines_chained_ns']:.0f}",
         )
     return table
 

@@ -139,6 +139,13 @@ class Server:
         self.owners = door_owners(self.placement, door, len(self.owners))
         self._write_partitions()
 
+    def set_stall(self, stall_ms: float) -> None:
+        """Make the host cores pause for so long in each KV_STALL_PERIOD_MS; 0 for never. A bench
+        shows by it what clients see of an engine that loses its core.
+        """
+        for host in self._hosts.values():
+            host.set_stall(stall_ms)
+
     def move_partition(self, partition: int, engine: int) -> None:
         """Move a partition with its items to another engine, while both serve.
 

@@ -84,6 +84,14 @@ def _reads_results(values: Values) -> bool:
     return source in ("paper", "committed", "here") or source.endswith(".json")
 
 
+FLOOR_IGNORES = (
+    *("design", "port", "engines", "access", "allow_reset", "dpu_cpus", "respond", "transport"),
+    *("frames", "dpdk_device", "socket_mode", "rx_descriptors", "host_share", "transfer"),
+    *("prepare", "send", "profile", "depth", "flush_after_us", "move_to_head", "log_bytes"),
+    *("workload", "distribution", "requests_per_packet", "window", "rate", "stall", "seconds"),
+    *("seed", "queues", "mtu"),
+)
+"""Settings and options of bench that change neither the store's size nor its core."""
 NOT_A_POINT = "acts on points and sweeps, not on --figure12, --fits or --validate"
 
 RULES = (
@@ -171,6 +179,12 @@ RULES = (
     ),
     Rule(("queues",), _has_own_server, "builds a lab's link, and --target has none", ("bench",)),
     Rule(
+        ("stall",),
+        lambda v: _has_own_server(v) and _design(v).has_native_threads,
+        "pauses the host cores of a server that bench starts itself",
+        ("bench",),
+    ),
+    Rule(
         ("target_directory", "skip_load"),
         lambda v: not _has_own_server(v),
         "is for a server elsewhere: give its address with --target",
@@ -190,8 +204,14 @@ RULES = (
     ),
     Rule(
         ("huge_pages",),
-        lambda v: v["key_counts"] is None,
-        "chooses pages, and --key-counts measures on huge and on small ones",
+        lambda v: v["key_counts"] is None and not v["floor"],
+        "chooses pages, and --key-counts and --floor measure on huge and on small ones",
+        ("bench",),
+    ),
+    Rule(
+        (*FLOOR_IGNORES, "output"),
+        lambda v: not v["floor"],
+        "acts on a server or its load, and --floor runs neither",
         ("bench",),
     ),
     # compare

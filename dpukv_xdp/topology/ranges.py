@@ -23,6 +23,8 @@ RATE_MAX = 1e9
 SECONDS_MIN = 0.1
 """Shortest measurement in seconds: a shorter one is mostly noise."""
 SECONDS_MAX = 3600.0
+STALL_MS_MAX = abi.KV_STALL_PERIOD_MS - 1
+"""Longest pause of a server's host cores: some of each period is left to work."""
 CORES_MAX = 256
 """Most cores of one side in the model."""
 MODEL_WINDOW_MAX = 1 << 16
@@ -89,6 +91,7 @@ LOAD = {
     "value_size": Range(0, abi.KV_VALUE_MAX, "bytes"),
     "requests_per_packet": Range(0, abi.KV_BATCH_MAX, cure="leave it out for as many as fit"),
     "window": Range(1, abi.KV_WINDOW_MAX, "packets"),
+    "stall": Range(0, STALL_MS_MAX, "milliseconds", is_whole=False),
     "rate": Range(
         0,
         RATE_MAX,

@@ -90,6 +90,13 @@ def store_bytes(config: ServerConfig) -> int:
     return needed_bytes
 
 
+def index_bytes(config: ServerConfig) -> int:
+    """Return the bytes of all indexes of stores on the host."""
+    options = partition_options(config)
+    index = int(lib.kv_store_memory_bytes(options) - options.log_bytes)
+    return config.partition_count() * index
+
+
 def item_bytes(config: ServerConfig, key_bytes: int, value_bytes: int) -> int:
     """Return the bytes of log, or of the allocator's memory, that an item takes."""
     block = BLOCK_BYTES if config.store == "lossless" else 0

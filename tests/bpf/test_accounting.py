@@ -13,6 +13,7 @@ from dpukv_xdp.base.patience import patient
 from dpukv_xdp.bench.intervals import Interval, accounting_notes, roles_of
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.load.loadgen import Snapshot
+from dpukv_xdp.native.engines import HostCore
 from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Request
@@ -46,6 +47,22 @@ def test_thread_time_is_what_a_thread_has_spun() -> None:
     thread.stop()
     assert SPIN_SECONDS <= own_seconds[0] <= used_seconds <= own_seconds[1]
     assert own_seconds[1] - own_seconds[0] < SPIN_SECONDS, "it slept"
+
+
+@pytest.mark.parametrize("stall_ms", [0, 10, abi.KV_STALL_PERIOD_MS - 1])
+def test_a_stalled_host_core_is_used_in_the_rest_of_each_period(stall_ms: int) -> None:
+    host = HostCore(OTHER_CPU)
+    host.set_stall(stall_ms)
+    host.start()
+    try:
+        before_ns, start_ns = host.thread.cpu_ns(), time.monotonic_ns()
+        time.sleep(10 * abi.KV_STALL_PERIOD_MS / 1e3)
+        used_ns, passed_ns = host.thread.cpu_ns() - before_ns, time.monotonic_ns() - start_ns
+        periods = passed_ns / (abi.KV_STALL_PERIOD_MS * 1e6)
+        assert used_ns <= passed_ns - (int(periods) - 1) * stall_ms * 1e6
+        assert used_ns > 0
+    finally:
+        host.stop()
 
 
 @pytest.mark.needs("BPF run-time statistics")

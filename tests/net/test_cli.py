@@ -106,8 +106,9 @@ def assert_fields(result: dict[str, Any], wanted: dict[str, Any]) -> None:
         ],
         ["--workload", "C", "--requests-per-packet", "1", "--window", "1", "--key-size", "12"],
         ["--rate", "20000", "--requests-per-packet", "1", "--seconds", "0.5"],
+        ["--requests-per-packet", "1", "--stall", "4"],
     ],
-    ids=["zipf", "single", "open loop"],
+    ids=["zipf", "single", "open loop", "stalled"],
 )
 @pytest.mark.needs("live frames", "BPF run-time statistics")
 def test_bench_prints_what_it_measured_and_nothing_else(options: list[str]) -> None:
@@ -127,6 +128,9 @@ def test_bench_prints_what_it_measured_and_nothing_else(options: list[str]) -> N
     if "--value-size" not in given and "--key-size" not in given:
         assert result["qp_bytes_per_op"]["request"] == pytest.approx(32, abs=1.1)
         assert result["qp_bytes_per_op"]["response"] == pytest.approx(16, abs=1.1)
+    stall_ms = float(given.get("--stall", 0))
+    assert result["stall_ms"] == stall_ms
+    assert latency["max"] >= stall_ms * 1e3, "a request waits until the pause ends"
     if "--rate" in given:
         assert result["throughput_mops"] < 1.3 * 0.02  # less if other programs use the cores
 

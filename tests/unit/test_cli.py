@@ -176,6 +176,8 @@ BAD_INPUT = [
     ([*BENCH, "--window", "0"], "--window 0"),
     ([*BENCH, "--window", "4097"], "--window 4097"),
     ([*BENCH, "--window", "1000000000"], "window"),
+    ([*BENCH, "--stall", "-0.1"], "--stall -0.1 is not 0 to 19 milliseconds"),
+    ([*BENCH, "--stall", "19.1"], "--stall 19.1"),
     ([*BENCH, "--seconds", "0"], "--seconds 0"),
     ([*BENCH, "--seconds", "-1"], "--seconds -1"),
     ([*BENCH, "--seconds", "1e9"], "--seconds 1000000000"),
