@@ -457,3 +457,13 @@ def test_every_kind_of_failure_is_told_and_written(tmp_path: Path) -> None:
     assert "| builds loaded | 1 of 2 |" in text
     assert "| tests/net/test_wire | 0 / 2 / 1 |" in text
     assert "| a | kv_a | 11 |" in text
+
+
+def test_a_new_budget_judges_what_the_old_one_refused() -> None:
+    result = results.KernelResult("6.1")
+    result.add({"build": {"name": "new", "instructions": {"kv_a": 100}}}, {"old": {"kv_a": 1}})
+    assert result.failures() == ["6.1: new: kv_a has no row in budget.toml"]
+    result.judge({"new": {"kv_a": 100}})
+    assert result.failures() == []
+    result.judge({"new": {"kv_a": 99}})
+    assert len(result.failures()) == 1

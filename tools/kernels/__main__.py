@@ -88,6 +88,8 @@ def run(words: tuple[str, ...], quick: bool, write: bool, write_budget: bool) ->
             attempt(result, partial(matrix.try_fresh_box, kernel, arguments, result, say))
     if write_budget:
         budget.write([result.instructions for result in found])
+        for result in found:
+            result.judge(budget.read())
     if write:
         results.write(found, RESULTS)
     return results.show(found, console)

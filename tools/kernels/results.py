@@ -64,6 +64,14 @@ class KernelResult(msgspec.Struct):
             if kind in line:
                 place[line[kind].pop("design")] = line[kind]
 
+    def judge(self, table: dict[str, dict[str, int]]) -> None:
+        """Compare the instructions of all builds with another budget."""
+        self.over_budget = [
+            sentence
+            for build, instructions in self.instructions.items()
+            for sentence in budget.overruns(build, instructions, table)
+        ]
+
     def failures(self) -> list[str]:
         """Return a sentence for each failure."""
         found = [*self.broken, *(f"{build}: {why}" for build, why in self.refused.items())]
