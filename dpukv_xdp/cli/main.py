@@ -21,7 +21,7 @@ from dpukv_xdp.cli.labs import lab_group
 from dpukv_xdp.cli.measuring import bench, demo, qp_bench
 from dpukv_xdp.cli.model import model, recommend
 from dpukv_xdp.cli.reproduce import reproduce
-from dpukv_xdp.cli.serving import rebalance, serve
+from dpukv_xdp.cli.serving import rebalance, serve, stats
 from dpukv_xdp.cli.signals import Interrupted, signals
 
 
@@ -69,6 +69,6 @@ def _fail(sentence: str, status: int) -> None:
 for command in (
     *(add, delete, get, increment, set_command),
     *(bench, compare, demo, model, qp_bench, recommend, reproduce),
-    *(designs, doctor, lab_group, rebalance, serve),
+    *(designs, doctor, lab_group, rebalance, serve, stats),
 ):
     cli.add_command(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Commands for servers: serve and rebalance."""
+"""Commands for servers: serve, stats and rebalance."""
 
 import signal
 from typing import Any
@@ -8,7 +8,7 @@ import click
 
 from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.cli.options import Number, directory_option, json_option, server_options
-from dpukv_xdp.cli.output import check_json, emit_json, note, require_root
+from dpukv_xdp.cli.output import check_json, emit_json, note, require_root, terminal
 from dpukv_xdp.cli.settings import check_given, server_config
 from dpukv_xdp.cli.signals import signals
 from dpukv_xdp.topology.schema import DEFAULT_DIRECTORY
@@ -68,8 +68,34 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
         Console(stderr=True).print(counters_table(stats["counters"], "communication engine"))
 
 
+_name_option = click.option(
+    "--server", "name", help="Name of the server in the directory (the only one)."
+)
+
+
 @click.command()
-@click.option("--server", "name", help="Name of the server in the directory (the only one).")
+@_name_option
+@json_option
+def stats(name: str | None, json_path: str | None) -> None:
+    """Print the counters of a running server, such as drops by cause.
+
+    The server must run on this machine. Tables leave out what is 0; --json has everything.
+    """
+    require_root("asking a server")
+    check_given()
+    check_json(json_path)
+    from dpukv_xdp.report.tables import stats_tables
+    from dpukv_xdp.server.service import call_service
+
+    name = name or _only_server()
+    found = call_service(name, "stats")
+    emit_json(json_path, {"server": name, **found})
+    if json_path != "-":
+        terminal().print(f"server {name}", *stats_tables(found), sep="\n")
+
+
+@click.command()
+@_name_option
 @click.option(
     "--move",
     "moves",
@@ -92,17 +118,10 @@ def rebalance(name: str | None, moves: tuple[str, ...], look: float, json_path: 
     """
     require_root("steering a server")
     check_given()
-    from dpukv_xdp.server.service import call_service, services
+    from dpukv_xdp.server.service import call_service
 
     wanted = [_move(text) for text in moves]
-    if name is None:
-        names = services()
-        if len(names) != 1:
-            raise UsageError(
-                f"{len(names) or 'no'} servers run here"
-                f"{': name one with --server, of ' if names else ''}{', '.join(names)}"
-            )
-        name = names[0]
+    name = name or _only_server()
     for partition, engine in wanted:
         call_service(name, "move", partition=partition, engine=engine)
     made = [{"partition": partition, "engine": engine} for partition, engine in wanted]
@@ -119,6 +138,18 @@ def rebalance(name: str | None, moves: tuple[str, ...], look: float, json_path: 
         click.echo(
             "; ".join(f"engine {engine}: {n} partitions" for engine, n in sorted(by_engine.items()))
         )
+
+
+def _only_server() -> str:
+    from dpukv_xdp.server.service import services
+
+    names = services()
+    if len(names) != 1:
+        raise UsageError(
+            f"{len(names) or 'no'} servers run here"
+            f"{': name one with --server, of ' if names else ''}{', '.join(names)}"
+        )
+    return names[0]
 
 
 def _move(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -190,6 +191,28 @@ def floor_table(floors: Sequence[Result]) -> Table:
             f"{floor['two_lines_chained_ns']:.0f}",
         )
     return table
+
+
+def stats_tables(stats: dict[str, Any]) -> list[Table]:
+    """Return the tables of Server.stats(): one for each part of the server that has counted."""
+    parts = [(stats["counters"], "communication engine")]
+    for engine in stats["engines"]:
+        title = f"processing engine {engine['engine']} on core {engine['cpu']}"
+        parts.append((engine, title))
+    parts.append((stats["stores"], "stores on the host"))
+    for title, each in (("store in XDP", "dpu_stores"), ("AF_XDP socket", "sockets")):
+        parts += [(part, f"{title} {index}") for index, part in enumerate(stats[each])]
+    parts += [(part, f"source {index} of frames") for index, part in enumerate(stats["past_xdp"])]
+    tables = []
+    for part, title in parts:
+        counts = {name: count for name, count in part.items() if _is_counter(name, count)}
+        if any(counts.values()):
+            tables.append(counters_table(counts, title))
+    return tables
+
+
+def _is_counter(name: str, value: object) -> bool:
+    return type(value) is int and name not in ("engine", "cpu")
 
 
 def counters_table(counters: dict[str, int], title: str) -> Table:

@@ -101,6 +101,10 @@ class Service:
             for partition, engine in enumerate(self._server.owners)
         ]
 
+    def stats(self) -> dict[str, Any]:
+        """Return Server.stats(), at any time while it serves."""
+        return self._server.stats()
+
     def move(self, partition: int, engine: int) -> list[int]:
         """Move one partition and publish it at once; return the new owners of all partitions."""
         with self._moving:
@@ -162,7 +166,7 @@ def call_service(name: str, call: str, **arguments: Any) -> Any:
                 reply = stream.readline()
         except (FileNotFoundError, ConnectionError) as error:
             raise UsageError(
-                f"no server {name!r} runs on this machine: see the names in `dpukv rebalance`"
+                f"no server {name!r} runs on this machine: see the names in `dpukv stats`"
             ) from error
         except (TimeoutError, BlockingIOError) as error:  # the latter: the backlog is full
             raise DpukvError(f"server {name!r} does not answer: is it stopped?") from error
@@ -178,7 +182,7 @@ def services() -> list[str]:
     return sorted(path.stem for path in CONTROL_DIR.glob("*.sock") if _listens(path))
 
 
-CALLS = frozenset({"partitions", "move", "rebalance"})
+CALLS = frozenset({"partitions", "stats", "move", "rebalance"})
 
 
 class _Call(msgspec.Struct):

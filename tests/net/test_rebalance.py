@@ -196,7 +196,7 @@ def test_rebalance_as_a_command(lab: Lab, tmp_path: Path) -> None:
         wait_for(lambda: owners_in(tmp_path, name)[3] == 0)
         said = dpukv("rebalance", "--server", name, "--look", "0.1")
         assert "engine 0: 5 partitions; engine 1: 3 partitions" in said.stdout
-        with pytest.raises(UsageError, match="calls are move, partitions, rebalance"):
+        with pytest.raises(UsageError, match="calls are move, partitions, rebalance, stats"):
             call_service(name, "move", nothing=1)
         for wrong, sentence in (
             (["--move", "8:0"], "partition 8 and engine 0 are not 0 to 7 and 0 to 1"),

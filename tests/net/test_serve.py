@@ -5,6 +5,7 @@ byte, and does not touch the rest of the interface's traffic.
 
 import hashlib
 import itertools
+import json
 import secrets
 import socket
 import statistics
@@ -16,8 +17,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from net.commands import dpukv, wait_for
 from net.serving import (
     DROPS,
     ENGINE_CPU,
@@ -30,15 +33,18 @@ from net.serving import (
     gained,
     pinned,
     serving,
+    serving_child,
 )
 
 from dpukv_xdp.base.errors import KeyValueError
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
+from dpukv_xdp.discovery.directory import server_name
 from dpukv_xdp.kernel.namespaces import in_namespace, spawn
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
+from dpukv_xdp.server.service import services
 from dpukv_xdp.topology.schema import RESPOND_WAYS
 from dpukv_xdp.wire import codec
 from dpukv_xdp.wire.codec import Endpoint, Request
@@ -299,3 +305,29 @@ def test_a_vlan_tag_comes_back(served: Served) -> None:
     moved = gained(served.server, before)
     assert (moved["frames_received"], moved["frames_sent"]) == (1, 1)
     assert moved["bytes_sent"] == len(frame)
+
+
+@pytest.mark.parametrize("design", ["lat", "dpu-only", "cpu-only"])
+def test_counters_can_be_read_while_it_serves(lab: Lab, design: str) -> None:
+    with serving_child(lab, "--design", design, "--directory", "") as child:
+        name = server_name(child.pid)
+        wait_for(lambda: name in services())
+        with client_of(lab) as client:
+            assert client.set("key", "value")
+            assert [client.get("key"), client.get("nobody")] == [b"value", None]
+        with in_namespace(lab.client.namespace), socket.socket(type=socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"not a batch" * 8, (lab.server.address, PORT))
+
+        def counted() -> dict[str, Any]:
+            return dict(json.loads(dpukv("stats", "--server", name, "--json", "-").stdout))
+
+        wait_for(lambda: counted()["counters"]["drop_magic"] == 1)
+        found = counted()
+        assert found["server"] == name
+        assert found["counters"]["responses_sent"] >= 3
+        said = dpukv("stats", "--server", name).stdout
+        for text in (f"server {name}", "drop_magic", "communication engine", "get_found"):
+            assert text in said
+        assert "drop_truncated" not in said, "what is 0 is left out"
+        refused = dpukv("stats", "--server", "nobody.1", status=2)
+        assert "no server 'nobody.1' runs on this machine" in refused.stderr

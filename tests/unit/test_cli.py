@@ -29,7 +29,7 @@ from dpukv_xdp.cli.signals import SIGNALS
 from dpukv_xdp.lab import lab
 from dpukv_xdp.ops.demo import story
 from dpukv_xdp.report.tables import results_table
-from dpukv_xdp.server import server
+from dpukv_xdp.server import server, service
 from dpukv_xdp.topology import profiles, schema, sizing
 from dpukv_xdp.wire import abi
 
@@ -48,6 +48,7 @@ COMMANDS = {
         "recommend",
         "reproduce",
         "serve",
+        "stats",
     ),
 }
 LAB_COMMANDS = {"down", "status", "up"}
@@ -213,6 +214,8 @@ BAD_INPUT = [
     ([*LAB_UP, "--name", ""], "--name"),
     ([*LAB_UP, "--port", "0"], "--port 0"),
     ([*LAB_UP, "--design", "fast"], "design 'fast'"),
+    (["stats", "--server", "nobody.1"], "no server 'nobody.1' runs on this machine"),
+    (["stats", "nonsense"], "nonsense"),
     (["get"], "KEY"),
     (["set", "key"], "VALUE"),
     (["get", "key", "--server", "here"], "HOST:PORT"),
@@ -246,6 +249,23 @@ def test_a_bad_settings_file_is_named(run: Run, tmp_path: Path, text: str, word:
     assert_one_sentence(outcome)
     assert word in outcome.errors
     assert str(file) in outcome.errors
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("command", ["stats", "rebalance"])
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [([], "no servers run here"), (["a.1", "b.2"], "2 servers run here: name one with --server")],
+)
+def test_without_a_name_there_must_be_one_server(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, names: list[str], words: str
+) -> None:
+    monkeypatch.setattr(service, "services", lambda: names)
+    outcome = run(command)
+    assert outcome.status == 2
+    assert_one_sentence(outcome)
+    assert words in outcome.errors
+    assert all(name in outcome.errors for name in names)
 
 
 @pytest.mark.usefixtures("as_root")

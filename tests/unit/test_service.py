@@ -32,6 +32,9 @@ class Counting:
         self.owners = (0,) * PARTITIONS
         self.requests = np.zeros(PARTITIONS, np.uint64)
 
+    def stats(self) -> dict[str, object]:
+        return {"counters": {"frames_received": np.uint64(2**63)}, "senders": None}
+
     def partition_requests(self) -> np.ndarray:
         return self.requests.copy()
 
@@ -67,6 +70,12 @@ def test_a_server_is_steered_by_its_name(server: Counting, tmp_path: Path) -> No
         assert call_service(service.name, "move", partition=3, engine=1)[3] == 1
         assert call_service(service.name, "partitions")[3]["engine"] == 1
     assert list((tmp_path / "control").iterdir()) == []
+
+
+def test_counters_are_plain_numbers(server: Counting) -> None:
+    with service_of(server) as service:
+        found = call_service(service.name, "stats")
+    assert found == {"counters": {"frames_received": 2**63}, "senders": None}
 
 
 def test_a_server_that_starts_removes_no_other_that_does(
