@@ -10,9 +10,9 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ ACCOUNTING_FRACTION = 0.1
 ACCOUNTING_SECONDS = 0.3
 BALANCE_SECONDS_MAX = 0.4
 HOST_SHARE_MIN = 0.02
+Counted = TypeVar("Counted")
 
 
 class Bench:
@@ -89,21 +90,32 @@ class Bench:
         """Measure one run and return its result as --json prints it."""
         options.check()
         plan = options.plan(self.source, self.destination, self.owners)
-        self._load.call("prepare", plan=msgspec.to_builtins(plan))
         loop = Loop(options.window, open_loop=options.rate > 0)
+
+        def count() -> tuple[Interval, Interval]:
+            run = self._interval(options.seconds, progress)
+            seconds = max(
+                min(ACCOUNTING_SECONDS, options.seconds), ACCOUNTING_FRACTION * options.seconds
+            )
+            with loader.enabled_stats():
+                return run, self._interval(seconds)
+
         with self._stalled(options.stall):
-            self._load.call("begin", loop=msgspec.to_builtins(loop))
-            try:
-                time.sleep(warm_up_seconds(options.seconds))
-                run = self._interval(options.seconds, progress)
-                seconds = max(
-                    min(ACCOUNTING_SECONDS, options.seconds), ACCOUNTING_FRACTION * options.seconds
-                )
-                with loader.enabled_stats():
-                    accounting = self._interval(seconds, lambda what, fraction: None)
-            finally:
-                lost_at_end = self._load.call("end")
+            (run, accounting), lost_at_end = self._under_load(options, plan, loop, count)
         return self._result(options, plan, run, accounting, lost_at_end)
+
+    def _under_load(
+        self, options: BenchOptions, plan: Plan, loop: Loop, count: Callable[[], Counted]
+    ) -> tuple[Counted, int]:
+        """Return what `count` returns while the load runs, and the requests lost at its end."""
+        self._load.call("prepare", plan=msgspec.to_builtins(plan))
+        self._load.call("begin", loop=msgspec.to_builtins(loop))
+        try:
+            time.sleep(warm_up_seconds(options.seconds))
+            counted = count()
+        finally:
+            lost_at_end = self._load.call("end")
+        return counted, lost_at_end
 
     @contextlib.contextmanager
     def _stalled(self, stall_ms: float) -> Iterator[None]:
@@ -124,18 +136,13 @@ class Bench:
         """Measure each door with all keys behind it, then share the keys in proportion."""
         speeds = {}
         balance_seconds = min(BALANCE_SECONDS_MAX, options.seconds)
-        loop = msgspec.to_builtins(Loop(options.window))
         for door in self.config.row().communication:
             owners = tuple(server.call("give_all_to_door", door=door))
-            plan = msgspec.to_builtins(options.plan(self.source, self.destination, owners))
-            self._load.call("load", plan=plan, window=LOAD_WINDOW)
-            self._load.call("prepare", plan=plan)
-            self._load.call("begin", loop=loop)
-            try:
-                time.sleep(warm_up_seconds(options.seconds))
-                run = self._interval(balance_seconds, lambda what, fraction: None)
-            finally:
-                self._load.call("end")
+            plan = options.plan(self.source, self.destination, owners)
+            self._load.call("load", plan=msgspec.to_builtins(plan), window=LOAD_WINDOW)
+            run, _ = self._under_load(
+                options, plan, Loop(options.window), lambda: self._interval(balance_seconds)
+            )
             speeds[door] = run.received("responses") / run.seconds()
         host_share = speeds["host"] / max(sum(speeds.values()), 1.0)
         self.host_share = min(max(host_share, HOST_SHARE_MIN), 1 - HOST_SHARE_MIN)
@@ -190,7 +197,9 @@ class Bench:
         self.source = target.source
         self.destination = target.destination
 
-    def _interval(self, seconds: float, progress: Progress) -> "Interval":
+    def _interval(
+        self, seconds: float, progress: Progress = lambda what, fraction: None
+    ) -> Interval:
         server_before = self._server.call("stats") if self._server else None
         before = snapshot_of(self._load.call("snapshot"))
         await_end(before.at_ns + int(seconds * 1e9), seconds, progress)
@@ -202,8 +211,8 @@ class Bench:
         self,
         options: BenchOptions,
         plan: Plan,
-        run: "Interval",
-        accounting: "Interval",
+        run: Interval,
+        accounting: Interval,
         lost_at_end: int,
     ) -> dict[str, Any]:
         responses = run.received("responses")
