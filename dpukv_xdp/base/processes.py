@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Identify and end processes without mistaking a later process with the same number for them."""
 
+import ctypes
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import msgspec
 from dpukv_xdp.base.errors import DpukvError, MissingError
 from dpukv_xdp.base.patience import patient
 
+PR_SET_PDEATHSIG = 1
 TERMINATE_GRACE_SECONDS = 3.0
 KILL_TIMEOUT_SECONDS = 10.0
 
@@ -33,6 +35,16 @@ class Process(msgspec.Struct, frozen=True):
 def is_alive(process: Process) -> bool:
     """Return whether this very process still runs; a zombie does not count."""
     return start_ticks(process.pid) == process.start_ticks
+
+
+def die_with(parent_pid: int, libc: ctypes.CDLL) -> None:
+    """Have the kernel kill the calling process, a new child, when its parent's thread ends.
+
+    It makes system calls only, as a child between fork and exec must.
+    """
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # the parent died before prctl()
+        os._exit(1)
 
 
 def terminate(processes: Sequence[Process]) -> None:

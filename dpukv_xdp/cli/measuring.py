@@ -102,7 +102,8 @@ def bench(
             "--design all, --ablate, --target, and --key-counts or --floor exclude one another"
         )
     if key_counts is not None or floor:
-        counts = numbers_of(key_counts or str(given["keys"]), "keys", "--key-counts")
+        listed = str(given["keys"]) if key_counts is None else key_counts
+        counts = numbers_of(listed, "keys", "--key-counts")
         if floor:
             _measure_floors(json_path, counts, given)
         else:

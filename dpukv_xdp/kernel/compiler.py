@@ -27,6 +27,7 @@ import msgspec
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
 from dpukv_xdp.base.places import BPF_DIR
+from dpukv_xdp.base.processes import die_with
 from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.kernel import kernel_headers
 
@@ -125,8 +126,10 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
     headers = kernel_headers.kernel_source()
     answer_fd, answer_end_fd = os.pipe()
     with os.fdopen(answer_fd, "rb") as answer, tempfile.TemporaryFile() as log:
+        parent, libc = os.getpid(), ctypes.CDLL(None)
         child = os.fork()
         if child == 0:
+            die_with(parent, libc)
             if headers is not None:
                 os.environ[kernel_headers.VARIABLE] = str(headers)
             _compile_and_end(answer_end_fd, log.fileno(), source, programs, defines)

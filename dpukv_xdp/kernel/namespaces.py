@@ -3,7 +3,6 @@
 
 import ctypes
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,10 @@ from typing import Any
 from pyroute2 import netns
 
 from dpukv_xdp.base.errors import UsageError
+from dpukv_xdp.base.processes import die_with
 
 NAMESPACE_DIR = Path("/run/netns")
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
-PR_SET_PDEATHSIG = 1
 
 
 def enter(namespace: str) -> None:
@@ -99,9 +98,7 @@ def spawn(
         if libc.setns(namespace_fd, netns.CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
         if die_with_parent:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent_pid:  # the parent died before prctl()
-                os._exit(1)
+            die_with(parent_pid, libc)
 
     try:
         return subprocess.Popen(argv, preexec_fn=prepare, **options)

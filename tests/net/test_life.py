@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +306,11 @@ def killed_on_failure(child: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def is_compiling(lab: Lab, pid: int) -> bool:
-    """Return whether bcc is loaded and no program is, yet."""
-    return "libbcc" in Path(f"/proc/{pid}/maps").read_text()
+    """Return whether the server's compiler, a child process, has loaded bcc."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    with suppress(FileNotFoundError):  # a child that has ended
+        return any("libbcc" in Path(f"/proc/{child}/maps").read_text() for child in children)
+    return False
 
 
 def is_loaded(lab: Lab, pid: int) -> bool:
