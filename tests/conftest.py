@@ -15,7 +15,6 @@ from dpukv_xdp.native import probes
 
 PRIVILEGED_SUITES = {"bpf", "net", "perf"}
 SHARES_CORES = "shares_cores"
-MEASURES = "measures"
 TESTS_DIR = Path(__file__).parent
 
 
@@ -40,23 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        f"{SHARES_CORES}: needs no core of its own, so that tools/test runs it beside others; "
-        "every test of the suites that need no root has it",
-    )
-    config.addinivalue_line(
-        "markers",
-        f"{MEASURES}: measures, so that tools/test runs it with nothing else; every test in "
-        "tests/perf has it",
+        f"{SHARES_CORES}: neither polls on a core nor measures, so that tools/test runs it in "
+        "parallel with others; every test of the suites that need no root has it",
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole suites: those that need no root, and those that measure."""
+    """Mark the tests of the suites that need no root."""
     for item in items:
         if suite_of(item) not in PRIVILEGED_SUITES:
             item.add_marker(SHARES_CORES)
-        if suite_of(item) == "perf":
-            item.add_marker(MEASURES)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

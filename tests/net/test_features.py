@@ -18,6 +18,8 @@ from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.native import probes
 
+pytestmark = pytest.mark.shares_cores
+
 
 @pytest.fixture
 def no_live_frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

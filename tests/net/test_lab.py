@@ -34,6 +34,8 @@ from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, enter, in_namespace, spaw
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 
+pytestmark = pytest.mark.shares_cores
+
 TIMEOUT_SECONDS = patient(10)
 OWNER_IMPORTS = """
 import os, sys, time
