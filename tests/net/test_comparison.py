@@ -111,6 +111,7 @@ def test_more_and_more_keys(tmp_path: Path) -> None:
         dpukv("bench", "--key-counts", wrong, status=2)
 
 
+@pytest.mark.shares_cores
 def test_what_excludes_one_another_is_said(tmp_path: Path) -> None:
     said = dpukv("bench", "--design", "all", "--ablate", status=2)
     assert "exclude one another" in said.stderr
@@ -120,6 +121,7 @@ def test_what_excludes_one_another_is_said(tmp_path: Path) -> None:
     assert ", ".join(DESIGNS) in said.stderr
 
 
+@pytest.mark.shares_cores
 def test_designs_are_explained_in_two_lines_each() -> None:
     lines = dpukv("designs").stdout.splitlines()
     assert len(lines) == 2 * len(DESIGNS)

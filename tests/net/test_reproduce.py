@@ -68,6 +68,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     assert all("result" in line for line in lines(tmp_path))
 
 
+@pytest.mark.shares_cores
 def test_an_unknown_figure_is_refused(tmp_path: Path) -> None:
     said = dpukv("reproduce", "fig7", "--output", str(tmp_path / "new"), status=2)
     assert "fig11" in said.stderr

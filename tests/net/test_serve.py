@@ -6,6 +6,7 @@ byte, and does not touch the rest of the interface's traffic.
 import hashlib
 import itertools
 import json
+import os
 import secrets
 import socket
 import statistics
@@ -17,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from net.commands import dpukv, wait_for
@@ -43,8 +43,9 @@ from dpukv_xdp.discovery.directory import server_name
 from dpukv_xdp.kernel.namespaces import in_namespace, spawn
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
+from dpukv_xdp.report.tables import stats_tables
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.server.service import services
+from dpukv_xdp.server.service import Service, call_service, services
 from dpukv_xdp.topology.schema import RESPOND_WAYS
 from dpukv_xdp.wire import codec
 from dpukv_xdp.wire.codec import Endpoint, Request
@@ -307,9 +308,8 @@ def test_a_vlan_tag_comes_back(served: Served) -> None:
     assert moved["bytes_sent"] == len(frame)
 
 
-@pytest.mark.parametrize("design", ["lat", "dpu-only", "cpu-only"])
-def test_counters_can_be_read_while_it_serves(lab: Lab, design: str) -> None:
-    with serving_child(lab, "--design", design, "--directory", "") as child:
+def test_counters_can_be_read_while_it_serves(lab: Lab) -> None:
+    with serving_child(lab, "--directory", "") as child:
         name = server_name(child.pid)
         wait_for(lambda: name in services())
         with client_of(lab) as client:
@@ -317,17 +317,24 @@ def test_counters_can_be_read_while_it_serves(lab: Lab, design: str) -> None:
             assert [client.get("key"), client.get("nobody")] == [b"value", None]
         with in_namespace(lab.client.namespace), socket.socket(type=socket.SOCK_DGRAM) as sender:
             sender.sendto(b"not a batch" * 8, (lab.server.address, PORT))
-
-        def counted() -> dict[str, Any]:
-            return dict(json.loads(dpukv("stats", "--server", name, "--json", "-").stdout))
-
-        wait_for(lambda: counted()["counters"]["drop_magic"] == 1)
-        found = counted()
+        wait_for(lambda: call_service(name, "stats")["counters"]["drop_magic"] == 1)
+        found = json.loads(dpukv("stats", "--server", name, "--json", "-").stdout)
         assert found["server"] == name
         assert found["counters"]["responses_sent"] >= 3
         said = dpukv("stats", "--server", name).stdout
         for text in (f"server {name}", "drop_magic", "communication engine", "get_found"):
             assert text in said
         assert "drop_truncated" not in said, "what is 0 is left out"
-        refused = dpukv("stats", "--server", "nobody.1", status=2)
-        assert "no server 'nobody.1' runs on this machine" in refused.stderr
+
+
+@pytest.mark.parametrize("design", ["dpu-only", "cpu-only", "dual", "shrd"])
+def test_every_design_has_tables_of_counters(lab: Lab, design: str) -> None:
+    with serving(lab, design=design) as server, Service(server, str):
+        with client_of(lab, ports=server.config.endpoint_count()) as client:
+            assert client.set("key", "value")
+        stats = call_service(server_name(os.getpid()), "stats")
+    titles = {str(table.title) for table in stats_tables(stats)}
+    assert "communication engine" in titles
+    has_native = design != "dpu-only"
+    assert has_native == any(title.startswith("processing engine") for title in titles)
+    assert ("store in XDP 0" in titles) == (design in ("dpu-only", "shrd"))

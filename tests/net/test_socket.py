@@ -31,7 +31,7 @@ from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.native.sockets import ReceiveSocket, open_socket
 
-pytestmark = pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup")
+pytestmark = [pytest.mark.needs("AF_XDP", "AF_XDP need_wakeup"), pytest.mark.shares_cores]
 
 TIMEOUT_SECONDS = patient(5.0)
 """Time-out of a frame, far longer than any frame takes."""

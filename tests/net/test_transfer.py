@@ -164,6 +164,7 @@ def qp_bench(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[st
     return dpukv("qp-bench", *arguments, status=status, timeout_seconds=TIMEOUT_SECONDS)
 
 
+@pytest.mark.shares_cores
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
