@@ -3,18 +3,18 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from dpukv_xdp.base.errors import DpukvError, UsageError
+from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.bench.bench import Bench
-from dpukv_xdp.bench.floor import PAGES, measure_floor
+from dpukv_xdp.bench.floor import for_each_count, measure_floor
 from dpukv_xdp.bench.limits import Result
-from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
+from dpukv_xdp.bench.options import BenchOptions, Progress
 from dpukv_xdp.bench.runs import relative
-from dpukv_xdp.topology import applies, sizing, validation
+from dpukv_xdp.topology import applies, validation
 from dpukv_xdp.topology.designs import DESIGNS
 from dpukv_xdp.topology.schema import ServerConfig
 
@@ -102,28 +102,12 @@ def run_key_counts(
 
     A store that does not fit into memory is named with the reason. Raises UsageError if none fits.
     """
-    comparison = Comparison()
-    runs = {}
-    for count in counts:
-        for pages, huge_pages in PAGES.items():
-            label = f"{count:,} keys, {pages}"
-            candidate = msgspec.structs.replace(config, huge_pages=huge_pages)
-            candidate_options = replace(options, keys=count)
-            try:
-                candidate_options.check()
-                sizing.check_memory(replace_config(candidate, candidate_options))
-            except DpukvError as error:
-                comparison.refused[label] = str(error)
-            else:
-                runs[label] = (candidate, candidate_options)
-    if not runs:
-        raise UsageError("; ".join(comparison.refused.values()))
+    runs, refused = for_each_count(config, options, counts)
+    comparison = Comparison(refused=refused)
     _run_each(runs, progress, comparison)
     for run, (candidate, candidate_options) in zip(comparison.runs, runs.values(), strict=True):
         progress(f"{run['label']}: the machine's floor", 1.0)
-        run["floor"] = measure_floor(
-            replace_config(candidate, candidate_options), candidate_options
-        )
+        run["floor"] = measure_floor(candidate, candidate_options)
     return comparison
 
 

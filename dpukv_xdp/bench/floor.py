@@ -8,6 +8,7 @@ is what a bucket with the items in it would need.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from dpukv_xdp.base.machine import machine_facts
 from dpukv_xdp.bench.options import BenchOptions, Progress, replace_config
 from dpukv_xdp.topology import sizing
 from dpukv_xdp.topology.schema import ServerConfig
+from dpukv_xdp.wire import abi
 
 AHEAD = (4, 8, 12, 16, 24, 32, 48)
 """Requests between the prefetch of a line and its use, of which the best is taken."""
@@ -28,7 +30,7 @@ REQUESTS = 1 << 20
 CHAIN_REQUESTS = 1 << 17
 PAGES = {"huge pages": True, "small pages": False}
 """Values of ServerConfig.huge_pages that are compared."""
-LINE_BYTES = 64
+LINE_BYTES = abi.SIZE("kv_line")
 BUCKET_BYTES = 2 * LINE_BYTES
 PAGE_KINDS = {
     lib.KV_PAGES_SMALL: "small",
@@ -42,6 +44,7 @@ def measure_floor(config: ServerConfig, options: BenchOptions) -> dict[str, Any]
 
     Raises MissingError without so much memory.
     """
+    config = replace_config(config, options)
     floor = ffi.new("struct kv_floor *")
     items_bytes = options.keys * sizing.item_bytes(config, options.key_size, options.value_size)
     floor.buckets = max(sizing.index_bytes(config) // BUCKET_BYTES, 1)
@@ -82,25 +85,36 @@ def run_floors(
 
     A store that does not fit into memory is named with the reason. Raises UsageError if none fits.
     """
-    floors, refused = [], {}
-    wanted = [(count, *pages) for count in counts for pages in PAGES.items()]
-    for done, (count, pages, huge_pages) in enumerate(wanted):
-        label = f"{count:,} keys, {pages}"
-        progress(label, done / len(wanted))
-        candidate = msgspec.structs.replace(config, huge_pages=huge_pages)
-        candidate_options = BenchOptions(
-            keys=count, key_size=options.key_size, value_size=options.value_size
-        )
-        try:
-            candidate_options.check()
-            candidate = replace_config(candidate, candidate_options)
-            sizing.check_memory(candidate)
-            floors.append(measure_floor(candidate, candidate_options))
-        except DpukvError as error:
-            refused[label] = str(error)
-    if not floors:
-        raise UsageError("; ".join(refused.values()))
+    runs, refused = for_each_count(config, options, counts)
+    floors = []
+    for done, (label, (candidate, candidate_options)) in enumerate(runs.items()):
+        progress(label, done / len(runs))
+        floors.append(measure_floor(candidate, candidate_options))
     return {"floors": floors, "refused": refused, "machine": machine_facts()}
+
+
+def for_each_count(
+    config: ServerConfig, options: BenchOptions, counts: Sequence[int]
+) -> tuple[dict[str, tuple[ServerConfig, BenchOptions]], dict[str, str]]:
+    """Return a labelled configuration for each number of keys and kind of pages that fits into
+    memory, and the reason for each label that does not. Raises UsageError if none fits.
+    """
+    runs, refused = {}, {}
+    for count in counts:
+        for pages, huge_pages in PAGES.items():
+            label = f"{count:,} keys, {pages}"
+            candidate = msgspec.structs.replace(config, huge_pages=huge_pages)
+            candidate_options = replace(options, keys=count)
+            try:
+                candidate_options.check()
+                sizing.check_memory(replace_config(candidate, candidate_options))
+            except DpukvError as error:
+                refused[label] = str(error)
+            else:
+                runs[label] = (candidate, candidate_options)
+    if not runs:
+        raise UsageError("; ".join(refused.values()))
+    return runs, refused
 
 
 def _best(floor: Any) -> dict[str, float]:

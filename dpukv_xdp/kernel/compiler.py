@@ -136,10 +136,8 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
         os.close(answer_end_fd)
         try:
             compiled = answer.read()
-        except BaseException:
-            os.kill(child, signal.SIGKILL)
-            raise
         finally:
+            os.kill(child, signal.SIGKILL)  # it has answered, or Ctrl-C wants no answer any more
             os.waitpid(child, 0)
         if compiled:
             return msgspec.msgpack.decode(compiled, type=CompiledObject)

@@ -5,10 +5,11 @@
  * The memory is zeroed, which the compiler does not know: an item's place depends on the word that its bucket has, and
  * in a chain the next request on what was read, although both add nothing but 0.
  */
+#include "abi/store_layout.h"
 #include "base/ticks.h"
 #include "load/floor.h"
 
-enum { KV_LINE = 64, KV_BUCKET = 2 * KV_LINE };
+enum { KV_LINE = sizeof(struct kv_line), KV_BUCKET = 2 * KV_LINE };
 _Static_assert((KV_FLOOR_AHEAD_MAX & (KV_FLOOR_AHEAD_MAX + 1)) == 0, "it is also the mask that picks places");
 
 static uint64_t kv_run_chain(const struct kv_floor *floor);
