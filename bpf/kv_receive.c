@@ -64,7 +64,7 @@ int kv_receive(struct xdp_md *ctx)
 		own->counters[KV_COUNTER_PASSED]++;
 		return XDP_PASS;
 	}
-	index += packet.engine * KV_CPUS;
+	index += KV_WITH_SETTING(packet.engine, "*=", KV_CPUS);
 	if (!kv_look_up(&index, &queue, &pair))
 		return XDP_ABORTED;
 	return kv_serve(ctx, &packet, pair, queue, own);
@@ -221,7 +221,7 @@ int kv_wait(struct xdp_md *ctx)
 	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
 	if (!own)
 		return XDP_ABORTED;
-	index += own->waiting_engine * KV_CPUS;
+	index += KV_WITH_SETTING(own->waiting_engine, "*=", KV_CPUS);
 	if (!kv_look_up(&index, &queue, &pair))
 		return XDP_ABORTED;
 	is_finished = kv_wait_for_oldest(pair, queue);
@@ -277,7 +277,7 @@ int kv_flush(struct xdp_md *ctx)
 	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
 		if (!own->has_time) /* if it has, kv_drain() asked for this flush */
 			kv_depth_met_flush(queue, parked_batches);
-		verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
+		verdict = kv_reply(ctx, pair, queue, KV_WITH_SETTING(index, "/=", KV_CPUS));
 		if (verdict == XDP_TX)
 			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
 	}
@@ -302,13 +302,13 @@ int kv_send(struct xdp_md *ctx)
 	turn = kv_sender_turn.lookup(&zero);
 	if (!turn)
 		return XDP_ABORTED;
-	index = *turn < KV_QUEUE_PAIRS ? *turn : 0;
+	index = *turn < KV_ENGINES * KV_CPUS ? *turn : 0;
 	*turn = index + 1;
 	if (!kv_look_up(&index, &queue, &pair))
 		return XDP_ABORTED;
 	if (!kv_slots_in_use(queue) || !kv_oldest_is_finished(pair, queue))
 		return XDP_DROP;
-	verdict = kv_reply(ctx, pair, queue, index / KV_CPUS);
+	verdict = kv_reply(ctx, pair, queue, KV_WITH_SETTING(index, "/=", KV_CPUS));
 	if (verdict == XDP_TX)
 		queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
 	return verdict;

@@ -83,7 +83,8 @@ KV_ASSERT(sizeof(struct kv_dpu_store) == 280);
 /* Tag of an item's word in the index, never 0, so that a word in use is never 0 either. */
 #define KV_STORE_TAG(key_hash) (((key_hash)&0xffff) ? ((key_hash)&0xffff) : 1)
 /* Bucket of a hash: its bits 16-47, scaled to the number of buckets, which need not be a power of two. */
-#define KV_STORE_BUCKET(key_hash, buckets) ((__u64)(__u32)((key_hash) >> 16) * (buckets) >> 32)
+#define KV_STORE_BUCKET_HASH(key_hash) ((__u64)(__u32)((key_hash) >> 16))
+#define KV_STORE_BUCKET(key_hash, buckets) (KV_STORE_BUCKET_HASH(key_hash) * (buckets) >> 32)
 
 #endif /* KV_ABI_CDEF */
 

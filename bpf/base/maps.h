@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * maps.h - the server's maps, and its settings. The loader passes the settings with -D, those marked * when it loads
- * the program:
+ * maps.h - the server's maps, and its settings. The loader passes these with -D, because maps and code depend on them:
  *
- *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
- *	KV_DPU_ENGINES	engines whose frames XDP parses; whole frames for the other engines go to a host door
  *	KV_PROCESS_HERE	1: process in XDP, on a store in maps, instead of sending requests to the host
  *	KV_TRANSPORT	enum kv_transport: how requests get to the host
  *	KV_HOST_FRAMES	enum kv_transport (RING or AF_XDP): how whole frames get to a host door
+ *
+ * and fills these in when it loads the program, from which the verifier then removes branches that are never taken:
+ *
+ *	KV_ENGINES	processing engines; engine e answers on UDP port KV_PORT + e
+ *	KV_DPU_ENGINES	engines whose frames XDP parses; whole frames for the other engines go to a host door
  *	KV_CPUS		cores that may run the communication engine
- *	KV_PORT *	first UDP port
- *	KV_ADDRESS *	server's IPv4 address in network order, 0 = any
+ *	KV_PORT		first UDP port
+ *	KV_ADDRESS	server's IPv4 address in network order, 0 = any
  *	KV_DEPTH_MIN	batches that may always stay parked (0 = wait)
  *	KV_DEPTH_MAX	batches that may stay parked when the link is busy
  *	KV_SENDER_ONLY	1: responses leave by the sender program kv_send alone
@@ -25,8 +27,6 @@
 #include "abi/partitions.h"
 #include "abi/queue_pair.h"
 #include "base/side.h"
-
-#define KV_QUEUE_PAIRS (KV_ENGINES * KV_CPUS)
 
 /* The preprocessor knows no enumerators: define the same names as macros for #if. */
 _Static_assert(KV_TRANSPORT_RINGBUF == 1 && KV_TRANSPORT_AF_XDP == 2, "the macros below have the enumerators' values");
@@ -47,9 +47,9 @@ struct kv_dpu_queue_bytes {
 };
 
 /* struct kv_queue_pair: shared with the processing engines, which map the array once. */
-BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_QUEUE_PAIRS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
 /* struct kv_dpu_queue: private to the communication engine. */
-BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_QUEUE_PAIRS);
+BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_ENTRIES_AT_LOAD);
 /* Tail calls of kv_receive. */
 enum kv_program { KV_PROGRAM_WAIT = 0, KV_PROGRAMS };
 BPF_PROG_ARRAY(kv_programs, KV_PROGRAMS);
@@ -65,7 +65,7 @@ BPF_XSKMAP(kv_sockets, KV_QUEUES_MAX);
 /* One ring buffer per engine, created by Python: every core writes, the engine reads. The loader takes the rings' type
  * from the model. */
 BPF_RINGBUF_OUTPUT(kv_request_ring_model, 1);
-BPF_ARRAY_OF_MAPS(kv_request_rings, "kv_request_ring_model", KV_ENGINES);
+BPF_ARRAY_OF_MAPS(kv_request_rings, "kv_request_ring_model", KV_ENTRIES_AT_LOAD);
 #endif
 
 #endif

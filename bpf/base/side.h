@@ -51,13 +51,25 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
  * to a 64-bit load of a marker (upper word) with the setting's number (lower word); kernel/compiler.py replaces both.
  * Volatile: each use loads it anew, because a value that is kept takes a register, or some of the 512 bytes of stack.
  */
-#define KV_AT_LOAD_TEXT(number) #number
-#define KV_AT_LOAD(number)                                                                            \
-	({                                                                                            \
-		__u64 setting;                                                                        \
-		asm volatile("%0 = 0x4b56a70a0000000" KV_AT_LOAD_TEXT(number) " ll" : "=r"(setting)); \
-		setting;                                                                              \
+#define KV_AT_LOAD(number)                                                                       \
+	({                                                                                       \
+		__u64 setting;                                                                   \
+		asm volatile("%0 = %1 ll" : "=r"(setting) : "i"(0x4b56a70a00000000 + (number))); \
+		setting;                                                                         \
 	})
+/*
+ * Return `number` after `operation`, such as "*=", with a setting of that kind below 2^31. It is an operand inside the
+ * instruction, like a constant, where KV_AT_LOAD would take a second instruction and a register.
+ */
+#define KV_WITH_SETTING(number, operation, setting)                                                            \
+	({                                                                                                     \
+		__u64 changed = (number);                                                                      \
+		asm("%0 " operation " %1" : "+r"(changed) : "i"(KV_OPERAND_AT_LOAD + KV_NUMBER_OF_##setting)); \
+		changed;                                                                                       \
+	})
+#define KV_OPERAND_AT_LOAD 0x4b56a700
+/* Entries of a map whose size the loader fills in: see ENTRIES_AT_LOAD in kernel/compiler.py. */
+#define KV_ENTRIES_AT_LOAD 1
 
 #else /* KV_HOST_SIDE */
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * process.h - step 3 inside XDP: turn a batch of request records into response records, with the same results as
- * dpukv_xdp/_core/service/engine.c on the host. Setting, passed with -D:
+ * dpukv_xdp/_core/service/engine.c on the host. Setting, filled in at load:
  *
  *	KV_RESPONSE_BYTES_MAX	response bytes of one packet, behind the packet header
  *
@@ -31,7 +31,7 @@ static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 /* The batch at work. */
 struct kv_batch {
 	__u32 engine;
-	__u32 store_index;		  /* index of the engine's store, see KV_DPU_STORES */
+	__u32 store_index;		  /* index of the engine's store, see KV_DPU_SHARED */
 	__u32 room;			  /* bytes on the wire that the current response may take */
 	__u64 appended;			  /* the store's counter of appended items when the batch began */
 	const struct kv_dpu_queue *queue; /* for KV_UNKNOWN_ZERO */
@@ -67,7 +67,7 @@ static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engin
 	batch.responses = &pair->responses[slot];
 	batch.requests->count = request_count;
 	batch.queue = queue;
-	batch.store_index = KV_DPU_STORES == 1 ? 0 : batch.engine;
+	batch.store_index = KV_DPU_SHARED ? 0 : batch.engine;
 	leaf = kv_store_at(batch.store_index);
 	if (!leaf)
 		return KV_COUNTER_DROP_NO_ENGINE;
@@ -88,7 +88,7 @@ static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engin
 	batch.store->batches++;
 	batch.store->requests += request_count;
 	batch.store->buckets = KV_DPU_BUCKETS;
-	batch.store->log_bytes = KV_LOG_BYTES;
+	batch.store->log_bytes = KV_DPU_LOG_BYTES;
 	kv_store_release(batch.store);
 	return 0;
 }
@@ -212,7 +212,7 @@ static __always_inline int kv_execute_short(struct kv_batch *batch, const struct
 	if (kv_is_rejected(batch, request->key_hash, header & 1)) /* of these two, GET reads, and its code is odd */
 		return 0;
 	item = kv_item_of(batch->store_index, word);
-	if (!item || word == 0 || kv_distance(store, word) > KV_LOG_BYTES)
+	if (!item || word == 0 || kv_distance(store, word) > KV_DPU_LOG_BYTES)
 		return 0;
 	if (item->key_hash != request->key_hash || item->words[0] != request->key ||
 	    item->kv_length != (8u << KV_LENGTH_KEY_SHIFT | 8))

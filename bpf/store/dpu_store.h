@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * dpu_store.h - stores in BPF maps, for engines that process inside XDP: MICA's lossy index and circular log. Layout
- * and terms are those of the native core (dpukv_xdp/_core/store/hot_path.h). Settings, passed with -D:
+ * and terms are those of the native core (dpukv_xdp/_core/store/hot_path.h). Settings, filled in at
+ * load except the first one:
  *
- * 	KV_DPU_STORES	1: all engines in XDP share one store; KV_DPU_ENGINES: each has its own
- * 	KV_DPU_BUCKETS	buckets of each store's index
- * 	KV_DPU_SEGMENTS	segments of each store's log: a power of two, and 2 at least where there is one store
+ *	KV_DPU_SHARED		1: all engines in XDP share one store; 0: each has its own
+ *	KV_DPU_BUCKETS		buckets of each store's index
+ *	KV_DPU_LINES		lines of each store's index: two for each bucket
+ *	KV_DPU_SEGMENTS		segments of each store's log: a power of two, and at least 2, because the verifier knows
+ *				too much of a single one
+ *	KV_DPU_SEGMENT_MASK	KV_DPU_SEGMENTS - 1
+ *	KV_DPU_LOG_BYTES	bytes of each store's log
  *
  * The log is cut into segments, one map value each; no item crosses a segment's end. This store may lose more than the
  * native one: a bucket keeps at most KV_TAG_TURNS items of one 16-bit tag, and of several long keys with the same hash,
@@ -21,11 +26,6 @@
 #include "abi/wire_mica2.h"
 #include "base/maps.h"
 
-_Static_assert((KV_DPU_SEGMENTS & (KV_DPU_SEGMENTS - 1)) == 0, "segments are picked by a mask");
-_Static_assert(KV_DPU_STORES == 1 || KV_DPU_STORES == KV_DPU_ENGINES, "one store, or one for each engine");
-_Static_assert(KV_DPU_SEGMENTS > 1 || KV_DPU_STORES > 1, "of the only segment the verifier knows too much");
-
-#define KV_LOG_BYTES ((__u64)KV_DPU_SEGMENTS * KV_SEGMENT_BYTES)
 #define KV_SEGMENT_MASK (KV_SEGMENT_BYTES - 8u) /* mask of the offset of a word in its segment */
 #define KV_WAY_MASK 15u
 #define KV_TAG_TURNS 3 /* most live items of one tag in a bucket */
@@ -56,10 +56,10 @@ struct kv_dpu_store_bytes {
 
 /* struct kv_line: for each store the first lines of its buckets, then the second ones. BPF_F_MMAPABLE aligns the array
  * to a page, so that a line is a cache line. */
-BPF_F_TABLE("array", __u32, struct kv_line_bytes, kv_dpu_lines, KV_DPU_STORES * 2 * KV_DPU_BUCKETS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct kv_line_bytes, kv_dpu_lines, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
 /* Store 0's segments, then store 1's ... */
-BPF_F_TABLE("array", __u32, struct kv_segment_bytes, kv_dpu_segments, KV_DPU_STORES *KV_DPU_SEGMENTS, BPF_F_MMAPABLE);
-BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_DPU_STORES); /* struct kv_dpu_store */
+BPF_F_TABLE("array", __u32, struct kv_segment_bytes, kv_dpu_segments, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
+BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_ENTRIES_AT_LOAD); /* struct kv_dpu_store */
 
 /*
  * Return an element of each table and of kv_partitions. Defined in kv_receive.c: bcc rewrites map calls in its main
@@ -145,16 +145,18 @@ static __always_inline __u64 kv_tag_of(__u64 key_hash)
 
 static __always_inline __u64 kv_bucket_of(__u64 key_hash)
 {
-	return KV_STORE_BUCKET(key_hash, (__u64)KV_DPU_BUCKETS);
+	return KV_WITH_SETTING(KV_STORE_BUCKET_HASH(key_hash), "*=", KV_DPU_BUCKETS) >> 32;
 }
 
 /* Return the line with a way of a bucket. It is never NULL, but the verifier demands a check. */
 static __always_inline struct kv_line *kv_line_of(__u32 store_index, __u32 bucket, __u32 way)
 {
-	__u32 index = store_index * 2 * KV_DPU_BUCKETS + bucket;
+	__u32 index = bucket;
 
+	if (!KV_DPU_SHARED)
+		index += KV_WITH_SETTING(store_index, "*=", KV_DPU_LINES);
 	if (way >= KV_LINE_WORDS)
-		index += KV_DPU_BUCKETS;
+		index = KV_WITH_SETTING(index, "+=", KV_DPU_BUCKETS);
 	return kv_line_at(index);
 }
 
@@ -169,7 +171,11 @@ static __always_inline __u64 *kv_way_of(__u32 store_index, __u32 bucket, __u32 w
 /* Return the segment that a word of the index points into. */
 static __always_inline __u8 *kv_segment_of(__u32 store_index, __u64 word)
 {
-	return kv_segment_at(store_index * KV_DPU_SEGMENTS + ((word / KV_SEGMENT_BYTES) & (KV_DPU_SEGMENTS - 1)));
+	__u32 index = KV_WITH_SETTING(word / KV_SEGMENT_BYTES, "&=", KV_DPU_SEGMENT_MASK);
+
+	if (!KV_DPU_SHARED)
+		index += KV_WITH_SETTING(store_index, "*=", KV_DPU_SEGMENTS);
+	return kv_segment_at(index);
 }
 
 /* Return the item that a word of the index points to. Any word is allowed, so the caller must compare hash and key. */
@@ -256,12 +262,13 @@ static __always_inline __u32 kv_place_is_own(const struct kv_dpu_store *store)
 static __always_inline void kv_match_line(const struct kv_line *line, __u32 first_way, __u32 ways_before, __u64 tag,
 					  __u64 tail, struct kv_place *place)
 {
+	__u64 log_bytes = KV_DPU_LOG_BYTES;
 	int i;
 
 #pragma clang loop unroll(full)
 	for (i = 0; i < KV_LINE_WORDS; i++) {
 		__u64 word = line->words[i];
-		__u64 dead = kv_is_below(KV_LOG_BYTES, (tail - word) & KV_LOG_OFFSET_MASK);
+		__u64 dead = kv_is_below(log_bytes, (tail - word) & KV_LOG_OFFSET_MASK);
 		__u64 late = kv_is_below(ways_before, first_way + i + 1);
 		__u64 hit = -kv_is_below((word >> KV_LOG_OFFSET_BITS ^ tag) | dead | late, 1);
 
@@ -353,7 +360,7 @@ static __always_inline __u32 kv_way_for_new(__u32 store_index, struct kv_dpu_sto
 	oldest_distance = KV_UNKNOWN(store, oldest_distance);
 	oldest = KV_UNKNOWN(store, oldest);
 	used = KV_UNKNOWN(store, used);
-	if (oldest_distance > KV_LOG_BYTES) {
+	if (oldest_distance > KV_DPU_LOG_BYTES) {
 		store->cleanup++;
 		store->set_new++;
 		return oldest;
@@ -400,7 +407,7 @@ static __always_inline int kv_forget_all(struct kv_dpu_store *store)
 {
 	if (store->tail - store->round_tail > KV_ROUND_BYTES_MAX)
 		return 0;
-	store->tail = (store->tail | (KV_SEGMENT_BYTES - 1)) + 1 + KV_LOG_BYTES;
+	store->tail = (store->tail | (KV_SEGMENT_BYTES - 1)) + 1 + KV_DPU_LOG_BYTES;
 	return 1;
 }
 
@@ -456,7 +463,7 @@ static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_sto
 		if (word == 0)
 			break;
 		*words = 0;
-		if (kv_distance(store, word) > KV_LOG_BYTES) {
+		if (kv_distance(store, word) > KV_DPU_LOG_BYTES) {
 			store->cleanup++;
 			continue;
 		}

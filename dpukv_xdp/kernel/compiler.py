@@ -36,7 +36,7 @@ KEPT_OBJECTS_MAX = 500
 
 # clang warns about the kernel's own headers, not ours.
 _WARNINGS = ("-Wno-address-of-packed-member", "-Wno-unknown-warning-option")
-_KEEPS = "3"
+_KEEPS = "4"
 """Version of the cache: change it with the layout of CompiledObject or the parts of its key."""
 _INSTRUCTION = struct.Struct("=BBhi")
 _WIDE_LOAD = struct.Struct("=BBhIII")
@@ -47,13 +47,45 @@ _MAP_FD = 1
 """Its source register if the constant is a map's file descriptor: BPF_PSEUDO_MAP_FD."""
 _NUMBER = 0
 """Its source register if the constant is a plain number."""
-SETTINGS_AT_LOAD = ("KV_PORT", "KV_ADDRESS", "KV_PORT_COUNT", "KV_RESPONSE_BYTES_MAX")
-"""Settings that are filled in at load time; compiled code has their index here instead of a value.
-
-The sizes of a store in XDP are not among them: as constants they make dpu-only 4 % faster.
-"""
+SETTINGS_AT_LOAD = (
+    "KV_PORT",
+    "KV_ADDRESS",
+    "KV_PORT_COUNT",
+    "KV_RESPONSE_BYTES_MAX",
+    "KV_ENGINES",
+    "KV_DPU_ENGINES",
+    "KV_CPUS",
+    "KV_DEPTH_MIN",
+    "KV_DEPTH_MAX",
+    "KV_SENDER_ONLY",
+    "KV_TRANSFER_PER_REQUEST",
+    "KV_PREPARE_OVERLAPS",
+    "KV_SLOWER_PERCENT",
+    "KV_DPU_STORES",
+    "KV_DPU_BUCKETS",
+    "KV_DPU_LINES",
+    "KV_DPU_SEGMENTS",
+    "KV_DPU_SEGMENT_MASK",
+    "KV_DPU_LOG_BYTES",
+)
+"""Settings that are filled in at load time; compiled code has their index instead of a value."""
+ENTRIES_AT_LOAD = {
+    "kv_queue_pairs": ("KV_ENGINES", "KV_CPUS"),
+    "kv_dpu_queues": ("KV_ENGINES", "KV_CPUS"),
+    "kv_request_rings": ("KV_ENGINES",),
+    "kv_dpu_lines": ("KV_DPU_STORES", "KV_DPU_LINES"),
+    "kv_dpu_segments": ("KV_DPU_STORES", "KV_DPU_SEGMENTS"),
+    "kv_dpu_stores": ("KV_DPU_STORES",),
+}
+"""The settings whose product is the number of entries of a map."""
 _SETTING_MARKER = 0x4B56A70A
 """Upper word of a constant that is such a setting: see KV_AT_LOAD in bpf/base/side.h."""
+_OPERAND_MARKER = 0x4B56A700
+"""Operand of an instruction, less the index of such a setting: see KV_WITH_SETTING there."""
+OPERAND_END = 1 << 31
+"""End of the range of an operand's values: it is signed, and none of ours is negative."""
+_ALU64_WITH_NUMBER = 0x07
+"""Lower four bits of the opcode of 64-bit arithmetic with a number in the instruction."""
 
 
 class MapPlan(msgspec.Struct, frozen=True):
@@ -82,19 +114,17 @@ class CompiledObject(msgspec.Struct, frozen=True):
     btf: bytes
 
 
-def compile_source(
-    source: Path, programs: Sequence[str], settings: Mapping[str, int]
-) -> CompiledObject:
+def compile_source(source: Path, settings: Mapping[str, int]) -> CompiledObject:
     """Return `source` compiled with `settings` as -D options, from the cache if possible.
 
-    The result does not depend on the values of SETTINGS_AT_LOAD, which `filled_in` inserts. Raises
-    MissingError without bcc, LoadError if clang refuses the source.
+    The result has all programs, and does not depend on the values of SETTINGS_AT_LOAD, which
+    `filled_in` inserts. Raises MissingError without bcc, LoadError if clang refuses the source.
     """
-    defines = tuple(f"-D{name}={_in_source(name, value)}" for name, value in settings.items())
-    key = _key(source, programs, defines)
+    defines = tuple(_options(settings))
+    key = _key(source, defines)
     found = _kept(key)
     if found is None:
-        found = _compile(source, programs, defines)
+        found = _compile(source, defines)
         _keep(key, found)
     return found
 
@@ -117,7 +147,7 @@ def telling_line(source: Path, log: str, error: str) -> str:
 # ---- Compiling
 
 
-def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> CompiledObject:
+def _compile(source: Path, defines: Sequence[str]) -> CompiledObject:
     """Compile in a child process, because LLVM ends its process for some errors, such as too large
     a stack. Raises MissingError without bcc or headers, LoadError if clang refuses the source.
     """
@@ -132,7 +162,7 @@ def _compile(source: Path, programs: Sequence[str], defines: Sequence[str]) -> C
             die_with(parent, libc)
             if headers is not None:
                 os.environ[kernel_headers.VARIABLE] = str(headers)
-            _compile_and_end(answer_end_fd, log.fileno(), source, programs, defines)
+            _compile_and_end(answer_end_fd, log.fileno(), source, defines)
         os.close(answer_end_fd)
         try:
             compiled = answer.read()
@@ -150,7 +180,6 @@ def _compile_and_end(
     answer_fd: int,
     log_fd: int,
     source: Path,
-    programs: Sequence[str],
     defines: Sequence[str],
 ) -> NoReturn:
     """Write the compiled object to `answer_fd`, or what is wrong to `log_fd`; end this process.
@@ -159,7 +188,7 @@ def _compile_and_end(
     """
     try:
         os.dup2(log_fd, 2)
-        compiled = _compile_here(source, programs, defines)
+        compiled = _compile_here(source, defines)
         with os.fdopen(answer_fd, "wb") as answer:
             answer.write(msgspec.msgpack.encode(compiled))
     except Exception:  # noqa: BLE001 - bcc raises it bare; the parent raises what is written here
@@ -168,7 +197,7 @@ def _compile_and_end(
         os._exit(0)
 
 
-def _compile_here(source: Path, programs: Sequence[str], defines: Sequence[str]) -> CompiledObject:
+def _compile_here(source: Path, defines: Sequence[str]) -> CompiledObject:
     import bcc
 
     module = bcc.BPF(
@@ -181,7 +210,8 @@ def _compile_here(source: Path, programs: Sequence[str], defines: Sequence[str])
     return CompiledObject(
         maps=tuple(_map_plan(name, info) for name, info in infos.items()),
         programs={
-            name: patched(module.dump_func(name.encode()), numbers.__getitem__) for name in programs
+            name.decode(): patched(module.dump_func(name), numbers.__getitem__)
+            for name in _program_names(bcc, module)
         },
         btf=_btf({info.btf_id for info in infos.values()} - {0}),
     )
@@ -205,6 +235,11 @@ def _map_fds(bcc: Any, module: Any) -> dict[str, int]:
     table_name.argtypes, table_name.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_char_p
     names = [table_name(module.module, number) for number in range(table_count(module.module))]
     return {name.decode(): bcc.lib.bpf_table_fd(module.module, name) for name in names}
+
+
+def _program_names(bcc: Any, module: Any) -> list[bytes]:
+    count, name = bcc.lib.bpf_num_functions, bcc.lib.bpf_function_name
+    return [name(module.module, number) for number in range(count(module.module))]
 
 
 def _map_plan(name: str, info: Any) -> MapPlan:
@@ -259,25 +294,38 @@ def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
 
 
 def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
-    """Return the instructions with the values of SETTINGS_AT_LOAD filled in, each below 2^32."""
+    """Return the instructions with the values of SETTINGS_AT_LOAD filled in, each below 2^32.
+
+    Raises DpukvError for a value of OPERAND_END or more that KV_WITH_SETTING uses.
+    """
     found = bytearray(instructions)
     for at in range(0, len(found) - _WIDE_LOAD.size + 1, _INSTRUCTION.size):
-        code, registers, _, index, rest, marker = _WIDE_LOAD.unpack_from(found, at)
+        code, registers, _, number, rest, marker = _WIDE_LOAD.unpack_from(found, at)
         if code == _LOAD_WORD and registers >> 4 == _NUMBER and marker == _SETTING_MARKER:
-            value = settings[SETTINGS_AT_LOAD[index]]
+            value = settings[SETTINGS_AT_LOAD[number]]
             _WIDE_LOAD.pack_into(found, at, code, registers, 0, value, rest, 0)
+        elif code & 0xF == _ALU64_WITH_NUMBER and number & ~0xFF == _OPERAND_MARKER:
+            name = SETTINGS_AT_LOAD[number - _OPERAND_MARKER]
+            if settings[name] >= OPERAND_END:
+                raise DpukvError(f"{name}={settings[name]} is no operand: it must be below 2^31")
+            _INSTRUCTION.pack_into(found, at, code, registers, 0, settings[name])
     return bytes(found)
 
 
-def _in_source(name: str, value: int) -> str:
-    """Return the value of a setting's -D option."""
-    return f"KV_AT_LOAD({SETTINGS_AT_LOAD.index(name)})" if name in SETTINGS_AT_LOAD else str(value)
+def _options(settings: Mapping[str, int]) -> Iterator[str]:
+    """Yield the -D options of settings; one that is filled in has its index instead of a value."""
+    for name, value in settings.items():
+        if name in SETTINGS_AT_LOAD:
+            index = SETTINGS_AT_LOAD.index(name)
+            yield from (f"-D{name}=KV_AT_LOAD({index})", f"-DKV_NUMBER_OF_{name}={index}")
+        else:
+            yield f"-D{name}={value}"
 
 
 # ---- The cache
 
 
-def _key(source: Path, programs: Sequence[str], defines: Sequence[str]) -> str:
+def _key(source: Path, defines: Sequence[str]) -> str:
     """Return a digest of everything that the result depends on: our sources, the settings, bcc, the
     architecture and the release of the kernel headers.
 
@@ -287,7 +335,7 @@ def _key(source: Path, programs: Sequence[str], defines: Sequence[str]) -> str:
     digest = hashlib.sha256()
     headers = kernel_headers.headers_release()
     machine = os.uname().machine
-    facts = [_KEEPS, _bcc_version(), headers, machine, *programs, *_WARNINGS, *defines]
+    facts = [_KEEPS, _bcc_version(), headers, machine, *_WARNINGS, *defines]
     for fact in (*facts, *_texts(source)):
         digest.update(fact.encode() + b"\0")
     return digest.hexdigest()

@@ -5,6 +5,7 @@ Programs and maps leave this module as file descriptors.
 """
 
 import errno
+import math
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -21,7 +23,7 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.errors import DpukvError, LoadError, MissingError
 from dpukv_xdp.base.places import BPF_DIR
 from dpukv_xdp.kernel import compiler, features
-from dpukv_xdp.kernel.compiler import CompiledObject, MapPlan
+from dpukv_xdp.kernel.compiler import MapPlan
 
 VERIFIER_LOG_BYTES = 16 << 20
 """Size of the buffer for the verifier's log of a refused program."""
@@ -39,7 +41,7 @@ class Build:
     """Name of the file in bpf/."""
     programs: tuple[str, ...]
     settings: Mapping[str, int]
-    """Passed as -D, or filled in: see compiler.SETTINGS_AT_LOAD."""
+    """Passed as -D, or filled in: see compiler.SETTINGS_AT_LOAD and compiler.ENTRIES_AT_LOAD."""
     tail_calls: tuple[str, ...] = ()
 
     def load(self) -> "LoadedObject":
@@ -121,18 +123,23 @@ def load(
     there. Raises MissingError without bcc, LoadError if clang or the verifier refuses.
     """
     source = BPF_DIR / source_name
-    compiled = compiler.compile_source(source, [*programs, *tail_calls], settings)
+    compiled = compiler.compile_source(source, settings)
+    for name in (*programs, *tail_calls):
+        if name not in compiled.programs:
+            raise LoadError(f"{source.name} has no program {name}")
     with ExitStack() as kept:
-        maps = _make_maps(source, compiled, kept)
+        maps = _make_maps(source, _sized(compiled.maps, settings), compiled.btf, kept)
         fds = [fd for fd, _ in maps.values()]
         functions = {
             name: _load_program(
                 source,
                 name,
-                compiler.filled_in(compiler.patched(instructions, fds.__getitem__), settings),
+                compiler.filled_in(
+                    compiler.patched(compiled.programs[name], fds.__getitem__), settings
+                ),
                 kept,
             )
-            for name, instructions in compiled.programs.items()
+            for name in (*programs, *tail_calls)
         }
         loaded = LoadedObject(maps, functions, kept.pop_all())
     for index, name in enumerate(tail_calls):
@@ -140,19 +147,32 @@ def load(
     return loaded
 
 
+def _sized(plans: Sequence[MapPlan], settings: Mapping[str, int]) -> list[MapPlan]:
+    """Return the maps with the numbers of entries that the settings ask for."""
+    return [
+        msgspec.structs.replace(
+            plan,
+            entries=math.prod(settings[name] for name in compiler.ENTRIES_AT_LOAD[plan.name]),
+        )
+        if plan.name in compiler.ENTRIES_AT_LOAD
+        else plan
+        for plan in plans
+    ]
+
+
 def _make_maps(
-    source: Path, compiled: CompiledObject, kept: ExitStack
+    source: Path, plans: Sequence[MapPlan], btf: bytes, kept: ExitStack
 ) -> dict[str, tuple[int, MapPlan]]:
     """Create the maps; return their file descriptors and plans by name, in the object's order."""
     maps: dict[str, tuple[int, MapPlan]] = {}
     with ExitStack() as temporary:
         btf_fd = 0
-        if any(plan.value_type for plan in compiled.maps):
-            btf_fd = lib.bpf_btf_load(compiled.btf, len(compiled.btf), ffi.NULL)
+        if any(plan.value_type for plan in plans):
+            btf_fd = lib.bpf_btf_load(btf, len(btf), ffi.NULL)
             _check(btf_fd, f"{source.name}: the kernel refused its types")
             temporary.callback(os.close, btf_fd)
         maps_of_maps = lib.BPF_MAP_TYPE_ARRAY_OF_MAPS
-        for plan in sorted(compiled.maps, key=lambda plan: plan.type == maps_of_maps):
+        for plan in sorted(plans, key=lambda plan: plan.type == maps_of_maps):
             options = ffi.new("struct bpf_map_create_opts *")
             options.sz = ffi.sizeof("struct bpf_map_create_opts")
             options.map_flags = plan.flags
@@ -173,7 +193,7 @@ def _make_maps(
             _check(fd, f"{source.name}: the kernel refused its map {plan.name}")
             kept.callback(os.close, fd)
             maps[plan.name] = (fd, plan)
-    return {plan.name: maps[plan.name] for plan in compiled.maps}
+    return {plan.name: maps[plan.name] for plan in plans}
 
 
 def _load_program(source: Path, name: str, instructions: bytes, kept: ExitStack) -> int:

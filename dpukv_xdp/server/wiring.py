@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""Derive the XDP programs of a server from its design and settings: which are loaded, with which -D
+"""Derive the XDP programs of a server from its design and settings: which are loaded, with which
 settings, and what they hand to the host.
 """
 
@@ -71,7 +71,7 @@ class Wiring:
         )
 
     def settings(self, config: ServerConfig, cpus: int, interface: nic.Interface) -> dict[str, int]:
-        """Return the -D settings of bpf/base/maps.h.
+        """Return the settings of bpf/base/maps.h.
 
         One that has no effect gets a value that makes the program short, whatever the
         configuration: so that fewer different programs are compiled, and less is verified.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The sizes of a store inside XDP (bpf/store/dpu_store.h), as -D settings."""
+"""The sizes of a store inside XDP (bpf/store/dpu_store.h), as settings of its program."""
 
 from dataclasses import dataclass
 
@@ -43,13 +43,17 @@ class DpuStoreSizes:
         return 2 * self.buckets * abi.SIZE("kv_line") + self.segments * segment_bytes
 
     def settings(self, response_bytes_max: int, stores: int) -> dict[str, int]:
-        """Return the -D settings of bpf/store/dpu_store.h and bpf/service/process.h.
+        """Return the settings of bpf/store/dpu_store.h and bpf/service/process.h.
 
         `stores` is 1, or the number of engines in XDP.
         """
         return {
+            "KV_DPU_SHARED": int(stores == 1),
             "KV_DPU_STORES": stores,
             "KV_DPU_BUCKETS": self.buckets,
+            "KV_DPU_LINES": 2 * self.buckets,
             "KV_DPU_SEGMENTS": self.segments,
+            "KV_DPU_SEGMENT_MASK": self.segments - 1,
+            "KV_DPU_LOG_BYTES": self.segments * abi.KV_SEGMENT_BYTES,
             "KV_RESPONSE_BYTES_MAX": response_bytes_max,
         }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Compiled objects are cached, and compiled again when anything they depend on has changed."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,9 @@ int kv_tell(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 """
+
+
+SIZED = compiler.ENTRIES_AT_LOAD
 
 
 @pytest.fixture
@@ -99,15 +103,69 @@ def test_each_setting_is_compiled(source: Path, compilations: list[Path]) -> Non
     assert len(compilations) == 2
 
 
-@pytest.mark.parametrize("name", compiler.SETTINGS_AT_LOAD)
-def test_a_setting_that_is_filled_in_is_not_compiled(
-    source: Path, compilations: list[Path], name: str
+def test_settings_that_are_filled_in_are_not_compiled(
+    source: Path, compilations: list[Path]
 ) -> None:
+    """Each setting has a weight of its own, so that none can take another one's place."""
+    weights = {name: 2 * at + 1 for at, name in enumerate(compiler.SETTINGS_AT_LOAD)}
     header = source.parent / "number.h"
     (side,) = abi.BPF_DIR.rglob("side.h")
-    header.write_text(f'#include "{side}"\n#define KV_NUMBER ({name} << 1)')
-    for value in (0, 9800, 2**31, 2**32 - 1):
-        assert told(source, **{name: value}) == value * 2 + 2
+    terms = " + ".join(f"{weight} * {name}" for name, weight in weights.items())
+    header.write_text(f'#include "{side}"\n#define KV_NUMBER ({terms})')
+    for first in (0, 9800, 2**31, 2**32 - len(weights)):
+        values = {name: first + at for at, name in enumerate(weights)}
+        expected = sum(weights[name] * value for name, value in values.items())
+        assert told(source, **values) == expected + 2
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "result"),
+    [
+        ("+=", lambda number, value: number + value),
+        ("*=", lambda number, value: number * value),
+        ("/=", lambda number, value: number // value),
+        ("&=", lambda number, value: number & value),
+    ],
+)
+def test_a_setting_can_be_an_operand(
+    source: Path, compilations: list[Path], operation: str, result: Callable[[int, int], int]
+) -> None:
+    number = 0x7FFF_FFFF_FFFF
+    header = source.parent / "number.h"
+    (side,) = abi.BPF_DIR.rglob("side.h")
+    used = f'KV_WITH_SETTING({number}ULL, "{operation}", KV_CPUS)'
+    header.write_text(f'#include "{side}"\n#define KV_NUMBER {used}')
+    for value in (1, 3, 2**16, 2**31 - 1):
+        assert told(source, KV_CPUS=value) == (result(number, value) + 2) % 2**64
+    assert len(compilations) == 1
+
+
+def test_an_operand_beyond_its_limit_is_refused(source: Path) -> None:
+    header = source.parent / "number.h"
+    (side,) = abi.BPF_DIR.rglob("side.h")
+    used = 'KV_WITH_SETTING(1, "*=", KV_CPUS)'
+    header.write_text(f'#include "{side}"\n#define KV_NUMBER {used}')
+    with pytest.raises(DpukvError, match=f"KV_CPUS={2**31}"):
+        told(source, KV_CPUS=2**31)
+
+
+def test_maps_get_the_entries_that_their_settings_ask_for(
+    source: Path, compilations: list[Path]
+) -> None:
+    (side,) = abi.BPF_DIR.rglob("side.h")
+    maps = "".join(f"BPF_ARRAY({name}, __u64, KV_ENTRIES_AT_LOAD);\n" for name in SIZED)
+    source.write_text(f'#include "{side}"\n{maps}int kv_tell(struct xdp_md *ctx) {{ return 2; }}')
+    factors = {factor for of_map in SIZED.values() for factor in of_map}
+    for more in (0, 1, 5):
+        settings = {name: at + more + 1 for at, name in enumerate(sorted(factors))}
+        loaded = loader.load(str(source), ["kv_tell"], settings)
+        try:
+            for name, of_map in SIZED.items():
+                entries = loaded.read_array(name, np.dtype(np.uint64))
+                assert len(entries) == math.prod(settings[factor] for factor in of_map), name
+        finally:
+            loaded.close()
     assert len(compilations) == 1
 
 
@@ -136,15 +194,20 @@ int kv_tell(struct xdp_md *ctx)
     [
         ("int kv_tell(struct xdp_md *ctx) { return nothing; }", "undeclared identifier 'nothing'"),
         (TOO_MUCH_STACK, "BPF stack limit of 512 bytes is exceeded"),
-        ("", "kv_tell"),
     ],
-    ids=["clang", "LLVM's end", "no such program"],
+    ids=["clang", "LLVM's end"],
 )
 def test_what_the_compiler_refuses_is_said(source: Path, text: str, says: str) -> None:
     source.write_text(f"#include <linux/bpf.h>\n{text}")
     with pytest.raises(LoadError, match=says):
         told(source)
     assert not (source.parent / "cache" / "programs").exists()
+
+
+def test_a_program_that_is_not_in_the_source_is_named(source: Path) -> None:
+    source.write_text("#include <linux/bpf.h>\nint kv_other(struct xdp_md *ctx) { return 2; }")
+    with pytest.raises(LoadError, match=r"source\.c has no program kv_tell"):
+        told(source)
 
 
 def damage(path: Path) -> None:

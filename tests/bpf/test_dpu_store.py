@@ -33,6 +33,7 @@ from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.native.engines import HostCore, ProcessingEngine
 from dpukv_xdp.native.stores import Store
+from dpukv_xdp.topology.dpu_store import DpuStoreSizes
 from dpukv_xdp.topology.placement import partition_table
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Request
@@ -83,10 +84,7 @@ class XdpStore:
             "KV_TRANSFER_PER_REQUEST": 0,
             "KV_PREPARE_OVERLAPS": 1,
             "KV_SLOWER_PERCENT": 0,
-            "KV_DPU_STORES": self.stores,
-            "KV_DPU_BUCKETS": buckets,
-            "KV_DPU_SEGMENTS": segments,
-            "KV_RESPONSE_BYTES_MAX": response_bytes_max,
+            **DpuStoreSizes(buckets, segments).settings(response_bytes_max, self.stores),
         }
         self._loaded = loader.load("kv_receive.c", ["kv_receive"], names)
         self.lines = self._mapped("kv_dpu_lines", "kv_line", self.stores * 2 * buckets)

@@ -82,8 +82,7 @@ def command_builds() -> list[Build]:
 
 
 def _compile(build: Build) -> Result:
-    source = BPF_DIR / build.source
-    compiler.compile_source(source, [*build.programs, *build.tail_calls], build.settings)
+    compiler.compile_source(BPF_DIR / build.source, build.settings)
     return {}
 
 
