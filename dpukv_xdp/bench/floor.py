@@ -3,7 +3,7 @@
 
 An engine cannot be faster with a store of that size on this core and these pages. Two lines, the
 second one known from the first, are what MICA's layout needs: the bucket, then the item. One line
-is what a bucket with the items in it would need.
+is what a bucket with the items in it needs, as in an inline store.
 """
 
 import os
@@ -31,7 +31,8 @@ CHAIN_REQUESTS = 1 << 17
 PAGES = {"huge pages": True, "small pages": False}
 """Values of ServerConfig.huge_pages that are compared."""
 LINE_BYTES = abi.SIZE("kv_line")
-BUCKET_BYTES = 2 * LINE_BYTES
+BUCKET_BYTES = {"cache": 2 * LINE_BYTES, "lossless": 2 * LINE_BYTES, "inline": LINE_BYTES}
+"""Bytes of a bucket by kind of store."""
 PAGE_KINDS = {
     lib.KV_PAGES_SMALL: "small",
     lib.KV_PAGES_TRANSPARENT: "transparent huge",
@@ -47,7 +48,8 @@ def measure_floor(config: ServerConfig, options: BenchOptions) -> dict[str, Any]
     config = replace_config(config, options)
     floor = ffi.new("struct kv_floor *")
     items_bytes = options.keys * sizing.item_bytes(config, options.key_size, options.value_size)
-    floor.buckets = max(sizing.index_bytes(config) // BUCKET_BYTES, 1)
+    floor.bucket_bytes = BUCKET_BYTES[config.store]
+    floor.buckets = max(sizing.index_bytes(config) // floor.bucket_bytes, 1)
     item_lines = max(items_bytes // LINE_BYTES, 1)
     floor.item_lines = item_lines
     memory_bytes = int(lib.kv_floor_bytes(floor))
@@ -72,6 +74,7 @@ def measure_floor(config: ServerConfig, options: BenchOptions) -> dict[str, Any]
         "value_size": options.value_size,
         "memory_bytes": memory_bytes,
         "pages": PAGE_KINDS[pages[0]],
+        "reads": "two_lines" if items_bytes else "one_line",
         "one_line": one_line,
         "two_lines": two_lines,
         "two_lines_chained_ns": chain_ns,

@@ -97,7 +97,7 @@ server_options = together(
     click.option(
         "--store",
         type=click.Choice(STORE_KINDS),
-        help="When full: cache evicts, lossless refuses (cache).",
+        help="cache evicts, lossless refuses SETs when full, inline is best for 8/8 bytes (cache).",
     ),
     click.option(
         "--move-to-head",

@@ -42,7 +42,7 @@ Send = Literal["after-parse", "before-parse"]
 SENDS: tuple[Send, ...] = get_args(Send)
 Access = Literal["auto", "erew", "crew", "crcw"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
-StoreKind = Literal["cache", "lossless"]
+StoreKind = Literal["cache", "lossless", "inline"]
 STORE_KINDS: tuple[StoreKind, ...] = get_args(StoreKind)
 
 DEFAULT_DIRECTORY = "file:/run/dpukv/directory"
@@ -67,7 +67,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Items for which the index is sized, over all partitions."""
     log_bytes: int = 0
     """Bytes of the circular logs (lossless: of the allocators' memory) over all partitions. 0 takes
-    twice the bytes of `items` items of 8/8 bytes, but at most 128 MiB more than their bytes.
+    twice the bytes of `items` items of 8/8 bytes, but at most 128 MiB more than their bytes; an
+    inline store, which has no such items in its log, takes 1.5 bytes for each of `items`.
     """
     partitions: int = 0
     """Parts of the key space; 0 for one per engine, and for 64 in designs with two doors."""
@@ -76,7 +77,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     (crew), or all (crcw). auto is crcw where several doors lead to one store, erew otherwise.
     """
     store: StoreKind = "cache"
-    """Behaviour when memory is full: evict the oldest item (cache), or refuse SETs (lossless)."""
+    """Kind of store: MICA's cache, which evicts the oldest items; lossless, which refuses SETs when
+    it is full; inline, a cache that keeps items of at most 8/8 bytes in the lines of its index.
+    """
     move_to_head: float = 0.5
     """Distance from the log's head, as a share of the log, beyond which a GET moves an item to the
     head: 0 is LRU, 1 is FIFO. For caches on the host; a store in XDP never moves items.

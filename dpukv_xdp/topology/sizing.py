@@ -15,12 +15,16 @@ from dpukv_xdp.topology.dpu_store import DpuStoreSizes
 from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
 
-STORE_KIND_NAMES = {"cache": "KV_STORE_CACHE", "lossless": "KV_STORE_LOSSLESS"}
+STORE_KIND_NAMES = {
+    "cache": "KV_STORE_CACHE",
+    "lossless": "KV_STORE_LOSSLESS",
+    "inline": "KV_STORE_INLINE",
+}
 """The name in the native core's headers of each kind of store."""
 BLOCK_BYTES = 8
 """Bytes in front of each item in the memory of a lossless store's allocator."""
-VERSION_BYTES = 4
-"""Bytes of a bucket's version in a store that several engines use."""
+INLINE_LOG_BYTES = 1.5
+"""Log bytes for each item of an inline store by default: with its lines that makes 39 bytes."""
 GIB = 1 << 30
 ROOMY_LOG_BYTES = 128 << 20
 """Most bytes by which a log of the default size exceeds the items that it was asked for."""
@@ -83,8 +87,7 @@ def store_bytes(config: ServerConfig) -> int:
         options = partition_options(config)
         needed_bytes += config.partition_count() * int(lib.kv_store_memory_bytes(options))
         if config.access_mode() != "erew":
-            versions = config.partition_count() * options.item_count // abi.KV_ITEMS_PER_BUCKET
-            needed_bytes += versions * VERSION_BYTES
+            needed_bytes += config.partition_count() * int(lib.kv_store_version_bytes(options))
     if dpu_store_count(config):
         needed_bytes += dpu_store_count(config) * dpu_store_sizes(config).memory_bytes()
     return needed_bytes
@@ -99,18 +102,23 @@ def index_bytes(config: ServerConfig) -> int:
 
 def item_bytes(config: ServerConfig, key_bytes: int, value_bytes: int) -> int:
     """Return the bytes of log, or of the allocator's memory, that an item takes."""
+    if config.store == "inline" and max(key_bytes, value_bytes) <= abi.KV_INLINE_MAX:
+        return 0
     block = BLOCK_BYTES if config.store == "lossless" else 0
     return int(lib.kv_store_entry_bytes(key_bytes, value_bytes)) + block
 
 
 def log_bytes_total(config: ServerConfig) -> int:
     """Return the log bytes of all stores, before the allowance for uneven shares."""
-    return config.log_bytes or roomy_log_bytes(config, config.items * item_bytes(config, 8, 8))
+    items_bytes = config.items * item_bytes(config, 8, 8)
+    return config.log_bytes or roomy_log_bytes(config, items_bytes)
 
 
 def roomy_log_bytes(config: ServerConfig, items_bytes: int) -> int:
     """Return the log bytes with which items of so many bytes have room, over all partitions."""
     least = config.partition_count() * ranges.LOG_BYTES_MIN
+    if config.store == "inline":
+        least = max(least, int(config.items * INLINE_LOG_BYTES))
     return max(items_bytes + min(items_bytes, ROOMY_LOG_BYTES), least)
 
 
@@ -118,7 +126,8 @@ def partition_options(config: ServerConfig) -> Any:
     """Return struct kv_store_options for the native store of one partition."""
     options = ffi.new("struct kv_store_options *")
     items, log_bytes = _share(config, config.partition_count())
-    options.item_count = items if config.items < DENSE_ITEMS else int(items * DENSITY)
+    is_dense = config.items >= DENSE_ITEMS and config.store != "inline"
+    options.item_count = int(items * DENSITY) if is_dense else items
     options.log_bytes = log_bytes
     options.kind = getattr(lib, STORE_KIND_NAMES[config.store])
     options.want_huge = config.huge_pages

@@ -16,6 +16,7 @@
 #include "base/memory.h"
 #include "store/allocator.h"
 #include "store/hot_path.h"
+#include "store/short_items.h"
 
 #define BLOCKS_MAX 4096
 #define TURNS 60000
@@ -236,12 +237,20 @@ static void store_and_find(struct kv_store *store, uint64_t from, uint64_t keys)
 	uint32_t value_bytes;
 	__u64 value;
 
-	for (uint64_t key = from; key < from + keys; key++)
-		CHECK(kv_store_set8(store, kv_hash((uint8_t *)&key, 8), key, 8, NULL, ~key, 8) == KV_SUCCESS);
 	for (uint64_t key = from; key < from + keys; key++) {
-		CHECK(kv_store_get8(store, kv_hash((uint8_t *)&key, 8), key, 8, NULL, &value, &value_bytes, &long_value,
-				    kv_store_is_shared(store)) == KV_SUCCESS);
-		CHECK(value == ~key && value_bytes == 8);
+		uint64_t hash = kv_hash((uint8_t *)&key, 8);
+		int result = store->short_lines ? kv_short_set8(store, hash, key, 8, ~key, 8)
+						: kv_store_set8(store, hash, key, 8, NULL, ~key, 8);
+
+		CHECK(result == KV_SUCCESS);
+	}
+	for (uint64_t key = from; key < from + keys; key++) {
+		uint64_t hash = kv_hash((uint8_t *)&key, 8);
+		int result = store->short_lines
+				     ? kv_short_get8(store, hash, key, 8, &value, &value_bytes, 0)
+				     : kv_store_get8(store, hash, key, 8, NULL, &value, &value_bytes, &long_value, 0);
+
+		CHECK(result == KV_SUCCESS && value == ~key && value_bytes == 8);
 	}
 }
 

@@ -12,10 +12,11 @@
  * batons: who has added one holds it, alone, until he deletes it.
  *
  *   store_threads seconds=1 threads=4 writers=4 keys=48 items=256 log=1048576
- *                 kind=0 move=65536 lossy=0 resets=0 deletes=1
+ *                 kind=0 move=65536 lossy=0 resets=0 deletes=1 words=0
  *
  * Those who are not writers are readers as in CREW. Without `deletes` (and batons) a cache's items soon stay where they
- * are, so that its log never comes round. Prints its counts and returns 0, or says on standard error what is
+ * are, so that its log never comes round. With `words` all keys have 8 bytes and all values at most 8, so that only the
+ * bytes of a key tell it from another one. Prints its counts and returns 0, or says on standard error what is
  * wrong and returns 1.
  */
 #include <pthread.h>
@@ -27,6 +28,7 @@
 
 #include "base/hash.h"
 #include "store/hot_path.h"
+#include "store/short_items.h"
 
 #define THREADS_MAX KV_STORE_HANDLES_MAX
 #define KEYS_MAX 256
@@ -61,14 +63,14 @@ struct worker {
 /* What the threads share. */
 struct load {
 	double seconds;
-	uint64_t threads, writers, keys, items, log, kind, move, lossy, resets, deletes;
+	uint64_t threads, writers, keys, items, log, kind, move, lossy, resets, deletes, words;
 };
 
 static struct key keys[KEYS_MAX];
 static struct key counters[SHARED_KEYS], batons[SHARED_KEYS];
 static uint32_t holders[SHARED_KEYS];
 static struct worker workers[THREADS_MAX];
-static struct load load = { 1, 4, 4, 48, 256, 1 << 20, KV_STORE_CACHE, KV_MOVE_TO_HEAD_NEVER, 0, 0, 1 };
+static struct load load = { 1, 4, 4, 48, 256, 1 << 20, KV_STORE_CACHE, KV_MOVE_TO_HEAD_NEVER, 0, 0, 1, 0 };
 static int stop;
 
 static void read_arguments(int argc, char **argv);
@@ -120,7 +122,7 @@ static void read_arguments(int argc, char **argv)
 	} options[] = { { "threads=", &load.threads }, { "writers=", &load.writers }, { "keys=", &load.keys },
 			{ "items=", &load.items },     { "log=", &load.log },	      { "kind=", &load.kind },
 			{ "move=", &load.move },       { "lossy=", &load.lossy },     { "resets=", &load.resets },
-			{ "deletes=", &load.deletes } };
+			{ "deletes=", &load.deletes }, { "words=", &load.words } };
 
 	for (int a = 1; a < argc; a++) {
 		size_t i = 0;
@@ -176,6 +178,11 @@ static uint64_t next_random(struct worker *worker)
 	return worker->random >> 16;
 }
 
+static enum kind kind_of(uint32_t k)
+{
+	return load.words ? KIND_INLINE : k % KINDS;
+}
+
 static void make_keys(void)
 {
 	for (uint32_t i = 0; i < SHARED_KEYS; i++) {
@@ -189,7 +196,7 @@ static void make_keys(void)
 	for (uint32_t k = 0; k < load.keys; k++) {
 		struct key *key = &keys[k];
 
-		key->bytes = k % KINDS == KIND_LONG_KEY ? LONG_KEY_BYTES : 1 + k % 8;
+		key->bytes = kind_of(k) == KIND_LONG_KEY ? LONG_KEY_BYTES : load.words ? 8 : 1 + k % 8;
 		key->text[0] = (uint8_t)k; /* a long key differs from others in its last byte too */
 		key->text[key->bytes - 1] = (uint8_t)k;
 		key->hash = kv_hash(key->text, key->bytes);
@@ -205,7 +212,7 @@ static int is_delete(uint32_t k, uint64_t seq)
 static uint32_t make_value(uint32_t k, uint64_t seq, uint64_t *words)
 {
 	uint64_t seed = mix((uint64_t)k << 48 ^ seq);
-	uint32_t value_bytes = seed % (k % KINDS == KIND_INLINE ? 9 : VALUE_BYTES_MAX + 1);
+	uint32_t value_bytes = seed % (kind_of(k) == KIND_INLINE ? 9 : VALUE_BYTES_MAX + 1);
 
 	for (uint32_t i = 0; i < VALUE_BYTES_MAX / 8; i++)
 		words[i] = mix(seed + i);
@@ -225,7 +232,7 @@ static void *work(void *argument)
 	for (uint64_t turn = 1; !__atomic_load_n(&stop, __ATOMIC_RELAXED); turn++) {
 		uint32_t choice = (uint32_t)(next_random(worker) % 8);
 
-		if (!load.lossy && load.kind == KV_STORE_CACHE &&
+		if (!load.lossy && load.kind != KV_STORE_LOSSLESS &&
 		    kv_store_tail(worker->store, worker->store->versions != NULL) > load.log / 2)
 			break; /* long before the log comes round */
 		if (load.resets && worker->id == 0 && turn % RESET_EVERY == 0)
@@ -260,7 +267,10 @@ static int insert(struct worker *worker, uint32_t k, uint64_t seq, int add)
 	if (add)
 		return kv_store_add(worker->store, key->hash, key->text, key->bytes, (const uint8_t *)value,
 				    value_bytes);
-	if (k % KINDS == KIND_INLINE)
+	if (kind_of(k) == KIND_INLINE && worker->store->short_lines)
+		return kv_short_set8(worker->store, key->hash, key_word(key), key->bytes,
+				     kv_word_of((const uint8_t *)value, value_bytes), value_bytes);
+	if (kind_of(k) == KIND_INLINE)
 		return kv_store_set8(worker->store, key->hash, key_word(key), key->bytes, NULL,
 				     kv_word_of((const uint8_t *)value, value_bytes), value_bytes);
 	return kv_store_set(worker->store, key->hash, key->text, key->bytes, (const uint8_t *)value, value_bytes);
@@ -338,6 +348,22 @@ static void pass_baton(struct worker *worker, uint32_t i)
 	worker->deletes++;
 }
 
+static int get_short(struct kv_store *store, const struct key *key, __u64 *value_word, uint32_t *value_bytes,
+		     const uint8_t **long_value)
+{
+	int result;
+
+	*long_value = NULL;
+	if (!store->short_lines)
+		return kv_store_get8(store, key->hash, key_word(key), key->bytes, NULL, value_word, value_bytes,
+				     long_value, kv_store_is_shared(store));
+	result = kv_short_get8(store, key->hash, key_word(key), key->bytes, value_word, value_bytes,
+			       kv_store_is_shared(store));
+	if (result == KV_SHORT_ASK_INDEX)
+		*value_bytes = KV_INLINE_MAX + 1;
+	return result;
+}
+
 /* As the engine does it: small keys inline, and whatever is longer than 8 bytes by the general way. */
 static int get_any(struct worker *worker, uint32_t k, uint8_t *value, uint32_t *value_bytes)
 {
@@ -346,9 +372,8 @@ static int get_any(struct worker *worker, uint32_t k, uint8_t *value, uint32_t *
 	__u64 value_word;
 	int result;
 
-	if (k % KINDS != KIND_LONG_KEY) {
-		result = kv_store_get8(worker->store, key->hash, key_word(key), key->bytes, NULL, &value_word,
-				       value_bytes, &long_value, kv_store_is_shared(worker->store));
+	if (kind_of(k) != KIND_LONG_KEY) {
+		result = get_short(worker->store, key, &value_word, value_bytes, &long_value);
 		if (*value_bytes <= 8) {
 			if (*value_bytes < 8 && value_word >> (8 * *value_bytes))
 				fail("key %u: %u bytes are not zero padded", k, *value_bytes);

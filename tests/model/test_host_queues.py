@@ -19,6 +19,7 @@ NAMES = (
     "service/engine",
     "store/allocator",
     "store/lossless",
+    "store/short_items",
     "store/operations",
     "store/store",
 )

@@ -2,13 +2,15 @@
 
 A cache may lose an item only because the log has overwritten it, or because it was the oldest of a
 full bucket when a new key needed the place. Both follow from sizes alone, so the model below tells
-exactly which keys must be found. A lossless store must find them all.
+exactly which keys must be found. A lossless store must find them all. An inline store may also lose
+an item of a line, to a new key whose group of lines is full.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,16 +24,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dpukv_xdp._core._native import ffi, lib
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.topology import sizing
 from dpukv_xdp.wire import abi
 
 BUCKET_BYTES = 128
 BUCKET_WAYS = 15
 SMALL_LOG_BYTES = 1 << 14
-CACHE, LOSSLESS = lib.KV_STORE_CACHE, lib.KV_STORE_LOSSLESS
-KINDS = pytest.mark.parametrize("kind", [CACHE, LOSSLESS], ids=["cache", "lossless"])
+CACHE, LOSSLESS, INLINE = lib.KV_STORE_CACHE, lib.KV_STORE_LOSSLESS, lib.KV_STORE_INLINE
+KINDS = pytest.mark.parametrize(
+    "kind", [CACHE, LOSSLESS, INLINE], ids=["cache", "lossless", "inline"]
+)
 HANDLES = pytest.mark.parametrize("handles", [1, 2], ids=["exclusive", "shared"])
 NEVER = 65536  # move_to_head
 BLOCK_HEADER_BYTES = 8
+LINE_BYTES, LINE_ITEMS, GROUP_LINES, ITEMS_PER_8_LINES = 64, 3, 8, 14
+SHORT = 8
+"""Most bytes of a key, and of a value, that an inline store keeps in a line."""
 
 
 def make_options(
@@ -127,7 +135,9 @@ def store() -> Iterator[Store]:
     opened.close()
 
 
-@pytest.fixture(params=[(CACHE, 1), (CACHE, 2), (LOSSLESS, 1), (LOSSLESS, 2)], ids=str)
+@pytest.fixture(
+    params=[(kind, handles) for kind in (CACHE, LOSSLESS, INLINE) for handles in (1, 2)], ids=str
+)
 def any_store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """Yield a store of each kind, exclusive and shared."""
     kind, handles = request.param
@@ -226,6 +236,66 @@ class Model:
 
     def is_live(self, item: ModelItem) -> bool:
         return self.tail - item.offset <= self.span
+
+    def reset(self) -> None:
+        self.items.clear()
+
+
+@dataclass
+class InlineModel(Model):
+    """A cache's model for long items, and lines of short ones in groups."""
+
+    lines: int = 0
+    places: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """The key in a line's place."""
+    victims: Counter[int] = field(default_factory=Counter)
+    """Items that each line has lost to new keys."""
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.items[key].value if self.is_short(key) else super().get(key)
+
+    def set(self, key: bytes, value: bytes, key_hash: int) -> int:
+        if len(key) <= SHORT and len(value) <= SHORT:
+            if not self.is_short(key):
+                self.put(key, (key_hash >> 16 & 0xFFFFFFFF) * self.lines >> 32)
+            self.items[key] = ModelItem(-1, value, 0, SHORT)
+            return abi.KV_SUCCESS
+        short = self.items.pop(key) if self.is_short(key) else None
+        result = super().set(key, value, key_hash)
+        if result == abi.KV_SUCCESS:
+            self.free(key)
+        elif short:
+            self.items[key] = short
+        return result
+
+    def put(self, key: bytes, home: int) -> None:
+        group = [
+            (home ^ distance, way) for distance in range(GROUP_LINES) for way in range(LINE_ITEMS)
+        ]
+        place = next((place for place in group if place not in self.places), None)
+        if place is None:
+            place = (home, self.victims[home] % LINE_ITEMS)
+            self.victims[home] += 1
+            del self.items[self.places[place]]
+            self.evicted += 1
+        self.places[place] = key
+
+    def delete(self, key: bytes) -> int:
+        self.free(key)
+        return super().delete(key)
+
+    def free(self, key: bytes) -> None:
+        self.places = {place: other for place, other in self.places.items() if other != key}
+
+    def reset(self) -> None:
+        super().reset()
+        self.places.clear()
+
+    def is_short(self, key: bytes) -> bool:
+        return key in self.items and self.items[key].bucket < 0
+
+    def is_live(self, item: ModelItem) -> bool:
+        return item.bucket < 0 or super().is_live(item)
 
 
 class LosslessModel(Model):
@@ -363,7 +433,7 @@ class StoreMachine(RuleBasedStateMachine):
     def reset(self, really: int) -> None:
         if really == 0:
             self.store.reset()
-            self.model.items.clear()
+            self.model.reset()
             assert self.store.stats().count == 0
 
     @precondition(lambda self: self.model.items)
@@ -396,6 +466,38 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "store"):
             self.store.close()
+
+
+class InlineMachine(StoreMachine):
+    """The same for an inline store."""
+
+    @initialize(
+        item_count=st.integers(1, 64),
+        log_bytes=st.one_of(st.integers(6, 14).map(lambda i: 1 << i), st.integers(1, 1 << 14)),
+        hash_mask=HASH_MASKS,
+        move_to_head=st.sampled_from([0, 1 << 15, NEVER]),
+    )
+    def create(self, item_count: int, log_bytes: int, hash_mask: int, move_to_head: int) -> None:
+        self.store = Store(
+            item_count, log_bytes, self.handles, kind=INLINE, move_to_head=move_to_head
+        )
+        stats = self.store.stats()
+        lines = -(-item_count * 8 // ITEMS_PER_8_LINES)
+        lines = -(-lines // GROUP_LINES) * GROUP_LINES
+        buckets = (stats.index_bytes - lines * LINE_BYTES) // BUCKET_BYTES
+        self.model = InlineModel(buckets, stats.log_bytes, move_to_head, lines=lines)
+        self.hash_mask = hash_mask
+        self.seeds = count()
+
+
+class SharedInlineMachine(InlineMachine):
+    """The same for an inline store through two handles."""
+
+    handles = 2
+
+    @rule(handle=st.integers(0, 1))
+    def change_handle(self, handle: int) -> None:
+        self.store.use(handle)
 
 
 class LosslessMachine(StoreMachine):
@@ -469,6 +571,10 @@ TestLosslessAgainstModel = LosslessMachine.TestCase
 TestLosslessAgainstModel.settings = TestStoreAgainstModel.settings
 TestSharedLosslessAgainstModel = SharedLosslessMachine.TestCase
 TestSharedLosslessAgainstModel.settings = TestStoreAgainstModel.settings
+TestInlineAgainstModel = InlineMachine.TestCase
+TestInlineAgainstModel.settings = TestStoreAgainstModel.settings
+TestSharedInlineAgainstModel = SharedInlineMachine.TestCase
+TestSharedInlineAgainstModel.settings = TestStoreAgainstModel.settings
 
 
 # ---- Limits ------------------------------------------------------------------------------------
@@ -542,7 +648,7 @@ def test_a_get_with_too_little_room_copies_nothing_and_says_how_much(store: Stor
         (1, 0, {}),
         (1 << 40, 64, {}),
         (1, 1 << 60, {}),
-        (1, 64, {"kind": 2}),
+        (1, 64, {"kind": lib.KV_STORE_KINDS}),
         (1, 64, {"move_to_head": NEVER + 1}),
     ],
 )
@@ -831,7 +937,44 @@ def test_the_memory_is_what_was_predicted(kind: int, item_count: int, log_bytes:
 @KINDS
 def test_sizes_beyond_32_bits_are_predicted(kind: int) -> None:
     predicted = lib.kv_store_memory_bytes(make_options(192 << 20, 12 << 30, kind))
-    assert (20 << 30) <= predicted <= (21 << 30)
+    least = (20 if kind != INLINE else 26) << 30  # besides the lines, an index for all of the log
+    assert least <= predicted <= least + (1 << 30)
+
+
+def test_an_inline_store_takes_at_most_40_bytes_for_an_item_and_evicts_few() -> None:
+    """The log, which no short item uses, has the default size of `--store inline`."""
+    items = 200_000
+    store = Store(items, int(items * sizing.INLINE_LOG_BYTES), kind=INLINE)
+    for i in range(items):
+        store.set(i.to_bytes(8, "little"), i.to_bytes(8, "big"))
+    stats = store.stats()
+    assert stats.index_bytes + stats.log_bytes <= 40 * items
+    assert stats.count == items - stats.set_evicted
+    assert stats.set_evicted < 0.005 * items
+    found = sum(store.get(i.to_bytes(8, "little")) == i.to_bytes(8, "big") for i in range(items))
+    assert found == stats.count
+    store.close()
+
+
+@HANDLES
+def test_a_key_with_two_hashes_harms_no_other_key(handles: int) -> None:
+    """The hash is the client's. A DELETE with another hash must not unmark a line that other keys
+    are in.
+    """
+    store = Store(item_count=1, log_bytes=64, kind=INLINE, handles=handles)
+    homes = [home << 45 for home in range(GROUP_LINES)]  # hash bits 16 to 47 choose the line
+    store.set(b"home 3 a", b"", homes[3])
+    for number in range(LINE_ITEMS + 1):  # the last one goes into line 3
+        store.set(b"home 2 %d" % number, b"%d" % number, homes[2])
+    store.set(b"home 3 b", b"", homes[3])
+    store.set(b"stray", b"", homes[3])  # line 3 is full
+    assert store.delete(b"stray", homes[2]) == abi.KV_NOT_FOUND
+    assert store.delete(b"home 3 a", homes[2]) == abi.KV_NOT_FOUND
+    for number in range(LINE_ITEMS + 1):
+        assert store.get(b"home 2 %d" % number, homes[2]) == b"%d" % number
+    assert store.delete(b"stray", homes[3]) == abi.KV_SUCCESS
+    assert store.stats().set_evicted == 0
+    store.close()
 
 
 # ---- Move to head ------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_the_allocator_keeps_blocks_apart_and_has_all_of_them_back(
     assert finished.returncode == 0, finished.stderr[-4000:]
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["cache", "lossless"])
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["cache", "lossless", "inline"])
 def test_a_store_of_192_mi_items_is_created_without_touching_its_memory(
     plain: Path, kind: int
 ) -> None:

@@ -32,6 +32,8 @@ from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.hashing import hash_key
 
 ROWS = DESIGNS.values()
+INLINE_DESIGNS = ("lat", "dual")
+"""Designs that are tried with an inline store too: one store for one engine, and a shared one."""
 LONG_MTU = 3506
 """MTU of the longest frames, KV_FRAME_MAX: they have no room for appended records."""
 PACKET_LOG_BYTES = 4096
@@ -54,16 +56,22 @@ def wide_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    ("row", "store"),
+    [
+        *(pytest.param(row, "cache", id=row.name) for row in ROWS),
+        *(pytest.param(DESIGNS[name], "inline", id=f"{name}-inline") for name in INLINE_DESIGNS),
+    ],
+)
 def test_all_designs_give_the_same_answers(
-    wide_lab: Lab, row: Design, request: pytest.FixtureRequest
+    wide_lab: Lab, row: Design, store: str, request: pytest.FixtureRequest
 ) -> None:
     """Random operations of all kinds are answered as by a dict; --conversation sets the number."""
     engines = wide_lab.record.queues
     packets = conversation(request.config.getoption("conversation"), wide_lab.record.mtu)
     # A cache loses items that its log overwrites, and the dict does not.
     log_bytes = max(1 << 23, len(packets) * PACKET_LOG_BYTES)
-    settings = {"design": row.name, "engines": engines, "log_bytes": log_bytes}
+    settings = {"design": row.name, "engines": engines, "log_bytes": log_bytes, "store": store}
     with sharing_cores(), serving(wide_lab, **settings) as server:
         let_probe_pass(server)
         before = server.counters()
@@ -139,8 +147,10 @@ def ways_of(row: Design) -> list[dict[str, str]]:
 
 LOADS = [
     pytest.param(row, way, id="-".join((row.name, *way.values())))
-    for row in ROWS
-    for way in ways_of(row)
+    for row, way in (
+        *((row, way) for row in ROWS for way in ways_of(row)),
+        *((DESIGNS[name], {"store": "inline"}) for name in INLINE_DESIGNS),
+    )
 ]
 
 

@@ -18,14 +18,14 @@ from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.server.server import Server
 from dpukv_xdp.topology import validation
 from dpukv_xdp.topology.designs import DESIGNS
-from dpukv_xdp.topology.schema import ServerConfig
+from dpukv_xdp.topology.schema import STORE_KINDS, ServerConfig
 from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Reply, Request
 from dpukv_xdp.wire.hashing import hash_key
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 MODES = ("erew", "crew", "crcw")
-KINDS = ("cache", "lossless")
+KINDS = STORE_KINDS
 SUM = (7).to_bytes(8, "little")
 COUNT = (5).to_bytes(8, "little")
 ADDEND = (2).to_bytes(8, "little")

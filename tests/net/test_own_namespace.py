@@ -138,7 +138,7 @@ WAYS: list[dict[str, Any]] = [
     {"design": "shrd", "frames": "ring", "respond": "sender"},
     {"design": "cpu-only", "frames": "ring", "respond": "sender"},
     *({"profile": profile} for profile in ("bf2", "bf3")),
-    *({"store": "lossless"}, {"design": "dual", "store": "lossless"}),
+    *({"store": "lossless"}, {"design": "dual", "store": "lossless"}, {"store": "inline"}),
     *({"access": access, "engines": 2} for access in ("crew", "crcw")),
     *({"dpu_cpus": (OTHER_CPU,)}, {"design": "cpu-only", "dpu_cpus": (OTHER_CPU,)}),
     {"design": "dpu-only", "dpu_cpus": (OTHER_CPU,)},

@@ -203,6 +203,8 @@ def test_one_partition_gets_exactly_what_was_asked_for() -> None:
 def test_192_mi_items_of_8_8_bytes_fit_into_12_gib() -> None:
     config = ServerConfig(items=192 << 20)
     assert 11 * sizing.GIB < sizing.store_bytes(config) < 12 * sizing.GIB
+    inline = ServerConfig(items=192 << 20, store="inline")
+    assert 7 * sizing.GIB < sizing.store_bytes(inline) <= 40 * inline.items
 
 
 @pytest.mark.parametrize(
@@ -227,6 +229,7 @@ def test_access_modes(settings: dict[str, Any], access: str) -> None:
         ({"design": "shrd", "access": "crew"}, "--access erew"),
         ({"design": "dpu-only", "store": "lossless"}, "--store cache"),
         ({"design": "shrd", "store": "lossless"}, "--store cache"),
+        ({"design": "dpu-only", "store": "inline"}, "--store cache"),
         ({"engines": 3, "partitions": 2}, "3 (one for each engine) to 256"),
         ({"partitions": 257}, "to 256"),
         ({"move_to_head": 1.01}, "0 to 1"),

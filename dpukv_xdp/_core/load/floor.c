@@ -9,7 +9,7 @@
 #include "base/ticks.h"
 #include "load/floor.h"
 
-enum { KV_LINE = sizeof(struct kv_line), KV_BUCKET = 2 * KV_LINE };
+enum { KV_LINE = sizeof(struct kv_line) };
 _Static_assert((KV_FLOOR_AHEAD_MAX & (KV_FLOOR_AHEAD_MAX + 1)) == 0, "it is also the mask that picks places");
 
 static uint64_t kv_run_chain(const struct kv_floor *floor);
@@ -20,7 +20,7 @@ static inline uint64_t kv_mix(uint64_t number);
 
 uint64_t kv_floor_bytes(const struct kv_floor *floor)
 {
-	return floor->buckets * KV_BUCKET + floor->item_lines * KV_LINE;
+	return floor->buckets * floor->bucket_bytes + floor->item_lines * KV_LINE;
 }
 
 void kv_floor_run(struct kv_floor *floor)
@@ -84,14 +84,14 @@ static inline uint64_t kv_pick(uint64_t hash, uint64_t count)
 
 static inline const uint64_t *kv_bucket_at(const struct kv_floor *floor, uint64_t hash)
 {
-	return (const uint64_t *)(floor->memory + kv_pick(hash, floor->buckets) * KV_BUCKET);
+	return (const uint64_t *)(floor->memory + kv_pick(hash, floor->buckets) * floor->bucket_bytes);
 }
 
 static inline const uint64_t *kv_item_at(const struct kv_floor *floor, uint64_t hash, uint64_t word)
 {
 	uint64_t line = kv_pick((hash << 32 | hash >> 32) + word, floor->item_lines);
 
-	return (const uint64_t *)(floor->memory + floor->buckets * KV_BUCKET + line * KV_LINE);
+	return (const uint64_t *)(floor->memory + floor->buckets * floor->bucket_bytes + line * KV_LINE);
 }
 
 /* Return a hash of a request's number. */

@@ -17,6 +17,7 @@
 #include "service/engine.h"
 #include "service/semantics.h"
 #include "store/hot_path.h"
+#include "store/short_items.h"
 
 #define KV_READY_TURNS 1000000 /* polls for a separately transferred record before the batch counts as bad */
 
@@ -37,6 +38,13 @@ struct kv_round {
 /* Requests between the prefetch of an item, bucket or record and its execution. */
 enum kv_ahead_requests { KV_ITEMS_AHEAD = 16, KV_BUCKETS_AHEAD = 32, KV_RECORDS_AHEAD = KV_BUCKETS_AHEAD + 16 };
 _Static_assert((KV_ITEMS_AHEAD & (KV_ITEMS_AHEAD - 1)) == 0, "places are picked by a mask");
+
+/* Kinds of rounds for which the loop over requests is compiled. */
+enum kv_plain {
+	KV_NOT_PLAIN = 0,     /* any engine */
+	KV_PLAIN_INDEXED = 1, /* one exclusive store with index and log or allocator */
+	KV_PLAIN_SHORT = 2    /* one exclusive inline store whose index and log the round before did not use */
+};
 
 /* Position of one prefetching step in the round. */
 struct kv_cursor {
@@ -63,6 +71,7 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
+static void kv_round_run_plain(struct kv_engine *engine, const struct kv_round *round);
 KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain);
 KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
 KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
@@ -205,8 +214,9 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 }
 
 /*
- * Process the round's batches. `plain`, here and below, is a constant: 1 means that the engine has one store that no
- * other thread uses, takes all requests, and gets whole batches. The usual case then checks none of this per request.
+ * Process the round's batches. `plain`, here and below, is a constant of enum kv_plain: except KV_NOT_PLAIN it means
+ * that the engine has one store that no other thread uses, takes all requests, and gets whole batches. The usual case
+ * then checks none of this per request.
  */
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round)
 {
@@ -217,14 +227,29 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	start_ticks = kv_ticks();
 	if (engine->partition_count == 1 && engine->takes_all && !engine->transfer_per_request &&
 	    !kv_store_is_shared(engine->stores[0]))
-		kv_round_run(engine, round, 1);
+		kv_round_run_plain(engine, round);
 	else
-		kv_round_run(engine, round, 0);
+		kv_round_run(engine, round, KV_NOT_PLAIN);
 	now_ticks = kv_ticks();
 	for (uint32_t i = 0; i < round->batches; i++)
 		kv_overdue_restart(&round->taken[i].from->overdue, now_ticks);
 	engine->stats.batches += round->batches;
 	engine->stats.busy_ticks += now_ticks - start_ticks;
+}
+
+/* An inline store's lines are all that is prefetched until a round uses its index. */
+static void kv_round_run_plain(struct kv_engine *engine, const struct kv_round *round)
+{
+	const struct kv_store *store = engine->stores[0];
+	uint64_t indexed = store->indexed;
+
+	if (!store->short_lines)
+		kv_round_run(engine, round, KV_PLAIN_INDEXED);
+	else if (store->indexed == engine->indexed)
+		kv_round_run(engine, round, KV_PLAIN_SHORT);
+	else
+		kv_round_run(engine, round, KV_NOT_PLAIN);
+	engine->indexed = indexed;
 }
 
 /* Process the round's batches and hand each one back as soon as it is done. */
@@ -247,6 +272,8 @@ KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *ro
 	}
 }
 
+KV_INLINED int kv_is_inline(const struct kv_store *store, int plain);
+KV_INLINED int kv_is_short(const struct kv_store *store, const struct kv_request *record, int plain);
 KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round, struct kv_cursor *cursor);
 static void kv_prefetch_records(const struct kv_round *round, uint32_t batch);
 KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
@@ -286,7 +313,10 @@ KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ah
 	__builtin_prefetch(record + KV_RECORDS_AHEAD - KV_BUCKETS_AHEAD);
 	key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED);
 	store = kv_store_of(engine, key_hash, plain);
-	kv_store_prefetch_bucket(store, key_hash, !plain && kv_store_is_shared(store));
+	if (kv_is_short(store, record, plain))
+		kv_short_prefetch(store, key_hash);
+	else
+		kv_store_prefetch_bucket(store, key_hash, !plain && kv_store_is_shared(store));
 	if (!plain && engine->partition_count > 1)
 		engine->partition_requests[kv_partition_of(engine, key_hash)]++;
 }
@@ -294,14 +324,34 @@ KV_INLINED void kv_prefetch_bucket(struct kv_engine *engine, struct kv_ahead *ah
 KV_INLINED void kv_prefetch_item(const struct kv_engine *engine, struct kv_ahead *ahead, struct kv_place *place,
 				 int plain)
 {
-	const struct kv_request *record = kv_cursor_next(ahead->round, &ahead->items);
+	const struct kv_request *record;
 	const struct kv_store *store;
 
+	if (plain == KV_PLAIN_SHORT)
+		return;
+	record = kv_cursor_next(ahead->round, &ahead->items);
 	if (__builtin_expect(!record, 0))
 		return;
 	place->key_hash = __atomic_load_n(&record->key_hash, __ATOMIC_RELAXED);
 	store = kv_store_of(engine, place->key_hash, plain);
-	place->word = kv_store_prefetch_item(store, place->key_hash, !plain && kv_store_is_shared(store));
+	place->word = NULL;
+	if (!kv_is_short(store, record, plain))
+		place->word = kv_store_prefetch_item(store, place->key_hash, !plain && kv_store_is_shared(store));
+	else if (kv_short_had_long(store, place->key_hash))
+		kv_store_prefetch_bucket(store, place->key_hash, kv_store_is_shared(store));
+}
+
+KV_INLINED int kv_is_inline(const struct kv_store *store, int plain)
+{
+	return plain == KV_PLAIN_SHORT || (!plain && store->short_lines);
+}
+
+/* Return whether a request's key belongs into a line of an inline store. In a plain round all are treated so. */
+KV_INLINED int kv_is_short(const struct kv_store *store, const struct kv_request *record, int plain)
+{
+	if (plain)
+		return plain == KV_PLAIN_SHORT;
+	return kv_short_has_key(store, KV_HEADER_KEY_BYTES(__atomic_load_n(&record->header, __ATOMIC_RELAXED)));
 }
 
 /* Return the next request of this step, or NULL at the round's end. */
@@ -433,9 +483,13 @@ KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request
 	if (!plain && !engine->takes_all && !kv_engine_may(engine, request.key_hash, 1))
 		return 0;
 	store = kv_store_of(engine, request.key_hash, plain);
-	result = kv_store_get8(store, request.key_hash, request.key, 8, likely, &value, &value_bytes, &long_value,
-			       !plain && kv_store_is_shared(store));
-	if (__builtin_expect(value_bytes > KV_INLINE_MAX, 0))
+	if (kv_is_inline(store, plain))
+		result = kv_short_get8(store, request.key_hash, request.key, 8, &value, &value_bytes,
+				       !plain && kv_store_is_shared(store));
+	else
+		result = kv_store_get8(store, request.key_hash, request.key, 8, likely, &value, &value_bytes,
+				       &long_value, !plain && kv_store_is_shared(store));
+	if (__builtin_expect(value_bytes > KV_INLINE_MAX || result == KV_SHORT_ASK_INDEX, 0))
 		return 0;
 	engine->stats.counts.gets++;
 	response->value = value;
@@ -602,6 +656,9 @@ static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation)
 	/* The common case: kv_refuse() has nothing to check here. */
 	if (operation == KV_OP_SET && task->key_bytes <= KV_INLINE_MAX && value_bytes <= KV_INLINE_MAX) {
 		kv_counts_of(task->batch)->sets++;
+		if (task->store->short_lines)
+			return kv_short_set8(task->store, request->key_hash, request->key, task->key_bytes,
+					     request->value, value_bytes);
 		return kv_store_set8(task->store, request->key_hash, request->key, task->key_bytes, task->batch->likely,
 				     request->value, value_bytes);
 	}

@@ -41,6 +41,7 @@ struct kv_engine {
 	uint32_t response_bytes_max;   /* response bytes of one packet, behind the packet header */
 	uint32_t transfer_per_request; /* 1: wait for each record and hand each response back separately */
 	uint64_t flush_after_ticks;    /* a response older than this is overdue */
+	uint64_t indexed;	       /* kv_store.indexed of an inline store before its last plain round */
 	struct kv_bus bus;
 	struct kv_engine_stats stats;
 	uint64_t partition_requests[KV_PARTITIONS_MAX]; /* requests by partition, counted if there are several */

@@ -25,7 +25,8 @@
  *
  * A lookup is: kv_store_prefetch_bucket(), other work, kv_store_prefetch_item(), other work, then kv_store_get8() or
  * kv_store_set8() for keys of 1 to 8 bytes, with the place found by prefetching, or kv_store_get() or kv_store_set()
- * for any key. All of them find each other's items.
+ * for any key. All of them find each other's items. An inline store has kv_short_get8() and kv_short_set8() instead of
+ * the first two, see short_items.h.
  */
 #ifndef KV_HOT_PATH_H
 #define KV_HOT_PATH_H
@@ -43,6 +44,7 @@
 #include "store/operations.h"
 
 struct kv_lossless;
+struct kv_short_line;
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are kept in little-endian words");
 
@@ -57,7 +59,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are k
 struct kv_store_progress {
 	__u64 tail;    /* offset of the next entry; position in the log = tail % span */
 	__u64 cleaned; /* buckets ever visited by the cleanup; position = cleaned % buckets */
-	__u64 items;   /* words in use in the index */
+	__u64 items;   /* words in use in the index, and items in the lines of an inline store */
 };
 
 /* What one handle's thread is writing in the log; appends of others do not come round to it. */
@@ -88,10 +90,13 @@ struct kv_store {
 	uint64_t buckets_all;	/* main and overflow buckets */
 	uint64_t log_bytes;	/* a multiple of KV_LOG_BYTES_MIN, at most `span` */
 	uint32_t span_shift;
-	uint32_t cleanup_shift;	      /* the cleanup visits one bucket per 2^this bytes of growth */
-	uint64_t move_distance_full;  /* move_distance of a handle that may move items */
-	struct kv_lossless *lossless; /* NULL in a cache */
+	uint32_t cleanup_shift;		   /* the cleanup visits one bucket per 2^this bytes of growth */
+	uint64_t move_distance_full;	   /* move_distance of a handle that may move items */
+	struct kv_lossless *lossless;	   /* NULL in a cache */
+	struct kv_short_line *short_lines; /* table of an inline store, else NULL: see short_items.h */
+	uint64_t short_line_count;
 	struct kv_store_common *common;
+	uint64_t indexed; /* operations of an inline store on index and log */
 	struct kv_store_stats stats;
 };
 

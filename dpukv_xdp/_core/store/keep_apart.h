@@ -6,7 +6,7 @@
  * atomically. The operations on each key are linearisable: a GET returns a whole value, no older than the last one
  * stored before it began; of several ADDs of a key one succeeds; no INCREMENT is lost. A RESET is not atomic: it
  * empties one bucket after the other, and items that others store meanwhile may stay. Four mechanisms synchronise the
- * threads:
+ * threads; short_items.h has the one of an inline store's lines, which comes before these:
  *
  *   buckets    A writer takes a bucket by making its version odd, and no thread holds two. A reader takes none: it
  *              reads the version, finds the item, copies the value, and starts again if the version has changed since.
@@ -22,7 +22,8 @@
  *
  * A cache may lose any item to the log or to a full bucket, at any time; a lossless store loses none.
  *
- * There is no deadlock. A thread that waits for a bucket holds nothing. A thread that holds a bucket may wait for the
+ * There is no deadlock. A thread that waits for a bucket holds nothing but a group of an inline store's lines, which a
+ * thread that holds a bucket never waits for. A thread that holds a bucket may wait for the
  * allocator's lock, whose holder waits for nothing; for writes in place, which wait for nothing; and for earlier
  * appends, which wait for still earlier ones only. A GET that moves an item to the log's head never waits for a bucket.
  */

@@ -11,6 +11,7 @@
 #include "store/index_log.h"
 #include "store/keep_apart.h"
 #include "store/lossless.h"
+#include "store/short_items.h"
 
 /* Words of the largest item. */
 #define ITEM_WORDS_MAX ((sizeof(struct kv_item) + KV_ROUNDUP8(KV_KEY_MAX) + KV_ROUNDUP8(KV_VALUE_MAX)) / 8)
@@ -55,6 +56,15 @@ int kv_store_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, 
 	*value_bytes = 0;
 	if (key_bytes == 0 || key_bytes > KV_KEY_MAX)
 		return KV_ERROR;
+	if (kv_short_has_key(store, key_bytes))
+		return kv_short_get(store, key_hash, key, key_bytes, value, room, value_bytes);
+	return kv_indexed_get(store, key_hash, key, key_bytes, value, room, value_bytes);
+}
+
+int kv_indexed_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes, uint8_t *value,
+		   uint32_t room, uint32_t *value_bytes)
+{
+	store->indexed++;
 	if (store->versions)
 		return get(store, lookup_of(store, key_hash, key, key_bytes), value, room, value_bytes, 1);
 	return get(store, lookup_of(store, key_hash, key, key_bytes), value, room, value_bytes, 0);
@@ -77,23 +87,31 @@ int kv_store_get8_shared(struct kv_store *store, uint64_t key_hash, uint64_t key
 
 int kv_store_test(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes)
 {
-	struct lookup lookup;
-	struct found found;
-	uint32_t value_bytes;
 	int result;
 
 	if (key_bytes == 0 || key_bytes > KV_KEY_MAX)
 		return KV_ERROR;
-	lookup = lookup_of(store, key_hash, key, key_bytes);
-	if (store->versions)
-		result = look_up(store, lookup, &found, NULL, ~0u, &value_bytes, 1);
+	if (kv_short_has_key(store, key_bytes))
+		result = kv_short_test(store, key_hash, key, key_bytes);
 	else
-		result = look_up(store, lookup, &found, NULL, ~0u, &value_bytes, 0);
+		result = kv_indexed_look_up(store, key_hash, key, key_bytes);
 	if (result == KV_NOT_FOUND)
 		store->stats.test_notfound++;
 	else
 		store->stats.test_found++;
 	return result == KV_NOT_FOUND ? KV_MISSING_TEST : KV_PRESENT_TEST;
+}
+
+int kv_indexed_look_up(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes)
+{
+	struct lookup lookup = lookup_of(store, key_hash, key, key_bytes);
+	struct found found;
+	uint32_t value_bytes;
+
+	store->indexed++;
+	if (store->versions)
+		return look_up(store, lookup, &found, NULL, ~0u, &value_bytes, 1);
+	return look_up(store, lookup, &found, NULL, ~0u, &value_bytes, 0);
 }
 
 KV_INLINED int get(struct kv_store *store, struct lookup key, uint8_t *value, uint32_t room, uint32_t *value_bytes,
@@ -237,12 +255,10 @@ KV_INLINED uint32_t trimmed_bytes(uint32_t kv_length)
 
 /* ---- SET, ADD ---- */
 
-enum overwriting { OVERWRITE, INSERT_ONLY };
-
 static int write_item(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
-		      const uint8_t *value, uint32_t value_bytes, enum overwriting overwriting);
+		      const uint8_t *value, uint32_t value_bytes, int insert_only);
 KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key_text, const uint8_t *value,
-		   uint32_t value_bytes, enum overwriting overwriting, int shared);
+		   uint32_t value_bytes, int insert_only, int shared);
 KV_INLINED int set_in_place(struct kv_store *store, const struct lookup *key, struct kv_item *item, uint64_t word,
 			    const uint8_t *value, uint32_t value_bytes, int shared);
 KV_INLINED int set_elsewhere(struct kv_store *store, const struct lookup *key, __u64 *place, const uint8_t *key_text,
@@ -251,17 +267,17 @@ KV_INLINED int set_elsewhere(struct kv_store *store, const struct lookup *key, _
 int kv_store_set(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
 		 const uint8_t *value, uint32_t value_bytes)
 {
-	return write_item(store, key_hash, key, key_bytes, value, value_bytes, OVERWRITE);
+	return write_item(store, key_hash, key, key_bytes, value, value_bytes, 0);
 }
 
 int kv_store_add(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
 		 const uint8_t *value, uint32_t value_bytes)
 {
-	return write_item(store, key_hash, key, key_bytes, value, value_bytes, INSERT_ONLY);
+	return write_item(store, key_hash, key, key_bytes, value, value_bytes, 1);
 }
 
 static int write_item(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
-		      const uint8_t *value, uint32_t value_bytes, enum overwriting overwriting)
+		      const uint8_t *value, uint32_t value_bytes, int insert_only)
 {
 	int result;
 
@@ -271,19 +287,28 @@ static int write_item(struct kv_store *store, uint64_t key_hash, const uint8_t *
 	}
 	if (value_bytes > KV_VALUE_MAX || kv_store_entry_bytes(key_bytes, value_bytes) > store->log_bytes)
 		result = KV_INSUFFICIENT_SPACE;
-	else if (store->versions)
-		result =
-			set(store, lookup_of(store, key_hash, key, key_bytes), key, value, value_bytes, overwriting, 1);
+	else if (kv_short_has_key(store, key_bytes))
+		result = kv_short_write(store, key_hash, key, key_bytes, value, value_bytes, insert_only);
 	else
-		result =
-			set(store, lookup_of(store, key_hash, key, key_bytes), key, value, value_bytes, overwriting, 0);
+		result = kv_indexed_write(store, key_hash, key, key_bytes, value, value_bytes, insert_only);
 	if (result == KV_INSUFFICIENT_SPACE)
 		store->stats.set_refused++;
 	return result;
 }
 
+int kv_indexed_write(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes,
+		     const uint8_t *value, uint32_t value_bytes, int insert_only)
+{
+	struct lookup lookup = lookup_of(store, key_hash, key, key_bytes);
+
+	store->indexed++;
+	if (store->versions)
+		return set(store, lookup, key, value, value_bytes, insert_only, 1);
+	return set(store, lookup, key, value, value_bytes, insert_only, 0);
+}
+
 KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key_text, const uint8_t *value,
-		   uint32_t value_bytes, enum overwriting overwriting, int shared)
+		   uint32_t value_bytes, int insert_only, int shared)
 {
 	struct kv_item *item;
 	__u64 *place = NULL;
@@ -294,7 +319,7 @@ KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key
 	item = find(store, &key, &place, shared);
 	if (!item)
 		place = NULL;
-	if (item && overwriting == INSERT_ONLY && (!shared || is_still_alive(store, kv_load(place, 1)))) {
+	if (item && insert_only && (!shared || is_still_alive(store, kv_load(place, 1)))) {
 		store->stats.set_nooverwrite++;
 		result = KV_PRESENT_ADD;
 	} else if (item && value_bytes <= capacity_of(item, shared) &&
@@ -385,15 +410,22 @@ int kv_store_delete(struct kv_store *store, uint64_t key_hash, const uint8_t *ke
 
 	if (key_bytes == 0 || key_bytes > KV_KEY_MAX)
 		return KV_ERROR;
-	if (store->versions)
-		result = remove_item(store, lookup_of(store, key_hash, key, key_bytes), 1);
+	if (kv_short_has_key(store, key_bytes))
+		result = kv_short_remove(store, key_hash, key, key_bytes);
 	else
-		result = remove_item(store, lookup_of(store, key_hash, key, key_bytes), 0);
+		result = kv_indexed_remove(store, key_hash, key, key_bytes);
 	if (result == KV_SUCCESS)
 		store->stats.delete_found++;
 	else
 		store->stats.delete_notfound++;
 	return result;
+}
+
+int kv_indexed_remove(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes)
+{
+	if (store->versions)
+		return remove_item(store, lookup_of(store, key_hash, key, key_bytes), 1);
+	return remove_item(store, lookup_of(store, key_hash, key, key_bytes), 0);
 }
 
 KV_INLINED int remove_item(struct kv_store *store, struct lookup key, int shared)
@@ -428,7 +460,9 @@ int kv_store_increment(struct kv_store *store, uint64_t key_hash, const uint8_t 
 	*value = 0;
 	if (key_bytes == 0 || key_bytes > KV_KEY_MAX)
 		return KV_ERROR;
-	if (store->versions)
+	if (kv_short_has_key(store, key_bytes))
+		result = kv_short_increment(store, key_hash, key, key_bytes, increment, value);
+	else if (store->versions)
 		result = increment_by(store, lookup_of(store, key_hash, key, key_bytes), increment, value, 1);
 	else
 		result = increment_by(store, lookup_of(store, key_hash, key, key_bytes), increment, value, 0);
@@ -468,6 +502,8 @@ KV_INLINED int increment_by(struct kv_store *store, struct lookup key, uint64_t 
 void kv_store_reset(struct kv_store *store)
 {
 	store->stats.resets++;
+	if (store->short_lines)
+		kv_short_reset(store);
 	if (!store->versions) {
 		memset(store->lines, 0, 2 * store->buckets_all * sizeof(struct kv_line));
 		store->progress.items = 0;

@@ -13,7 +13,7 @@ struct kv_store_stats {
 	uint64_t set_new;	  /* new keys, entered in a free place of their bucket */
 	uint64_t set_inplace;
 	uint64_t set_moved;   /* values replaced by a larger one, in a new place */
-	uint64_t set_evicted; /* new keys that replaced the oldest item of a full bucket */
+	uint64_t set_evicted; /* new keys that replaced the oldest item of a full bucket, or one of a full line */
 	uint64_t set_refused; /* SETs with a length outside the limits, an item larger than the log, or no space */
 	uint64_t get_found;
 	uint64_t get_notfound;
@@ -24,41 +24,51 @@ struct kv_store_stats {
 	uint64_t increment_found;
 	uint64_t increment_notfound;
 	uint64_t resets;
-	uint64_t cleanup; /* index entries dropped because the log had overwritten their item */
+	uint64_t cleanup; /* index entries dropped because the log had overwritten their item, or an inline store's item
+			   * had taken another key's place elsewhere */
 	uint64_t move_to_head_performed;
-	uint64_t move_to_head_skipped; /* GETs of an item near enough to the log's head, or by a reader */
-	uint64_t move_to_head_failed;  /* in shared mode: another thread was writing the bucket */
-	uint64_t overflow_buckets;     /* overflow buckets of a lossless store in use */
+	/* GETs of an item near enough to the log's head, or by a reader; 0 in an inline store */
+	uint64_t move_to_head_skipped;
+	uint64_t move_to_head_failed; /* in shared mode: another thread was writing the bucket */
+	uint64_t overflow_buckets;    /* overflow buckets of a lossless store in use */
 	uint64_t index_bytes;
 	uint64_t log_bytes; /* bytes of the log, or of the allocator's memory */
-	uint64_t pages;	    /* kind of pages of the log, enum kv_pages */
+	uint64_t pages;	    /* kind of pages of the log, or of an inline store's lines, enum kv_pages */
 };
 
 struct kv_store;
 
 enum kv_store_kind {
-	KV_STORE_CACHE = 0,   /* MICA's cache mode: a lossy index and a circular log that overwrites the oldest item */
-	KV_STORE_LOSSLESS = 1 /* MICA's store mode: overflow buckets, an allocator; full is KV_INSUFFICIENT_SPACE */
+	KV_STORE_CACHE = 0,    /* MICA's cache mode: a lossy index and a circular log that overwrites the oldest item */
+	KV_STORE_LOSSLESS = 1, /* MICA's store mode: overflow buckets, an allocator; full is KV_INSUFFICIENT_SPACE */
+	KV_STORE_INLINE = 2,   /* short items in lines of their own, see short_items.h; a cache for all others */
+	KV_STORE_KINDS
 };
 
 struct kv_store_options {
-	uint64_t item_count; /* items that the index is sized for, at KV_ITEMS_PER_BUCKET per bucket */
-	uint64_t log_bytes;  /* size of the log or of the allocator's memory, rounded up to whole cache lines */
+	uint64_t item_count; /* items that the index, or the lines of an inline store, are sized for */
+	uint64_t log_bytes;  /* size of the log or of the allocator's memory, rounded up to whole cache lines. An inline
+			      * store has an index of two thirds of it for the items in the log */
 	uint32_t kind;	     /* enum kv_store_kind */
 	uint32_t want_huge;
 	/* GET moves an item to the log's head if it is farther away than this share of the log, in 1/65536. 0 is LRU,
-	 * 65536 (never) is FIFO, values between are approximate LRU. Cache only. */
+	 * 65536 (never) is FIFO, values between are approximate LRU. Only where there is a log. */
 	uint32_t move_to_head;
 	uint32_t padding;
 };
 
-/* Create a store; one thread at a time may use it. The index is sized so that losing even one of item_count hashed keys
- * is improbable. Return NULL and set errno on failure: EINVAL for a size of 0 or one that is too large. */
+/*
+ * Create a store; one thread at a time may use it. The index is sized so that losing even one of item_count hashed keys
+ * is improbable; an inline store loses 7 of 10,000. Return NULL and set errno on failure: EINVAL for a size of 0 or one
+ * that is too large.
+ */
 struct kv_store *kv_store_create(const struct kv_store_options *options);
 /*
- * Return the bytes that such a store's index and log take, or 0 if it cannot be created. Shared mode adds 4 per bucket.
+ * Return the bytes that such a store's index and log take, or 0 if it cannot be created, and the bytes that shared mode
+ * adds.
  */
 uint64_t kv_store_memory_bytes(const struct kv_store_options *options);
+uint64_t kv_store_version_bytes(const struct kv_store_options *options);
 /*
  * Return a further handle on the same store, with counters of its own. From then on all handles are in shared mode: one
  * thread per handle, all at the same time. Call it while no thread uses the store. Return NULL and set errno on

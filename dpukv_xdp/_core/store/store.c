@@ -9,6 +9,7 @@
 #include "store/allocator.h"
 #include "store/hot_path.h"
 #include "store/lossless.h"
+#include "store/short_items.h"
 
 /*
  * Why KV_ITEMS_PER_BUCKET is 3: with uniform hashes a bucket's load is Poisson distributed, and the expected number of
@@ -18,16 +19,19 @@
  * for 1 Mi items: how much of them the processor's caches hold decides the engine's speed.
  */
 
-/* Most buckets: the 32 hash bits 16-47 select the bucket, the bits above the partition. */
+/* Most buckets, and lines of an inline store: the 32 hash bits 16-47 select one, the bits above the partition. */
 #define BUCKETS_MAX (1ULL << 32)
 
 /* Largest log: neither a lap nor a round of the cleanup may come near 2^48, where offsets repeat. */
 #define LOG_BYTES_MAX (1ULL << 46)
+/* Log bytes for each item of an inline store's index: no item there is shorter than 40 bytes, and most are longer. */
+#define LOG_BYTES_PER_ITEM 64
 #define CLEANUP_SHIFT_MIN 3
 
 static uint64_t span_of(const struct kv_store_options *options);
 static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all);
 static int is_sound(const struct kv_store_options *options);
+static uint64_t line_count(const struct kv_store_options *options);
 static int map_memory(struct kv_store *store, int want_huge);
 static int enter_shared_mode(struct kv_store *store);
 static int add_writer(struct kv_store *handle);
@@ -53,11 +57,12 @@ struct kv_store *kv_store_create(const struct kv_store_options *options)
 	while (store->buckets << store->cleanup_shift < store->log_bytes)
 		store->cleanup_shift++;
 	store->move_distance = KV_MOVE_DISTANCE_NEVER;
-	if (options->kind == KV_STORE_CACHE && options->move_to_head != KV_MOVE_TO_HEAD_NEVER)
+	if (options->kind != KV_STORE_LOSSLESS && options->move_to_head != KV_MOVE_TO_HEAD_NEVER)
 		/* The product of log and share has fewer than 64 bits. */
 		store->move_distance = store->log_bytes * options->move_to_head >> 16;
 	store->move_distance_full = store->move_distance;
-	store->capacity_max = options->kind == KV_STORE_CACHE ? ~0u : KV_ALLOCATOR_BLOCK_MIN;
+	store->capacity_max = options->kind == KV_STORE_LOSSLESS ? KV_ALLOCATOR_BLOCK_MIN : ~0u;
+	store->short_line_count = line_count(options);
 	if (map_memory(store, options->want_huge != 0) == 0 && options->kind == KV_STORE_LOSSLESS)
 		store->lossless = kv_lossless_create(store);
 	if (!store->log || (options->kind == KV_STORE_LOSSLESS && !store->lossless)) {
@@ -77,15 +82,32 @@ uint64_t kv_store_memory_bytes(const struct kv_store_options *options)
 	if (!is_sound(options))
 		return 0;
 	buckets_of(options, &buckets_all);
-	return 2 * buckets_all * sizeof(struct kv_line) +
+	return 2 * buckets_all * sizeof(struct kv_line) + line_count(options) * sizeof(struct kv_short_line) +
 	       ((options->log_bytes + KV_LOG_BYTES_MIN - 1) & ~(KV_LOG_BYTES_MIN - 1ULL));
+}
+
+uint64_t kv_store_version_bytes(const struct kv_store_options *options)
+{
+	uint64_t buckets_all;
+
+	return is_sound(options) ? buckets_of(options, &buckets_all) * sizeof(uint32_t) : 0;
 }
 
 static int is_sound(const struct kv_store_options *options)
 {
-	return options->item_count != 0 && options->item_count <= BUCKETS_MAX * KV_ITEMS_PER_BUCKET &&
-	       options->log_bytes != 0 && options->log_bytes <= LOG_BYTES_MAX && options->kind <= KV_STORE_LOSSLESS &&
-	       options->move_to_head <= KV_MOVE_TO_HEAD_NEVER;
+	uint64_t buckets_all;
+
+	if (options->item_count == 0 || options->item_count > BUCKETS_MAX * KV_ITEMS_PER_BUCKET ||
+	    options->log_bytes == 0 || options->log_bytes > LOG_BYTES_MAX || options->kind >= KV_STORE_KINDS ||
+	    options->move_to_head > KV_MOVE_TO_HEAD_NEVER)
+		return 0;
+	return buckets_of(options, &buckets_all) <= BUCKETS_MAX && line_count(options) <= BUCKETS_MAX;
+}
+
+/* Return the lines of an inline store's table. */
+static uint64_t line_count(const struct kv_store_options *options)
+{
+	return options->kind == KV_STORE_INLINE ? kv_short_lines_for(options->item_count) : 0;
 }
 
 /* Set a span so large that every item of a lossless store is alive. */
@@ -98,7 +120,9 @@ static uint64_t span_of(const struct kv_store_options *options)
 
 static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all)
 {
-	uint64_t buckets = (options->item_count + KV_ITEMS_PER_BUCKET - 1) / KV_ITEMS_PER_BUCKET;
+	uint64_t items =
+		options->kind == KV_STORE_INLINE ? options->log_bytes / LOG_BYTES_PER_ITEM + 1 : options->item_count;
+	uint64_t buckets = (items + KV_ITEMS_PER_BUCKET - 1) / KV_ITEMS_PER_BUCKET;
 
 	*buckets_all = buckets;
 	if (options->kind == KV_STORE_LOSSLESS)
@@ -109,17 +133,25 @@ static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buc
 static int map_memory(struct kv_store *store, int want_huge)
 {
 	size_t index_bytes = 2 * store->buckets_all * sizeof(struct kv_line);
-	int index_pages, log_pages;
+	int index_pages, log_pages, short_pages = KV_PAGES_SMALL;
 
 	store->lines = kv_memory_map(index_bytes, want_huge, &index_pages);
 	if (!store->lines)
 		return -1;
+	if (store->short_line_count) {
+		size_t short_bytes = store->short_line_count * sizeof(struct kv_short_line);
+
+		store->short_lines = kv_memory_map(short_bytes, want_huge, &short_pages);
+		if (!store->short_lines)
+			return -1;
+		store->stats.index_bytes = short_bytes;
+	}
 	store->log = kv_memory_map(store->log_bytes, want_huge, &log_pages);
 	if (!store->log)
 		return -1;
-	store->stats.index_bytes = index_bytes;
+	store->stats.index_bytes += index_bytes;
 	store->stats.log_bytes = store->log_bytes;
-	store->stats.pages = (uint64_t)log_pages;
+	store->stats.pages = (uint64_t)(store->short_lines ? short_pages : log_pages);
 	return 0;
 }
 
@@ -156,6 +188,7 @@ void kv_store_destroy(struct kv_store *store)
 	if (!store->common || store->common->handles == 0) {
 		kv_lossless_destroy(store->lossless);
 		kv_memory_unmap(store->lines, 2 * store->buckets_all * sizeof(struct kv_line));
+		kv_memory_unmap(store->short_lines, store->short_line_count * sizeof(struct kv_short_line));
 		kv_memory_unmap(store->log, store->log_bytes);
 		kv_memory_unmap(store->versions, store->buckets * sizeof(*store->versions));
 		free(store->common);
@@ -225,7 +258,7 @@ void kv_store_get_stats(const struct kv_store *store, struct kv_store_stats *sta
 	stats->count = store->common ? kv_load(&store->common->progress.items, 1) : store->progress.items;
 	if (store->lossless)
 		stats->overflow_buckets = kv_lossless_overflowing(store->lossless);
-	else if (stats->get_found > not_skipped)
+	else if (!store->short_lines && stats->get_found > not_skipped)
 		stats->move_to_head_skipped = stats->get_found - not_skipped;
 }
 
