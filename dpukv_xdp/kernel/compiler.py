@@ -8,6 +8,7 @@ kernel refuses a map with a lock.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -18,7 +19,7 @@ import struct
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,8 @@ from dpukv_xdp.base.processes import die_with
 from dpukv_xdp.base.scratch import replacing
 from dpukv_xdp.kernel import kernel_headers
 
+LOCK_NAME = "programs.lock"
+"""File beside the directory of compiled objects: see `_alone`."""
 KEPT_OBJECTS_MAX = 500
 """Most compiled objects in the cache; the oldest are removed first."""
 
@@ -124,8 +127,11 @@ def compile_source(source: Path, settings: Mapping[str, int]) -> CompiledObject:
     key = _key(source, defines)
     found = _kept(key)
     if found is None:
-        found = _compile(source, defines)
-        _keep(key, found)
+        with _alone(key):
+            found = _kept(key)
+            if found is None:
+                found = _compile(source, defines)
+                _keep(key, found)
     return found
 
 
@@ -381,6 +387,20 @@ def _kept(key: str) -> CompiledObject | None:
         except (OSError, msgspec.DecodeError):
             continue
     return None
+
+
+@contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Keep other processes from compiling the same meanwhile, if a cache directory is writable.
+
+    They lock a byte of one file that the key chooses; the kernel unlocks it if this process dies.
+    """
+    with ExitStack() as cleanup:
+        with suppress(DpukvError, OSError):
+            path = kernel_headers.writable_cache() / LOCK_NAME
+            lock = cleanup.enter_context(path.open("a"))
+            fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(key[:8], 16))
+        yield
 
 
 def _keep(key: str, compiled: CompiledObject) -> None:

@@ -169,6 +169,23 @@ def test_maps_get_the_entries_that_their_settings_ask_for(
     assert len(compilations) == 1
 
 
+def test_two_processes_compile_once(source: Path, compilations: list[Path]) -> None:
+    """The later one waits for the other one's object."""
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            status = 99
+            try:
+                assert told(source) == 42
+                status = len(compilations)
+            finally:
+                os._exit(status)
+        children.append(child)
+    counts = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(counts) == [0, 1]
+
+
 def test_another_bcc_compiles_anew(
     source: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
