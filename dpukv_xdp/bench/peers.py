@@ -47,8 +47,7 @@ from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.lab.lab import Lab
-from dpukv_xdp.load.loadgen import TEMPLATES
-from dpukv_xdp.load.workload import WORKLOADS
+from dpukv_xdp.load.workload import WORKLOADS, stream_packets
 from dpukv_xdp.native.threads import ENGINE_NICE
 from dpukv_xdp.topology.placement import default_host_cpus
 from dpukv_xdp.wire import abi
@@ -159,7 +158,7 @@ class PeerSession:
             options.distribution,
             WORKLOADS[options.workload],
             options.keys,
-            TEMPLATES * per_message,
+            stream_packets(options.keys, per_message) * per_message,
             options.seed,
         )
         plan = PeerPlan(

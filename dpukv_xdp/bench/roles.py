@@ -160,7 +160,8 @@ class LoadRole:
         wanted = msgspec.convert(plan, Plan)
         if wanted != self._plan:
             self._plan = None  # as long as the frames are incomplete
-            self._prepared = workload.build_templates(wanted, self._generator.templates)
+            packets = workload.stream_packets(wanted.keys, wanted.requests_per_packet)
+            self._prepared = workload.build_templates(wanted, self._generator.templates[:packets])
             self._plan = wanted
         return dict(msgspec.to_builtins(self._prepared))
 

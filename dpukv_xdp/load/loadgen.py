@@ -24,8 +24,8 @@ from dpukv_xdp.native.threads import NativeThread
 from dpukv_xdp.topology import ranges
 from dpukv_xdp.wire import abi
 
-TEMPLATES = 32768
-"""Number of prepared frames, after which the stream of requests repeats."""
+TEMPLATES = workload.STREAM_PACKETS_MAX
+"""Room for prepared frames."""
 TIMEOUT_NS = 200_000_000
 """Time after which an unanswered packet is lost; far longer than any pause of an engine."""
 LOAD_TRIES = 3

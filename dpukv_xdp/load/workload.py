@@ -59,6 +59,12 @@ LOAD = Workload("load", 0.00, "the load phase: SET")
 KEYS_MAX = 1 << 48
 """Most keys: well within the integers that a double, in which Zipf ranks are drawn, represents."""
 
+STREAM_PACKETS_MIN, STREAM_PACKETS_MAX = 4096, 32768
+"""Fewest and most packets after which the stream of requests repeats."""
+KEY_DRAWS = 8
+"""Times that the stream draws each key on average, if that takes no more packets. Many more would
+take half a second to prepare, and teach nothing.
+"""
 CACHE_LINE_BYTES = 64
 
 
@@ -101,6 +107,12 @@ class Prepared:
     templates: int
     requests: int
     gets: int
+
+
+def stream_packets(keys: int, requests_per_packet: int) -> int:
+    """Return the packets after which a stream of requests for so many keys repeats."""
+    wanted = -(-keys * KEY_DRAWS // requests_per_packet)
+    return min(max(wanted, STREAM_PACKETS_MIN), STREAM_PACKETS_MAX)
 
 
 def build_templates(plan: Plan, pool: npt.NDArray[np.void]) -> Prepared:

@@ -388,3 +388,20 @@ def fastest_seconds(work: Any) -> float:
         work()
         times.append(time.process_time() - start)
     return min(times)
+
+
+@pytest.mark.parametrize(
+    ("keys", "requests_per_packet", "packets"),
+    [
+        (1, 45, workload.STREAM_PACKETS_MIN),
+        (workload.STREAM_PACKETS_MIN * 45 // 8, 45, workload.STREAM_PACKETS_MIN),
+        (workload.STREAM_PACKETS_MIN * 45 // 8 + 1, 45, workload.STREAM_PACKETS_MIN + 1),
+        (30_000, 45, 5334),
+        (workload.STREAM_PACKETS_MAX // 8, 1, workload.STREAM_PACKETS_MAX),
+        (1 << 20, 45, workload.STREAM_PACKETS_MAX),
+    ],
+)
+def test_a_stream_draws_each_key_often_within_its_limits(
+    keys: int, requests_per_packet: int, packets: int
+) -> None:
+    assert workload.stream_packets(keys, requests_per_packet) == packets
