@@ -38,7 +38,7 @@ static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, struct kv_que
 		kv_release_oldest(pair, queue);
 		return kv_drop(queue, KV_COUNTER_DROP_BAD_RESPONSE);
 	}
-	if (kv_set_length(ctx, frame_bytes))
+	if (kv_set_reply_length(ctx, frame_bytes))
 		return kv_drop(queue, KV_COUNTER_TAIL_REFUSED);
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
 	if (bpf_xdp_store_bytes(ctx, 0, pair->responses[slot].payload, frame_bytes))

@@ -28,7 +28,7 @@ static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pa
 	frame_bytes = shift + KV_PACKET_HEADER_BYTES + wire_bytes;
 	if (frame_bytes > KV_FRAME_MAX)
 		goto bad_response;
-	if (kv_set_length(ctx, frame_bytes)) {
+	if (kv_set_reply_length(ctx, frame_bytes)) {
 		queue->counters[KV_COUNTER_TAIL_REFUSED]++;
 		return KV_TAIL_REFUSED;
 	}

@@ -8,16 +8,36 @@
 #include "abi/dpu_queue.h"
 #include "net/headers.h"
 
-static __always_inline int kv_set_length(struct xdp_md *ctx, __u32 frame_bytes)
+/* Return the bytes that the frame must grow by, to have this length. */
+static __always_inline int kv_growth(struct xdp_md *ctx, __u32 frame_bytes)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
 	__u32 frame_bytes_now = data_end - data;
-	int growth;
 
 	KV_OPAQUE(frame_bytes_now); /* else "pointer arithmetic on pkt_end prohibited": clang reorders the sum */
-	growth = (int)(frame_bytes - frame_bytes_now);
+	return (int)(frame_bytes - frame_bytes_now);
+}
+
+/* Give a frame this length, at its end. Return 0, or an error if there is no room. */
+static __always_inline int kv_set_length(struct xdp_md *ctx, __u32 frame_bytes)
+{
+	int growth = kv_growth(ctx, frame_bytes);
+
 	return growth && bpf_xdp_adjust_tail(ctx, growth);
+}
+
+/*
+ * Give a frame that becomes a reply this length: at its end, or in front where there is no room behind it. Nothing that
+ * the frame contains is kept. Return 0, or an error if there is no room in front either, where it has 200 bytes at most.
+ */
+static __always_inline int kv_set_reply_length(struct xdp_md *ctx, __u32 frame_bytes)
+{
+	int growth = kv_growth(ctx, frame_bytes);
+
+	if (growth == 0 || bpf_xdp_adjust_tail(ctx, growth) == 0)
+		return 0;
+	return growth < 0 || bpf_xdp_adjust_head(ctx, -growth);
 }
 
 /* Prepare the response: store what is known of its headers before the engine has answered. */

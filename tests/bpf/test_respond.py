@@ -32,6 +32,10 @@ from dpukv_xdp.native.senders import Senders
 from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Reply, Request
 
+HEADROOM_BYTES = 256
+"""XDP_PACKET_HEADROOM: room in front of a frame."""
+MOST_KEPT_BYTES = 56
+"""Upper bound of what the kernel keeps of it: struct xdp_frame."""
 WAIT = (0, 0)
 DEEPEST = abi.KV_PIPELINE_MAX
 ADAPTIVE = (0, 4)
@@ -318,8 +322,8 @@ def test_a_response_that_the_frame_cannot_hold_is_left_to_the_sender(
     load: Callable[..., Dpu], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """BPF_PROG_RUN gives every frame most of a page to grow into, unlike any driver. So the program
-    is compiled with a bpf_xdp_adjust_tail that refuses growth beyond a small buffer. The sender's
-    own buffer is unchanged.
+    is compiled with a bpf_xdp_adjust_tail that refuses growth beyond a small buffer. The headroom,
+    of 256 bytes less what the kernel keeps there, is real. The sender's own buffer is unchanged.
     """
     tailroom = 100
     source = tmp_path_factory.getbasetemp() / "small_tailroom.c"
@@ -336,7 +340,11 @@ def test_a_response_that_the_frame_cannot_hold_is_left_to_the_sender(
         value = b"v" * (8 + growth)
         return [Reply(abi.KV_OP_GET, 0, value, 1, request[0].key_hash)]
 
-    for growth, fits in ((tailroom - 4, True), (tailroom + 4, False), (1800, False)):
+    in_front = HEADROOM_BYTES - MOST_KEPT_BYTES
+    for growth, fits in (
+        *((tailroom - 4, True), (tailroom + 4, True), (in_front, True)),
+        *((HEADROOM_BYTES + 8, False), (1800, False)),
+    ):
         dpu.reset()
         engine = PlayedEngine(dpu.pair())
         engine.answer(replies(growth))
