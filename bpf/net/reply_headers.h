@@ -28,8 +28,8 @@ static __always_inline int kv_set_length(struct xdp_md *ctx, __u32 frame_bytes)
 }
 
 /*
- * Give a frame that becomes a reply this length: at its end, or in front where there is no room behind it. Nothing that
- * the frame contains is kept. Return 0, or an error if there is no room in front either, where it has 200 bytes at most.
+ * Give a frame that becomes a reply this length: at its end, or in front of it if there is no room behind. What the
+ * frame contains is lost. Return 0, or an error if there is no room in front either, where it has some 200 bytes.
  */
 static __always_inline int kv_set_reply_length(struct xdp_md *ctx, __u32 frame_bytes)
 {

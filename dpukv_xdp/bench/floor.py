@@ -69,6 +69,7 @@ def measure_floor(config: ServerConfig, options: BenchOptions) -> dict[str, Any]
         os.sched_setaffinity(0, cpus)
         lib.kv_memory_unmap(memory, memory_bytes)
     return {
+        "store": config.store,
         "keys": options.keys,
         "key_size": options.key_size,
         "value_size": options.value_size,

@@ -15,9 +15,11 @@ def common_line(result: Result) -> str:
 def load_line(result: Result) -> str:
     """Return a run's load in two lines."""
     loop = f"{result['rate']:g} requests/s" if result["rate"] else f"window {result['window']}"
+    store = result.get("store", "cache")
+    kind = "" if store == "cache" else f", {store} store"
     return (
         f"{result['keys']:,} {result['distribution']} keys of {result['key_size']} and "
-        f"values of {result['value_size']} bytes,\n"
+        f"values of {result['value_size']} bytes{kind},\n"
         f"requests per packet {result['requests_per_packet']}, {loop}"
     )
 

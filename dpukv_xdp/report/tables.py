@@ -182,7 +182,7 @@ def floor_table(floors: Sequence[Result]) -> Table:
     """Return a table with a row for each floor of run_floors(), at most 80 columns wide."""
     sizes = f"keys of {floors[0]['key_size']} and values of {floors[0]['value_size']} bytes"
     columns = ("keys", "pages", "MiB", "one line", "two lines", "chained")
-    table = plain_table(f"the machine's floor, {sizes}", columns)
+    table = plain_table(f"the machine's floor, {floors[0]['store']} store, {sizes}", columns)
     for floor in floors:
         table.add_row(
             f"{floor['keys']:,}",

@@ -108,8 +108,8 @@ RULES = (
     ),
     Rule(
         ("move_to_head",),
-        lambda v: _design(v).has_native_threads and v["store"] == "cache",
-        "acts on a host's store of the kind cache",
+        lambda v: _design(v).has_native_threads and v["store"] != "lossless",
+        "acts on a host's store of the kind cache or inline",
     ),
     Rule(
         ("huge_pages",),

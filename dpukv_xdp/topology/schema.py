@@ -68,7 +68,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_bytes: int = 0
     """Bytes of the circular logs (lossless: of the allocators' memory) over all partitions. 0 takes
     twice the bytes of `items` items of 8/8 bytes, but at most 128 MiB more than their bytes; an
-    inline store, which has no such items in its log, takes 1.5 bytes for each of `items`.
+    inline store, which has no such items in its log, takes 64 MiB, or 1.5 bytes for each of
+    `items` if that is more.
     """
     partitions: int = 0
     """Parts of the key space; 0 for one per engine, and for 64 in designs with two doors."""

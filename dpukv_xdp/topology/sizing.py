@@ -25,6 +25,8 @@ BLOCK_BYTES = 8
 """Bytes in front of each item in the memory of a lossless store's allocator."""
 INLINE_LOG_BYTES = 1.5
 """Log bytes for each item of an inline store by default: with its lines that makes 39 bytes."""
+INLINE_LOG_BYTES_MIN = 64 << 20
+"""Least log bytes of an inline store by default. Only what is written takes memory."""
 GIB = 1 << 30
 ROOMY_LOG_BYTES = 128 << 20
 """Most bytes by which a log of the default size exceeds the items that it was asked for."""
@@ -118,7 +120,7 @@ def roomy_log_bytes(config: ServerConfig, items_bytes: int) -> int:
     """Return the log bytes with which items of so many bytes have room, over all partitions."""
     least = config.partition_count() * ranges.LOG_BYTES_MIN
     if config.store == "inline":
-        least = max(least, int(config.items * INLINE_LOG_BYTES))
+        least = max(least, int(config.items * INLINE_LOG_BYTES), INLINE_LOG_BYTES_MIN)
     return max(items_bytes + min(items_bytes, ROOMY_LOG_BYTES), least)
 
 

@@ -158,6 +158,7 @@ FINE_SETTINGS = [
     [*LAT, "--respond", "wait", "--depth", "24", "--flush-after-us", "100"],
     [*LAT, "--log-bytes", "0", "--partitions", "0"],
     [*LAT, "--store", "lossless", "--move-to-head", "0.5", "--huge-pages"],
+    [*LAT, "--store", "inline", "--move-to-head", "0.3"],
     [*DPU_ONLY, "--transport", "ring", "--frames", "af_xdp", "--respond", "adaptive"],
     [*CPU_ONLY, "--frames", "udp", "--rx-descriptors", "128"],
     [*CPU_ONLY, "--frames", "ring", "--depth", "3", "--respond", "pipeline"],

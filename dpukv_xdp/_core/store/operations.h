@@ -48,7 +48,7 @@ enum kv_store_kind {
 struct kv_store_options {
 	uint64_t item_count; /* items that the index, or the lines of an inline store, are sized for */
 	uint64_t log_bytes;  /* size of the log or of the allocator's memory, rounded up to whole cache lines. An inline
-			      * store has an index of two thirds of it for the items in the log */
+			      * store's index is sized for as many items as fit there, item_count at most */
 	uint32_t kind;	     /* enum kv_store_kind */
 	uint32_t want_huge;
 	/* GET moves an item to the log's head if it is farther away than this share of the log, in 1/65536. 0 is LRU,

@@ -24,7 +24,7 @@
 
 /* Largest log: neither a lap nor a round of the cleanup may come near 2^48, where offsets repeat. */
 #define LOG_BYTES_MAX (1ULL << 46)
-/* Log bytes for each item of an inline store's index: no item there is shorter than 40 bytes, and most are longer. */
+/* Log bytes for an item of an inline store's index: none there is shorter than 40 bytes, and most are longer. */
 #define LOG_BYTES_PER_ITEM 64
 #define CLEANUP_SHIFT_MIN 3
 
@@ -120,8 +120,9 @@ static uint64_t span_of(const struct kv_store_options *options)
 
 static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all)
 {
-	uint64_t items =
-		options->kind == KV_STORE_INLINE ? options->log_bytes / LOG_BYTES_PER_ITEM + 1 : options->item_count;
+	uint64_t in_log = options->log_bytes / LOG_BYTES_PER_ITEM + 1;
+	int is_inline = options->kind == KV_STORE_INLINE;
+	uint64_t items = is_inline && in_log < options->item_count ? in_log : options->item_count;
 	uint64_t buckets = (items + KV_ITEMS_PER_BUCKET - 1) / KV_ITEMS_PER_BUCKET;
 
 	*buckets_all = buckets;
