@@ -308,7 +308,7 @@ def killed_on_failure(child: "subprocess.Popen[str]") -> Iterator[None]:
 def is_compiling(lab: Lab, pid: int) -> bool:
     """Return whether the server's compiler, a child process, has loaded bcc."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    with suppress(FileNotFoundError):  # a child that has ended
+    with suppress(FileNotFoundError, ProcessLookupError):  # a child that has ended
         return any("libbcc" in Path(f"/proc/{child}/maps").read_text() for child in children)
     return False
 
