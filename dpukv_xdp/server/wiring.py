@@ -74,7 +74,7 @@ class Wiring:
         """Return the settings of bpf/base/maps.h.
 
         One that has no effect gets a value that makes the program short, whatever the
-        configuration: so that fewer different programs are compiled, and less is verified.
+        configuration, so that less is verified.
         """
         parks_batches = bool(self.tail_calls)
         depth_min, depth_max = config.depths() if parks_batches else (0, 0)

@@ -942,7 +942,9 @@ def test_sizes_beyond_32_bits_are_predicted(kind: int) -> None:
 
 
 def test_an_inline_store_takes_at_most_40_bytes_for_an_item_and_evicts_few() -> None:
-    """The log, which no short item uses, has the default size of `--store inline`."""
+    """The log, which no short item uses, has the least bytes for each item that it can have by
+    default.
+    """
     items = 200_000
     store = Store(items, int(items * sizing.INLINE_LOG_BYTES), kind=INLINE)
     for i in range(items):

@@ -71,7 +71,7 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
-static void kv_round_run_plain(struct kv_engine *engine, const struct kv_round *round);
+static enum kv_plain kv_round_kind(struct kv_engine *engine);
 KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain);
 KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
 KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
@@ -225,11 +225,16 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	if (round->batches == 0)
 		return;
 	start_ticks = kv_ticks();
-	if (engine->partition_count == 1 && engine->takes_all && !engine->transfer_per_request &&
-	    !kv_store_is_shared(engine->stores[0]))
-		kv_round_run_plain(engine, round);
-	else
+	switch (kv_round_kind(engine)) {
+	case KV_PLAIN_INDEXED:
+		kv_round_run(engine, round, KV_PLAIN_INDEXED);
+		break;
+	case KV_PLAIN_SHORT:
+		kv_round_run(engine, round, KV_PLAIN_SHORT);
+		break;
+	default:
 		kv_round_run(engine, round, KV_NOT_PLAIN);
+	}
 	now_ticks = kv_ticks();
 	for (uint32_t i = 0; i < round->batches; i++)
 		kv_overdue_restart(&round->taken[i].from->overdue, now_ticks);
@@ -237,19 +242,20 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
 
-/* An inline store's lines are all that is prefetched until a round uses its index. */
-static void kv_round_run_plain(struct kv_engine *engine, const struct kv_round *round)
+/* Return the kind of the next round. Of an inline store only lines are prefetched until a round uses its index. */
+static enum kv_plain kv_round_kind(struct kv_engine *engine)
 {
 	const struct kv_store *store = engine->stores[0];
-	uint64_t indexed = store->indexed;
+	int used_index;
 
+	if (engine->partition_count != 1 || !engine->takes_all || engine->transfer_per_request ||
+	    kv_store_is_shared(store))
+		return KV_NOT_PLAIN;
 	if (!store->short_lines)
-		kv_round_run(engine, round, KV_PLAIN_INDEXED);
-	else if (store->indexed == engine->indexed)
-		kv_round_run(engine, round, KV_PLAIN_SHORT);
-	else
-		kv_round_run(engine, round, KV_NOT_PLAIN);
-	engine->indexed = indexed;
+		return KV_PLAIN_INDEXED;
+	used_index = store->indexed != engine->indexed;
+	engine->indexed = store->indexed;
+	return used_index ? KV_NOT_PLAIN : KV_PLAIN_SHORT;
 }
 
 /* Process the round's batches and hand each one back as soon as it is done. */
