@@ -16,36 +16,32 @@
 #include "service/process.h"
 #endif
 
-static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_queue **queue, struct kv_queue_pair **pair);
-static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_queue_pair *pair,
-				    struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_end *end);
+static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, const struct kv_dpu_end *end,
+				    struct kv_dpu_queue *own);
 static __always_inline int kv_serve_at_door(struct xdp_md *ctx, const struct kv_packet *packet,
-					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					    struct kv_dpu_queue *own);
-static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
-					 struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+					    const struct kv_dpu_end *end, struct kv_dpu_queue *own);
+static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet,
+					 const struct kv_dpu_end *end, struct kv_dpu_queue *own);
 static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct kv_packet *packet,
-					      struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					      struct kv_dpu_queue *own);
+					      const struct kv_dpu_end *end, struct kv_dpu_queue *own);
 static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv_packet *packet,
-					     struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					     struct kv_dpu_queue *own);
+					     const struct kv_dpu_end *end, struct kv_dpu_queue *own);
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
-					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
-					  struct kv_dpu_queue *own);
-static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
-					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+					  const struct kv_dpu_end *end, __u32 request_count, struct kv_dpu_queue *own);
+static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
+					       struct kv_dpu_queue *own);
 static __always_inline int kv_drop_without_queue_pair(void);
-static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
-					    struct kv_dpu_queue *queue, struct kv_dpu_queue *own);
+static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
+					    struct kv_dpu_queue *own);
 static __always_inline void kv_be_slower(struct kv_dpu_queue *own);
 
 /* XDP entry point: serve a frame, or leave it to the kernel's stack. */
 int kv_receive(struct xdp_md *ctx)
 {
 	struct kv_packet packet = {};
-	struct kv_queue_pair *pair;
-	struct kv_dpu_queue *queue, *own;
+	struct kv_dpu_queue *own;
+	struct kv_dpu_end end;
 	__u32 cpu = bpf_get_smp_processor_id();
 	__u32 index = cpu;
 	int verdict;
@@ -65,114 +61,111 @@ int kv_receive(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	index += KV_WITH_SETTING(packet.engine, "*=", KV_CPUS);
-	if (!kv_look_up(&index, &queue, &pair))
+	if (!kv_look_up(&index, &end))
 		return XDP_ABORTED;
-	return kv_serve(ctx, &packet, pair, queue, own);
+	return kv_serve(ctx, &packet, &end, own);
 }
 
 /* Serve a frame for one of our ports: the engine and the settings choose one of four ways. Return the XDP verdict. */
-static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, struct kv_queue_pair *pair,
-				    struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
+static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, const struct kv_dpu_end *end,
+				    struct kv_dpu_queue *own)
 {
 	int verdict;
 
 	/* Hide whether there is a VLAN tag: the verifier would walk the program once with it and once without. */
-	packet->header_offset = KV_UNKNOWN(queue, packet->header_offset) & KV_VLAN_BYTES;
+	packet->header_offset = KV_UNKNOWN(end->queue, packet->header_offset) & KV_VLAN_BYTES;
 	if (packet->engine >= KV_DPU_ENGINES)
-		return kv_serve_at_door(ctx, packet, pair, queue, own);
+		return kv_serve_at_door(ctx, packet, end, own);
 	verdict = kv_check_headers(ctx, packet);
 	if (verdict != KV_PARSE_OURS)
-		return kv_drop(queue, verdict);
+		return kv_drop(end->queue, verdict);
 	kv_stage_end(own, KV_STAGE_RECEIVE);
 	if (KV_PROCESS_HERE)
-		return kv_serve_here(ctx, packet, pair, queue, own);
+		return kv_serve_here(ctx, packet, end, own);
 	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
-		return kv_serve_by_socket(ctx, packet, pair, queue, own);
-	return kv_serve_by_queue(ctx, packet, pair, queue, own);
+		return kv_serve_by_socket(ctx, packet, end, own);
+	return kv_serve_by_queue(ctx, packet, end, own);
 }
 
 /* Pass the whole frame, unparsed, to a host door. */
 static __always_inline int kv_serve_at_door(struct xdp_md *ctx, const struct kv_packet *packet,
-					    struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					    struct kv_dpu_queue *own)
+					    const struct kv_dpu_end *end, struct kv_dpu_queue *own)
 {
-	int verdict = kv_pass_frame(ctx, packet, pair, queue);
+	int verdict = kv_pass_frame(ctx, packet, end);
 
-	return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, pair, queue, own) : verdict;
+	return verdict == KV_PASSED_TO_RING ? kv_answer_something(ctx, packet->engine, end, own) : verdict;
 }
 
 /* Process the batch in this program and answer it in its own frame. */
-static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
-					 struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
+static __always_inline int kv_serve_here(struct xdp_md *ctx, const struct kv_packet *packet,
+					 const struct kv_dpu_end *end, struct kv_dpu_queue *own)
 {
-	__u32 has_payload = 0;
-	int count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
+	__u32 body_bytes;
+	int count = kv_take_requests(ctx, packet, end, &body_bytes);
 
 	if (count <= 0)
-		return kv_drop(queue, -count);
-	kv_count_batch(queue, packet, count, own);
-	return kv_answer_here(ctx, packet, pair, queue, count, own);
+		return kv_drop(end->queue, -count);
+	kv_count_batch(end->queue, packet, count, own);
+	return kv_answer_here(ctx, packet, end, count, own);
 }
 
 /* Pass the frame, with its records behind it, to the engine through an AF_XDP socket. */
 static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct kv_packet *packet,
-					      struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					      struct kv_dpu_queue *own)
+					      const struct kv_dpu_end *end, struct kv_dpu_queue *own)
 {
-	__u32 has_payload = 0;
-	int count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
+	__u32 body_bytes;
+	int count = kv_take_requests(ctx, packet, end, &body_bytes);
 
 	if (count <= 0)
-		return kv_drop(queue, -count);
+		return kv_drop(end->queue, -count);
 	kv_be_slower(own);
-	return kv_pass_records(ctx, packet, pair, queue, count, has_payload, own);
+	return kv_pass_records(ctx, packet, end, count, body_bytes, own);
 }
 
 /* Hand the batch to the engine through the queue pair or a BPF ring buffer, and use the frame for any response. */
 static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv_packet *packet,
-					     struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					     struct kv_dpu_queue *own)
+					     const struct kv_dpu_end *end, struct kv_dpu_queue *own)
 {
-	__u32 has_payload = 0;
+	__u32 body_bytes;
 	int count;
 
-	if (kv_engine_is_gone(pair, queue))
-		return kv_drop(queue, KV_COUNTER_DROP_NO_ENGINE);
-	count = kv_take_requests(ctx, packet, pair, queue, &has_payload);
+	if (kv_engine_is_gone(end->pair, end->queue))
+		return kv_drop(end->queue, KV_COUNTER_DROP_NO_ENGINE);
+	count = kv_take_requests(ctx, packet, end, &body_bytes);
 	if (count <= 0)
-		return kv_drop(queue, -count);
-	kv_count_batch(queue, packet, count, own);
-	if (KV_TRANSPORT == KV_TRANSPORT_RINGBUF && kv_pass_batch(packet, pair, queue, count, has_payload))
+		return kv_drop(end->queue, -count);
+	kv_count_batch(end->queue, packet, count, own);
+	if (KV_TRANSPORT == KV_TRANSPORT_RINGBUF && kv_pass_batch(packet, end, count, body_bytes))
 		return XDP_DROP;
-	if (kv_send_batch(ctx, packet, pair, queue, count, has_payload, own))
+	if (kv_send_batch(ctx, packet, end, count, body_bytes, own))
 		return XDP_ABORTED;
-	return kv_answer_something(ctx, packet->engine, pair, queue, own);
+	return kv_answer_something(ctx, packet->engine, end, own);
 }
 
 /* Process a batch and turn the frame into its response. Only this core uses the queue pair, at both of its ends. */
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
-					  struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
-					  struct kv_dpu_queue *own)
+					  const struct kv_dpu_end *end, __u32 request_count, struct kv_dpu_queue *own)
 {
 #if KV_PROCESS_HERE
-	__u32 slot = queue->published & KV_SLOT_MASK;
-	struct kv_parked_batch *parked = &queue->parked[slot];
+	struct kv_dpu_queue *queue = end->queue;
+	struct kv_parked_batch *parked = kv_next_batch(end).parked;
 	int drop, verdict;
 
 	kv_stage_end(own, KV_STAGE_PARSE);
-	drop = kv_process_batch_here(ctx, packet->engine, slot, request_count, pair, queue);
+	drop = kv_process_batch_here(ctx, packet->engine, request_count, end);
 	kv_stage_end(own, KV_STAGE_PROCESS);
 	if (drop > 0)
 		return kv_drop(queue, drop);
-	if (kv_prepare_batch(ctx, packet, request_count, parked))
+	if (kv_prepare_batch(ctx, packet, parked))
 		return XDP_ABORTED;
-	verdict = kv_write_reply(ctx, pair, queue, slot);
+	verdict = kv_write_reply(ctx, end, queue->published, queue->records_taken);
 	kv_stage_end(own, KV_STAGE_PREPARE);
 	kv_be_slower(own);
 	if (verdict == KV_TAIL_REFUSED) { /* park the finished batch: the sender's frames can grow */
+		queue->records_taken += request_count + parked->body_records;
 		queue->published++;
 		KV_PUBLISH_BARRIER();
-		KV_WRITE_ONCE(pair->response_control.published, queue->published);
+		KV_WRITE_ONCE(end->pair->response_control.published, queue->published);
 		return XDP_DROP;
 	}
 	if (verdict == XDP_TX)
@@ -187,10 +180,12 @@ static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_pa
  * Turn the current frame into the oldest finished response, if there is one. With more batches parked than the depth
  * allows, wait for it first, unless the engine needs this core to finish it. Return the XDP verdict.
  */
-static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
-					       struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
+static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
+					       struct kv_dpu_queue *own)
 {
-	__u32 in_flight = kv_slots_in_use(queue);
+	struct kv_queue_pair *pair = end->pair;
+	struct kv_dpu_queue *queue = end->queue;
+	__u32 in_flight = kv_batches_in_use(queue);
 	__u32 depth = kv_depth_now(queue, own);
 
 	kv_be_slower(own);
@@ -199,7 +194,7 @@ static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine,
 	if (KV_SENDER_ONLY || KV_READ_ONCE(queue->flushing))
 		return XDP_DROP;
 	if (kv_oldest_is_finished(pair, queue))
-		return kv_answer_oldest(ctx, engine, pair, queue, own);
+		return kv_answer_oldest(ctx, engine, end, own);
 	if (in_flight <= depth || pair->response_control.engine_cpu == bpf_get_smp_processor_id())
 		return XDP_DROP;
 	own->waiting_engine = engine;
@@ -213,8 +208,8 @@ static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine,
  */
 int kv_wait(struct xdp_md *ctx)
 {
-	struct kv_dpu_queue *queue, *own;
-	struct kv_queue_pair *pair;
+	struct kv_dpu_queue *own;
+	struct kv_dpu_end end;
 	__u32 index = bpf_get_smp_processor_id();
 	int is_finished;
 
@@ -222,28 +217,28 @@ int kv_wait(struct xdp_md *ctx)
 	if (!own)
 		return XDP_ABORTED;
 	index += KV_WITH_SETTING(own->waiting_engine, "*=", KV_CPUS);
-	if (!kv_look_up(&index, &queue, &pair))
+	if (!kv_look_up(&index, &end))
 		return XDP_ABORTED;
-	is_finished = kv_wait_for_oldest(pair, queue);
+	is_finished = kv_wait_for_oldest(end.pair, end.queue);
 	if (KV_SLOWER_PERCENT)
 		own->start_ns = bpf_ktime_get_ns();
 	kv_stage_end(own, KV_STAGE_WAIT);
 	if (!is_finished)
 		return XDP_DROP;
-	return kv_answer_oldest(ctx, own->waiting_engine, pair, queue, own);
+	return kv_answer_oldest(ctx, own->waiting_engine, &end, own);
 }
 
 /* Turn the frame into the oldest finished response and count it. Return the XDP verdict. */
-static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, struct kv_queue_pair *pair,
-					    struct kv_dpu_queue *queue, struct kv_dpu_queue *own)
+static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
+					    struct kv_dpu_queue *own)
 {
-	__u32 in_flight = kv_slots_in_use(queue);
-	int verdict = kv_reply(ctx, pair, queue, engine);
+	__u32 in_flight = kv_batches_in_use(end->queue);
+	int verdict = kv_reply(ctx, end, engine);
 
 	kv_stage_end(own, KV_STAGE_PREPARE);
 	kv_be_slower(own);
 	if (verdict == XDP_TX)
-		queue->counters[in_flight == 1 ? KV_COUNTER_RESPONSES_WAITED : KV_COUNTER_RESPONSES_CARRIED]++;
+		end->queue->counters[in_flight == 1 ? KV_COUNTER_RESPONSES_WAITED : KV_COUNTER_RESPONSES_CARRIED]++;
 	return verdict;
 }
 
@@ -259,25 +254,26 @@ int kv_flush(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
 	struct kv_dpu_queue *queue, *own;
-	struct kv_queue_pair *pair;
+	struct kv_dpu_end end;
 	__u32 index, core, parked_batches;
 	int is_found, verdict = XDP_DROP;
 
 	if (data + sizeof(index) > data_end)
 		return XDP_ABORTED;
 	index = *(__u32 *)data;
-	is_found = kv_look_up(&index, &queue, &pair);
+	is_found = kv_look_up(&index, &end);
 	core = index % KV_CPUS;
 	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&core);
 	if (!is_found || !own)
 		return XDP_ABORTED;
+	queue = end.queue;
 	/* Kernels before 6.3 run this with bottom halves on: the flag makes an interrupting kv_receive park only. */
 	KV_WRITE_ONCE(queue->flushing, 1);
-	parked_batches = kv_slots_in_use(queue);
-	if (parked_batches && kv_oldest_is_finished(pair, queue)) {
+	parked_batches = kv_batches_in_use(queue);
+	if (parked_batches && kv_oldest_is_finished(end.pair, queue)) {
 		if (!own->has_time) /* if it has, kv_drain() asked for this flush */
 			kv_depth_met_flush(queue, parked_batches);
-		verdict = kv_reply(ctx, pair, queue, KV_WITH_SETTING(index, "/=", KV_CPUS));
+		verdict = kv_reply(ctx, &end, KV_WITH_SETTING(index, "/=", KV_CPUS));
 		if (verdict == XDP_TX)
 			queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
 	}
@@ -294,8 +290,7 @@ int kv_flush(struct xdp_md *ctx)
 int kv_send(struct xdp_md *ctx)
 {
 	__u32 index, zero = 0;
-	struct kv_queue_pair *pair;
-	struct kv_dpu_queue *queue;
+	struct kv_dpu_end end;
 	__u32 *turn;
 	int verdict;
 
@@ -304,24 +299,25 @@ int kv_send(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	index = *turn < KV_ENGINES * KV_CPUS ? *turn : 0;
 	*turn = index + 1;
-	if (!kv_look_up(&index, &queue, &pair))
+	if (!kv_look_up(&index, &end))
 		return XDP_ABORTED;
-	if (!kv_slots_in_use(queue) || !kv_oldest_is_finished(pair, queue))
+	if (!kv_batches_in_use(end.queue) || !kv_oldest_is_finished(end.pair, end.queue))
 		return XDP_DROP;
-	verdict = kv_reply(ctx, pair, queue, KV_WITH_SETTING(index, "/=", KV_CPUS));
+	verdict = kv_reply(ctx, &end, KV_WITH_SETTING(index, "/=", KV_CPUS));
 	if (verdict == XDP_TX)
-		queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
+		end.queue->counters[KV_COUNTER_RESPONSES_FLUSHED]++;
 	return verdict;
 }
 
 /* ---- Helpers ---- */
 
-/* Look up the queue pair of this index and its private side. Return 0 if there is none. */
-static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_queue **queue, struct kv_queue_pair **pair)
+/* Look up the DPU's end of the queue pair of this index. Return 0 if there is none. */
+static __always_inline int kv_look_up(__u32 *index, struct kv_dpu_end *end)
 {
-	*queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(index);
-	*pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(index);
-	return *queue && *pair;
+	end->queue = (struct kv_dpu_queue *)kv_dpu_queues.lookup(index);
+	end->pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(index);
+	end->parked = (struct kv_parked *)kv_parked.lookup(index);
+	return end->queue && end->pair && end->parked;
 }
 
 /*

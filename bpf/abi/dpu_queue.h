@@ -44,22 +44,30 @@ enum kv_stage {
 	KV_STAGES
 };
 
-/* The part of a batch that stays on the DPU (section 4.2.1 of the paper): addresses, and an opaque for each request. */
+/*
+ * The part of a batch that stays on the DPU (section 4.2.1 of the paper), besides an opaque for each request: addresses
+ * of its response, and what it takes in the queue pair.
+ */
 struct kv_parked_batch {
 	__u8 eth_destination[6];    /*  0, already swapped: "prepare response" */
 	__u8 eth_source[6];	    /*  6 */
-	__u16 vlan_type;	    /* 12, KV_ETHERTYPE_VLAN in network order, or 0 */
-	__u16 vlan_tag;		    /* 14, network order */
+	__u16 vlan_tag;		    /* 12, network order */
+	__u16 ip_sum;		    /* 14, sum of the IP header's words except the length, folded */
 	__u32 ip_source;	    /* 16, already swapped, network order */
 	__u32 ip_destination;	    /* 20 */
 	__u16 udp_source_port;	    /* 24, already swapped, network order */
 	__u16 udp_destination_port; /* 26 */
-	__u32 ip_checksum_base;	    /* 28, sum of the IP header's words except the length */
-	__u32 request_count;	    /* 32 */
-	__u8 padding[28];	    /* 36 */
-	__u32 opaque[KV_BATCH_MAX]; /* 64 */
+	__u8 request_count;	    /* 28 */
+	__u8 has_vlan_tag;	    /* 29, 1 or 0 */
+	__u16 body_records;	    /* 30, records that it takes besides one for each request */
 };
-KV_ASSERT(sizeof(struct kv_parked_batch) == 64 + 4 * KV_BATCH_MAX);
+KV_ASSERT(sizeof(struct kv_parked_batch) == 32);
+
+/* Parked batches of one queue pair: by number % KV_BATCHES, and opaques by the index of the request's record. */
+struct kv_parked {
+	struct kv_parked_batch batches[KV_BATCHES];
+	__u32 opaques[KV_RECORDS + KV_REQUEST_SLACK];
+};
 
 /* The private side of one queue pair. Only the core that owns the pair uses it, with bottom halves off. */
 struct kv_dpu_queue {
@@ -76,8 +84,10 @@ struct kv_dpu_queue {
 	__u32 since_flush;	     /* 40, frames since the last flush */
 	__u32 sampled;		     /* 44, frames since the last one whose stages were timed */
 	__u32 finished;		     /* 48, the engine's counter when it was last read */
-	__u32 padding;		     /* 52 */
-	__u64 counters[KV_COUNTERS]; /* 56 */
+	__u32 records_taken;	     /* 52, number of the next request record */
+	__u32 records_freed;	     /* 56, number of the oldest one that is in use */
+	__u32 requests_here;	     /* 60, requests of the batch at work, where batches are processed in XDP */
+	__u64 counters[KV_COUNTERS]; /* 64 */
 	__u64 stage_frames;	     /* frames whose stages were timed */
 	__u64 stage_requests;	     /* requests in them */
 	__u64 stage_last_ns;	     /* when the current stage began, in ns; 0: this frame is not timed */
@@ -94,14 +104,12 @@ struct kv_dpu_queue {
 	__u32 waiting_engine; /* argument of the tail call kv_wait: the engine to wait for */
 	__u64 scratch;	      /* a place for KV_UNKNOWN to read from */
 	__u64 stage_ns[KV_STAGES];
-	struct kv_parked_batch parked[KV_SLOTS];
-	__u8 slack[8]; /* the verifier rounds the length of a parked batch up, and must find it inside the structure */
 };
 
 #ifndef KV_ABI_CDEF
 
-/* Bytes of struct kv_parked_batch that a batch uses, rounded up to whole words. */
-#define KV_PARKED_BYTES(request_count) (offsetof(struct kv_parked_batch, opaque) + KV_ROUNDUP8(4 * (request_count)))
+/* Bytes of a batch's opaques, rounded up to whole words. */
+#define KV_OPAQUE_BYTES(request_count) KV_ROUNDUP8(4 * (request_count))
 
 #endif /* KV_ABI_CDEF */
 

@@ -46,12 +46,12 @@ struct kv_dpu_store {
 	__u64 log_bytes;
 	__u64 round_tail; /* 48, tail when the cleanup's current round through the buckets began */
 	/* State of the current batch and request: in a map, where the verifier does not track it */
-	__u32 wire_bytes;    /* 56, bytes of the responses so far on the wire */
-	__u32 payload_bytes; /* 60, bytes of their values in the payload */
-	__u64 scratch;	     /* 64, a place for KV_UNKNOWN to read from */
-	__u64 place_word;    /* 72, result of kv_find() in store/dpu_store.h, as the next two */
-	__u32 place_way;     /* 80 */
-	__u32 place_own;     /* 84 */
+	__u32 wire_bytes;   /* 56, bytes of the responses so far on the wire */
+	__u32 values_bytes; /* 60, bytes of their long values */
+	__u64 scratch;	    /* 64, a place for KV_UNKNOWN to read from */
+	__u64 place_word;   /* 72, result of kv_find() in store/dpu_store.h, as the next two */
+	__u32 place_way;    /* 80 */
+	__u32 place_own;    /* 84 */
 	/* As in struct kv_engine_stats */
 	__u64 batches;
 	__u64 requests;

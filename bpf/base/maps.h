@@ -33,23 +33,34 @@ _Static_assert(KV_TRANSPORT_RINGBUF == 1 && KV_TRANSPORT_AF_XDP == 2, "the macro
 #define KV_TRANSPORT_RINGBUF 1
 #define KV_TRANSPORT_AF_XDP 2
 
+/* Records in front of each batch's own: in a BPF ring buffer they are copied together with struct kv_sample_head. */
+#define KV_SAMPLE_RECORDS (KV_TRANSPORT == KV_TRANSPORT_RINGBUF)
+
 /*
  * Types of the tables' values. bcc has clang write out a zeroed value of each table, word by word unless it consists of
  * bytes: with the structures themselves every compilation takes 1.5 s longer. bcc cannot describe an array whose length
  * contains sizeof of a structure, hence the enumerators.
  */
-enum { KV_QUEUE_PAIR_BYTES = sizeof(struct kv_queue_pair), KV_DPU_QUEUE_BYTES = sizeof(struct kv_dpu_queue) };
+enum {
+	KV_QUEUE_PAIR_BYTES = sizeof(struct kv_queue_pair),
+	KV_DPU_QUEUE_BYTES = sizeof(struct kv_dpu_queue),
+	KV_PARKED_BYTES = sizeof(struct kv_parked)
+};
 struct kv_queue_pair_bytes {
 	__u8 bytes[KV_QUEUE_PAIR_BYTES];
 };
 struct kv_dpu_queue_bytes {
 	__u8 bytes[KV_DPU_QUEUE_BYTES];
 };
+struct kv_parked_bytes {
+	__u8 bytes[KV_PARKED_BYTES];
+};
 
 /* struct kv_queue_pair: shared with the processing engines, which map the array once. */
 BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
-/* struct kv_dpu_queue: private to the communication engine. */
+/* struct kv_dpu_queue and struct kv_parked: private to the communication engine. Reading statistics copies the first. */
 BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_ENTRIES_AT_LOAD);
+BPF_ARRAY(kv_parked, struct kv_parked_bytes, KV_ENTRIES_AT_LOAD);
 /* Tail calls of kv_receive. */
 enum kv_program { KV_PROGRAM_WAIT = 0, KV_PROGRAMS };
 BPF_PROG_ARRAY(kv_programs, KV_PROGRAMS);

@@ -98,6 +98,7 @@ static const __u32 kv_no_depth = 0; /* the host parks batches until they are fin
 #define KV_DEPTH_MIN kv_no_depth
 #define KV_DEPTH_MAX kv_no_depth
 #define KV_TRANSPORT KV_TRANSPORT_RING
+#define KV_SAMPLE_RECORDS 0
 #define KV_TRANSFER_PER_REQUEST 0
 #define KV_PREPARE_OVERLAPS 1
 #define KV_PROCESS_HERE 0 /* the host's engines are not part of its communication engine */

@@ -10,8 +10,10 @@
 #include "door/drop.h"
 #include "door/receive.h"
 
-#define KV_SAMPLE_MASK 0x3fffu /* mask of the length of a batch in a ring buffer */
-_Static_assert(sizeof(struct kv_request_slot) <= KV_SAMPLE_MASK, "a masked length is any batch's");
+/* Mask of a sample's length less 1. */
+#define KV_SAMPLE_MASK 0x1fffu
+_Static_assert((KV_SAMPLE_RECORDS + KV_BATCH_MAX) * sizeof(struct kv_request) + KV_FRAME_MAX <= KV_SAMPLE_MASK + 1,
+	       "a masked length is any batch's");
 
 /* Returned by kv_pass_frame(): the frame has been copied into the ring, and may now carry an answer back. */
 enum kv_pass_verdict { KV_PASSED_TO_RING = -1 };
@@ -23,10 +25,10 @@ static __always_inline void *kv_ring_of(__u32 engine);
 static __always_inline int kv_write_note(struct xdp_md *ctx, const struct kv_frame_note *note);
 
 /* Pass the whole frame, unparsed, to the host's communication engine. Return a verdict or KV_PASSED_TO_RING. */
-static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_packet *packet, struct kv_queue_pair *pair,
-					 struct kv_dpu_queue *queue)
+static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_packet *packet,
+					 const struct kv_dpu_end *end)
 {
-	__u32 slot = queue->published & KV_SLOT_MASK;
+	struct kv_dpu_queue *queue = end->queue;
 	__u64 frame_bytes = packet->frame_bytes;
 	__u32 refusal;
 
@@ -39,16 +41,15 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 			return XDP_ABORTED;
 		return kv_redirect(ctx, queue);
 	}
-	refusal = kv_refusal(pair, queue);
+	refusal = kv_refusal(end->pair, queue);
 	if (refusal)
 		return kv_drop(queue, refusal);
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
-	if (bpf_xdp_load_bytes(ctx, 0, pair->requests[slot].payload, frame_bytes))
+	if (bpf_xdp_load_bytes(ctx, 0, kv_next_batch(end).records, frame_bytes))
 		return XDP_ABORTED;
-	pair->requests[slot].frame_bytes = frame_bytes;
 	queue->counters[KV_COUNTER_REDIRECTED]++;
 	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += frame_bytes;
-	send_request_queue_to_host(pair, queue, slot, 0, 0);
+	send_request_queue_to_host(end, 0, frame_bytes);
 	return KV_PASSED_TO_RING;
 }
 
@@ -57,71 +58,69 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
  * enough goes without records, and the host parses and counts it. Return the XDP verdict.
  */
 static __always_inline int kv_pass_records(struct xdp_md *ctx, const struct kv_packet *packet,
-					   struct kv_queue_pair *pair, struct kv_dpu_queue *queue, __u32 request_count,
-					   __u32 has_payload, struct kv_dpu_queue *own)
+					   const struct kv_dpu_end *end, __u32 request_count, __u32 body_bytes,
+					   struct kv_dpu_queue *own)
 {
-	__u32 slot = queue->published & KV_SLOT_MASK;
-	__u32 records_offset = KV_ROUNDUP8(packet->frame_bytes);
-	__u64 parked_bytes, record_bytes, records;
+	struct kv_request_batch batch = kv_next_batch(end);
+	struct kv_dpu_queue *queue = end->queue;
+	__u32 parked_offset = KV_ROUNDUP8(packet->frame_bytes);
+	__u32 opaques_offset = parked_offset + sizeof(*batch.parked);
+	__u64 opaque_bytes, record_bytes, records;
 	struct kv_frame_note note = {
 		.frame_bytes = packet->frame_bytes,
 		.engine = packet->engine,
 		.count = request_count,
-		.has_payload = has_payload,
+		.has_body = body_bytes != 0,
 		.header_offset = packet->header_offset,
 	};
 
 	kv_stage_end(own, KV_STAGE_PARSE);
-	if (kv_prepare_batch(ctx, packet, request_count, &queue->parked[slot]))
+	if (kv_prepare_batch(ctx, packet, batch.parked))
 		return XDP_ABORTED;
 	kv_stage_end(own, KV_STAGE_PREPARE);
 	/* Derive both lengths from the bounded number of records: clang would merge two comparisons into one. */
 	records = kv_copy_bytes(request_count, KV_BATCH_MAX - 1);
-	parked_bytes = KV_PARKED_BYTES(records);
+	opaque_bytes = kv_copy_bytes(KV_OPAQUE_BYTES(request_count), KV_OPAQUE_BYTES(KV_BATCH_MAX) - 1);
 	record_bytes = records * sizeof(struct kv_request);
-	KV_OPAQUE(parked_bytes);
 	KV_OPAQUE(record_bytes);
-	if (kv_set_length(ctx, records_offset + parked_bytes + record_bytes) == 0) {
-		if (bpf_xdp_store_bytes(ctx, records_offset, &queue->parked[slot], parked_bytes) ||
-		    bpf_xdp_store_bytes(ctx, records_offset + parked_bytes, pair->requests[slot].records, record_bytes))
+	if (kv_set_length(ctx, opaques_offset + opaque_bytes + record_bytes) == 0) {
+		if (bpf_xdp_store_bytes(ctx, parked_offset, batch.parked, sizeof(*batch.parked)) ||
+		    bpf_xdp_store_bytes(ctx, opaques_offset, batch.opaques, opaque_bytes) ||
+		    bpf_xdp_store_bytes(ctx, opaques_offset + opaque_bytes, batch.records, record_bytes))
 			return XDP_ABORTED;
-		note.records_offset = records_offset;
+		note.records_offset = parked_offset;
 		kv_count_batch(queue, packet, request_count, own);
 		queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += record_bytes + 1;
-		if (has_payload)
-			queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += packet->body_bytes;
+		queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += body_bytes;
 	}
 	if (kv_write_note(ctx, &note))
 		return XDP_ABORTED;
 	return kv_redirect(ctx, queue);
 }
 
-/* Copy the batch in the next slot into the engine's ring buffer. Return 0, or another number if it was not taken. */
-static __always_inline int kv_pass_batch(const struct kv_packet *packet, struct kv_queue_pair *pair,
-					 struct kv_dpu_queue *queue, __u32 request_count, __u32 has_payload)
+/* Copy the next batch into the engine's ring buffer. Return 0, or another number if it was not taken. */
+static __always_inline int kv_pass_batch(const struct kv_packet *packet, const struct kv_dpu_end *end,
+					 __u32 request_count, __u32 body_bytes)
 {
-	__u32 slot = queue->published & KV_SLOT_MASK;
-	struct kv_request_slot *requests = &pair->requests[slot];
+	struct kv_sample_head *sample = (struct kv_sample_head *)(kv_next_batch(end).records - KV_SAMPLE_RECORDS);
 	__u64 sample_bytes;
 	void *ring;
 	long status;
 
-	requests->count = request_count;
-	requests->has_payload = has_payload;
-	requests->pair = bpf_get_smp_processor_id();
+	*sample = (struct kv_sample_head){
+		.count = request_count,
+		.has_body = body_bytes != 0,
+		.body_bytes = body_bytes,
+		.pair = bpf_get_smp_processor_id(),
+	};
 	ring = kv_ring_of(packet->engine);
 	if (!ring)
 		return -1;
-	sample_bytes = offsetof(struct kv_request_slot, records) + (request_count & 0x7f) * sizeof(struct kv_request);
-	if (has_payload)
-		sample_bytes = sizeof(struct kv_request_slot);
-	KV_OPAQUE(sample_bytes);
-	sample_bytes &= KV_SAMPLE_MASK;
-	if (sample_bytes > sizeof(struct kv_request_slot))
-		return -1;
-	status = bpf_ringbuf_output(ring, requests, sample_bytes, BPF_RB_NO_WAKEUP);
+	sample_bytes = sizeof(*sample) + request_count * sizeof(struct kv_request) + body_bytes;
+	sample_bytes = kv_copy_bytes(sample_bytes, KV_SAMPLE_MASK);
+	status = bpf_ringbuf_output(ring, sample, sample_bytes, BPF_RB_NO_WAKEUP);
 	if (status)
-		queue->counters[KV_COUNTER_DROP_RINGBUF_FULL]++;
+		end->queue->counters[KV_COUNTER_DROP_RINGBUF_FULL]++;
 	return status != 0;
 }
 

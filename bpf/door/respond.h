@@ -12,16 +12,20 @@
 
 enum kv_reply_verdict { KV_TAIL_REFUSED = -1 };
 
+static __always_inline struct kv_finished_batch kv_finished(const struct kv_dpu_end *end, __u32 number,
+							    __u32 first_record);
+
 /*
- * Turn the frame into the response in `slot`. Return the XDP verdict: XDP_TX, or XDP_DROP with the reason counted.
- * If the frame cannot grow to the response's length, return KV_TAIL_REFUSED; the response stays parked.
+ * Turn the frame into the response to batch `number`, whose requests begin at record `first_record` less
+ * KV_SAMPLE_RECORDS. Return the XDP verdict: XDP_TX, or XDP_DROP with the reason counted. If the frame cannot grow to the response's length, return KV_TAIL_REFUSED; the response stays parked.
  */
-static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					  __u32 slot)
+static __always_inline int kv_write_reply(struct xdp_md *ctx, const struct kv_dpu_end *end, __u32 number,
+					  __u32 first_record)
 {
-	const struct kv_parked_batch *parked = &queue->parked[slot];
-	__u32 wire_bytes = KV_READ_ONCE(pair->responses[slot].wire_bytes);
-	__u32 shift = parked->vlan_type ? KV_VLAN_BYTES : 0;
+	struct kv_finished_batch batch = kv_finished(end, number, first_record);
+	__u32 wire_bytes = KV_READ_ONCE(end->pair->answers[number & KV_BATCH_MASK].wire_bytes);
+	__u32 shift = batch.parked->has_vlan_tag ? KV_VLAN_BYTES : 0;
+	struct kv_dpu_queue *queue = end->queue;
 	__u32 frame_bytes, request_count, written_bytes;
 	void *data, *data_end;
 
@@ -39,12 +43,12 @@ static __always_inline int kv_write_reply(struct xdp_md *ctx, struct kv_queue_pa
 	data_end = (void *)(long)ctx->data_end;
 	if (data + KV_VLAN_BYTES + KV_PACKET_HEADER_BYTES > data_end)
 		goto bad_response;
-	kv_write_packet_header(data, data + shift, parked, wire_bytes);
-	written_bytes = kv_write_responses(ctx, shift + KV_PACKET_HEADER_BYTES, queue, pair, slot);
+	kv_write_packet_header(data, data + shift, batch.parked, wire_bytes);
+	written_bytes = kv_write_responses(ctx, shift + KV_PACKET_HEADER_BYTES, queue, &batch);
 	if (written_bytes == 0 || written_bytes != wire_bytes)
 		goto bad_response;
 
-	request_count = parked->request_count;
+	request_count = batch.parked->request_count;
 	queue->counters[KV_COUNTER_FRAMES_SENT]++;
 	queue->counters[KV_COUNTER_RESPONSES_SENT] += request_count;
 	queue->counters[KV_COUNTER_BYTES_SENT] += frame_bytes;
@@ -55,15 +59,29 @@ bad_response:
 	return kv_drop(queue, KV_COUNTER_DROP_BAD_RESPONSE);
 }
 
-/* Turn the frame into the oldest finished response and free its slot. Return the XDP verdict. */
-static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, struct kv_queue_pair *pair,
-						struct kv_dpu_queue *queue)
+/* Return the parts of a finished batch. Where its responses are is the engine's word, and masked. */
+static __always_inline struct kv_finished_batch kv_finished(const struct kv_dpu_end *end, __u32 number,
+							    __u32 first_record)
 {
-	int verdict = kv_write_reply(ctx, pair, queue, queue->answered & KV_SLOT_MASK);
+	__u64 request = (first_record & KV_RECORD_MASK) + KV_SAMPLE_RECORDS;
+	__u64 response = KV_READ_ONCE(end->pair->answers[number & KV_BATCH_MASK].first_record) & KV_RECORD_MASK;
+
+	return (struct kv_finished_batch){
+		.parked = &end->parked->batches[number & KV_BATCH_MASK],
+		.requests = &end->pair->requests[request],
+		.opaques = &end->parked->opaques[request],
+		.responses = &end->pair->responses[response],
+	};
+}
+
+/* Turn the frame into the oldest finished response and free what its batch takes. Return the XDP verdict. */
+static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, const struct kv_dpu_end *end)
+{
+	int verdict = kv_write_reply(ctx, end, end->queue->answered, end->queue->records_freed);
 
 	if (verdict == KV_TAIL_REFUSED) /* the sender will send it: its frames can grow */
 		return XDP_DROP;
-	kv_release_oldest(pair, queue);
+	kv_release_oldest(end);
 	return verdict;
 }
 

@@ -42,28 +42,30 @@ static __always_inline int kv_set_reply_length(struct xdp_md *ctx, __u32 frame_b
 
 /* Prepare the response: store what is known of its headers before the engine has answered. */
 static __always_inline void kv_prepare_reply(const void *data, const struct kv_packet_header *header,
-					     __u32 request_count, struct kv_parked_batch *parked)
+					     struct kv_parked_batch *parked)
 {
 	const __u16 *source = (const __u16 *)header->ip_source;
 	const __u16 *destination = (const __u16 *)header->ip_destination;
 	const struct kv_packet_header *eth = data;
+	__u32 sum;
 
 	__builtin_memcpy(parked->eth_destination, eth->eth_source, 6);
 	__builtin_memcpy(parked->eth_source, eth->eth_destination, 6);
-	parked->vlan_type = 0;
+	parked->has_vlan_tag = 0;
 	if ((const void *)header != data) {
-		const __u16 *tag = data + KV_ETH_BYTES - 2;
+		const __u16 *tag = data + KV_ETH_BYTES;
 
-		parked->vlan_type = tag[0];
-		parked->vlan_tag = tag[1];
+		parked->has_vlan_tag = 1;
+		parked->vlan_tag = *tag;
 	}
 	parked->ip_source = *(const __u32 *)header->ip_destination;
 	parked->ip_destination = *(const __u32 *)header->ip_source;
 	parked->udp_source_port = header->udp_destination_port;
 	parked->udp_destination_port = header->udp_source_port;
-	parked->ip_checksum_base = (__u32)source[0] + source[1] + destination[0] + destination[1] +
-				   bpf_htons(KV_IP_VERSION_IHL << 8) + bpf_htons(KV_IP_TTL << 8 | KV_IP_PROTOCOL_UDP);
-	parked->request_count = request_count;
+	sum = (__u32)source[0] + source[1] + destination[0] + destination[1] + bpf_htons(KV_IP_VERSION_IHL << 8) +
+	      bpf_htons(KV_IP_TTL << 8 | KV_IP_PROTOCOL_UDP);
+	sum = (sum & 0xffff) + (sum >> 16);
+	parked->ip_sum = sum + (sum >> 16);
 }
 
 /*
@@ -73,15 +75,14 @@ static __always_inline void kv_write_packet_header(void *data, struct kv_packet_
 						   const struct kv_parked_batch *parked, __u32 wire_bytes)
 {
 	__u16 ip_bytes = bpf_htons(KV_PACKET_HEADER_BYTES - KV_ETH_BYTES + wire_bytes);
-	__u32 sum = parked->ip_checksum_base + ip_bytes;
+	__u32 sum = (__u32)parked->ip_sum + ip_bytes;
 
-	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	__builtin_memcpy(data, parked->eth_destination, 12);
-	if (parked->vlan_type) {
+	if (parked->has_vlan_tag) {
 		__u16 *tag = data + KV_ETH_BYTES - 2;
 
-		tag[0] = parked->vlan_type;
+		tag[0] = bpf_htons(KV_ETHERTYPE_VLAN);
 		tag[1] = parked->vlan_tag;
 	}
 	header->eth_type = bpf_htons(KV_ETHERTYPE_IPV4);

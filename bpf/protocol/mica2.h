@@ -2,14 +2,15 @@
 /*
  * mica2.h - the requests and responses of a MICA2 packet, behind the packet header: from bytes to records and back.
  *
- * The packet is read once: kv_parse_requests() writes records into the slot that the batch is published from. The
- * engine does not look at that slot before send_request_queue_to_host().
+ * The packet is read once: kv_parse_requests() writes the records where the batch is published from. The engine does
+ * not look there before send_request_queue_to_host().
  */
 #ifndef KV_MICA2_H
 #define KV_MICA2_H
 
 #include "abi/dpu_queue.h"
 #include "net/headers.h"
+#include "queue/dpu_end.h"
 
 /* ---- Requests ---- */
 
@@ -25,7 +26,7 @@ static __always_inline int kv_is_batch_header(__u64 header)
 /* One request, parsed. */
 struct kv_parsed_item {
 	__u32 bytes;   /* bytes in the packet; 0: it runs past the end */
-	__u32 payload; /* 1: its key or value is too long for a record */
+	__u32 is_long; /* 1: its key or value is too long for a record */
 	__u64 key;
 	__u64 value;
 };
@@ -41,7 +42,7 @@ static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 hea
 
 	parsed->key = 0;
 	parsed->value = 0;
-	parsed->payload = 0;
+	parsed->is_long = 0;
 	parsed->bytes = KV_ITEM_HEADER_BYTES + key_room + KV_ROUNDUP8(value_bytes);
 	if (value_bytes > KV_FRAME_MAX || offset + parsed->bytes > body_bytes) {
 		parsed->bytes = 0;
@@ -49,15 +50,15 @@ static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 hea
 	}
 	if (key_bytes > KV_INLINE_MAX) {
 		parsed->key = offset + KV_ITEM_HEADER_BYTES;
-		parsed->payload = 1;
+		parsed->is_long = 1;
 	} else if (key_bytes && (void *)(words + 1) <= data_end) {
 		parsed->key = KV_LOW_BYTES(words[0], key_bytes);
 	}
 	if (value_bytes > KV_INLINE_MAX) {
 		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
-		parsed->payload = 1;
+		parsed->is_long = 1;
 	} else if (value_bytes && key_bytes > KV_INLINE_MAX) {
-		/* A short value behind a long key stays in the payload: its place in the packet varies. */
+		/* A short value behind a long key stays in the body: its place in the packet varies. */
 		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
 	} else if (value_bytes && key_room == 0 && (void *)(words + 1) <= data_end) {
 		parsed->value = KV_LOW_BYTES(words[0], value_bytes);
@@ -67,16 +68,15 @@ static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 hea
 }
 
 static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
-					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
-					  struct kv_parked_batch *parked);
+					  struct kv_dpu_queue *queue, struct kv_request *records, __u32 *opaques);
 
 /*
- * Parse all requests of the packet into the records of `slot`. Return how many, or a negated drop counter. The loop
- * advances a scalar offset: with packet pointers it exceeds the verifier's million instructions.
+ * Parse all requests of the packet into records and opaques. Return how many, or a negated drop counter; `*has_body`
+ * says whether a record refers to the packet's body. The loop advances a scalar offset: with packet pointers it exceeds the verifier's million instructions.
  */
 static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv_packet *packet,
-					     struct kv_dpu_queue *queue, struct kv_request_slot *slot,
-					     struct kv_parked_batch *parked, __u32 *has_payload)
+					     struct kv_dpu_queue *queue, struct kv_request *records, __u32 *opaques,
+					     __u32 *has_body)
 {
 	void *data_end = (void *)(long)ctx->data_end;
 	__u32 start = packet->header_offset;
@@ -85,17 +85,17 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	void *body;
 	int count;
 
-	*has_payload = 0;
-	count = KV_PROCESS_HERE ? 0 : kv_parse_words(ctx, packet, queue, slot, parked);
+	*has_body = 0;
+	count = KV_PROCESS_HERE ? 0 : kv_parse_words(ctx, packet, queue, records, opaques);
 	if (count)
 		return count;
 	KV_OPAQUE(start);
 	start &= KV_VLAN_BYTES;
 	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
-	queue->scratch = 0; /* no local: the verifier would walk the rest once with a payload and once without */
+	queue->scratch = 0; /* no local: the verifier would walk the rest once with a body and once without */
 	KV_KEEP_LOOP
 	for (count = 0; count < KV_BATCH_MAX; count++) {
-		struct kv_request *record = &slot->records[count];
+		struct kv_request *record = &records[count];
 		struct kv_parsed_item parsed;
 		struct kv_item_header *item;
 		__u64 *words;
@@ -120,14 +120,14 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 			kv_parse_item(item, header, offset, body_bytes, data_end, &parsed);
 			if (parsed.bytes == 0)
 				return -KV_COUNTER_DROP_TRUNCATED;
-			if (parsed.payload)
+			if (parsed.is_long)
 				queue->scratch = 1;
 		}
 		record->header = header;
 		record->key_hash = item->key_hash;
 		record->key = parsed.key;
 		record->value = parsed.value;
-		parked->opaque[count] = item->opaque;
+		opaques[count] = item->opaque;
 		/* Mask it here, so that all paths through one iteration end in the same verifier state. */
 		offset += parsed.bytes;
 		KV_OPAQUE(offset);
@@ -136,7 +136,7 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	/* Ignore up to 23 stray bytes behind the last request, as MICA2 does. */
 	if (count == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= body_bytes)
 		return -KV_COUNTER_DROP_BATCH_LENGTH;
-	*has_payload = KV_READ_ONCE(queue->scratch);
+	*has_body = KV_READ_ONCE(queue->scratch);
 	/*
 	 * Hide the count: the verifier knows it at each exit of the loop and would walk the rest once for every count.
 	 */
@@ -148,11 +148,9 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
  * batch, which kv_parse_requests() then parses from its start. kv_write_words() is its counterpart.
  */
 static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
-					  struct kv_dpu_queue *queue, struct kv_request_slot *slot,
-					  struct kv_parked_batch *parked)
+					  struct kv_dpu_queue *queue, struct kv_request *records, __u32 *opaques)
 {
 	void *data_end = (void *)(long)ctx->data_end;
-	struct kv_request *record = slot->records;
 	__u32 start = packet->header_offset;
 	__u64 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
 	void *body;
@@ -172,18 +170,18 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 		header = KV_READ_ONCE(*(__u64 *)item);
 		if ((void *)(words + 1) > data_end)
 			return 0;
-		record[i].header = header;
-		record[i].key_hash = item->key_hash;
-		parked->opaque[i] = item->opaque;
-		record[i].key = words[0];
-		record[i].value = 0;
+		records[i].header = header;
+		records[i].key_hash = item->key_hash;
+		opaques[i] = item->opaque;
+		records[i].key = words[0];
+		records[i].value = 0;
 		lengths = header >> 32;
 		KV_OPAQUE(lengths);
 		offset += KV_ITEM_HEADER_BYTES + 8;
 		if (lengths != KV_HEADER(0, 0, 8, 0) >> 32) {
 			if (lengths != KV_HEADER(0, 0, 8, 8) >> 32 || (void *)(words + 2) > data_end)
 				return 0;
-			record[i].value = words[1];
+			records[i].value = words[1];
 			offset += 8;
 		}
 		KV_OPAQUE(offset);
@@ -196,30 +194,39 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 
 /* ---- Responses ---- */
 
+/* A finished batch: its requests, which a response repeats in part, and its responses. */
+struct kv_finished_batch {
+	const struct kv_parked_batch *parked;
+	const struct kv_request *requests;
+	const __u32 *opaques;
+	const struct kv_response *responses;
+};
+
 static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
-					    const struct kv_queue_pair *pair, __u32 slot);
+					    const struct kv_finished_batch *batch);
 
 /* Write the responses behind the packet header. Return the bytes written, or 0 if a response contradicts its length. */
 static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
-						const struct kv_queue_pair *pair, __u32 slot)
+						const struct kv_finished_batch *batch)
 {
-	const struct kv_parked_batch *parked = &queue->parked[slot];
-	__u32 offset = KV_PROCESS_HERE ? 0 : kv_write_words(ctx, body_offset, queue, pair, slot);
+	__u32 offset = KV_PROCESS_HERE ? 0 : kv_write_words(ctx, body_offset, queue, batch);
+	const __u8 *values;
 	__u32 i;
 
 	if (offset)
 		return offset;
+	values = (const __u8 *)(batch->responses + kv_records_in_front(batch->parked->request_count));
 	offset = KV_UNKNOWN_ZERO(queue);
 	KV_KEEP_LOOP
 	for (i = 0; i < KV_BATCH_MAX; i++) {
-		const struct kv_response *response = &pair->responses[slot].records[i];
+		const struct kv_response *response = &batch->responses[i];
 		void *data_end = (void *)(long)ctx->data_end;
 		struct kv_item_header *item;
-		__u32 value_bytes, payload_offset;
+		__u32 value_bytes, value_offset;
 		__u64 room;
 		__u64 header;
 
-		if (i >= parked->request_count)
+		if (i >= batch->parked->request_count)
 			break;
 		header = KV_READ_ONCE(response->header) & KV_RESPONSE_HEADER_MASK;
 		value_bytes = header >> 32;
@@ -229,8 +236,8 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 		if ((void *)(item + 1) > data_end)
 			return 0;
 		*(__u64 *)item = header;
-		item->key_hash = pair->requests[slot].records[i].key_hash;
-		*(__u64 *)&item->opaque = parked->opaque[i];
+		item->key_hash = batch->requests[i].key_hash;
+		*(__u64 *)&item->opaque = batch->opaques[i];
 		offset += KV_ITEM_HEADER_BYTES;
 		if (value_bytes == 0)
 			continue;
@@ -246,9 +253,8 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 		room = KV_ROUNDUP8(value_bytes);
 		if (room > KV_FRAME_MAX)
 			return 0;
-		payload_offset = KV_READ_ONCE(response->value) & KV_OFFSET_MASK;
-		if (bpf_xdp_store_bytes(ctx, body_offset + offset,
-					(void *)&pair->responses[slot].payload[payload_offset],
+		value_offset = KV_READ_ONCE(response->value) & KV_OFFSET_MASK;
+		if (bpf_xdp_store_bytes(ctx, body_offset + offset, (void *)(values + value_offset),
 					kv_copy_bytes(room, KV_OFFSET_MASK)))
 			return 0;
 		queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += room;
@@ -263,15 +269,15 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
  * of 58.
  */
 static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
-					    const struct kv_queue_pair *pair, __u32 slot)
+					    const struct kv_finished_batch *batch)
 {
-	const struct kv_parked_batch *parked = &queue->parked[slot];
-	const struct kv_response *response = pair->responses[slot].records;
-	const struct kv_request *request = pair->requests[slot].records;
+	const struct kv_response *response = batch->responses;
+	const struct kv_request *request = batch->requests;
+	const __u32 *opaque = batch->opaques;
 	void *body = (void *)(long)ctx->data + body_offset;
 	void *data_end = (void *)(long)ctx->data_end;
 	__u64 offset = KV_UNKNOWN_ZERO(queue);
-	__u64 request_count = parked->request_count;
+	__u64 request_count = batch->parked->request_count;
 	__u64 i;
 
 	KV_KEEP_LOOP
@@ -289,7 +295,7 @@ static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offse
 			return 0;
 		*(__u64 *)item = header;
 		item->key_hash = request[i].key_hash;
-		*(__u64 *)&item->opaque = parked->opaque[i];
+		*(__u64 *)&item->opaque = opaque[i];
 		offset += KV_ITEM_HEADER_BYTES;
 		header >>= 32;
 		KV_OPAQUE(header); /* else clang compares the unshifted word with constants that take a register each */

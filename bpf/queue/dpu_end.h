@@ -12,20 +12,75 @@
 #include "abi/queue_pair.h"
 #include "base/side.h"
 
-#define KV_SLOT_MASK (KV_SLOTS - 1)
-_Static_assert((KV_SLOTS & KV_SLOT_MASK) == 0, "slots are picked by a mask");
+#define KV_BATCH_MASK (KV_BATCHES - 1)
+#define KV_RECORD_MASK (KV_RECORDS - 1)
+_Static_assert((KV_BATCHES & KV_BATCH_MASK) == 0 && (KV_RECORDS & KV_RECORD_MASK) == 0, "entries are picked by a mask");
+
+/* The DPU's end of one queue pair. */
+struct kv_dpu_end {
+	struct kv_queue_pair *pair; /* shared with the engine */
+	struct kv_dpu_queue *queue; /* private */
+	struct kv_parked *parked;   /* private */
+};
+
+/* Where the parts of one batch of requests are. */
+struct kv_request_batch {
+	struct kv_request *records;
+	__u32 *opaques;
+	struct kv_parked_batch *parked;
+};
 
 /* Return the batches that are parked: published and not yet answered. */
-static __always_inline __u32 kv_slots_in_use(const struct kv_dpu_queue *queue)
+static __always_inline __u32 kv_batches_in_use(const struct kv_dpu_queue *queue)
 {
 	return queue->published - queue->answered;
 }
 
+/*
+ * Return whether the queue pair has no room for another batch of any size. With nothing in flight the next batch begins
+ * at the start of the ring: a core that is not busy stays in a few cache lines.
+ */
+static __always_inline int kv_queue_is_full(struct kv_dpu_queue *queue)
+{
+	__u32 batches = kv_batches_in_use(queue);
+
+	if (batches == 0) {
+		queue->records_taken = 0;
+		queue->records_freed = 0;
+	}
+	return batches >= KV_BATCHES || queue->records_taken - queue->records_freed > KV_RECORDS - KV_BATCH_RECORDS_MAX;
+}
+
+/* Return the place of the next batch of requests, behind the one published last. */
+static __always_inline struct kv_request_batch kv_next_batch(const struct kv_dpu_end *end)
+{
+	__u64 record = end->queue->records_taken & KV_RECORD_MASK;
+
+	KV_OPAQUE(record);
+	record &= KV_RECORD_MASK;
+	record += KV_SAMPLE_RECORDS;
+	return (struct kv_request_batch){
+		.records = &end->pair->requests[record],
+		.opaques = &end->parked->opaques[record],
+		.parked = &end->parked->batches[end->queue->published & KV_BATCH_MASK],
+	};
+}
+
+/*
+ * Return how many records are in front of a batch's body, or of its responses' long values. A batch that is processed
+ * here keeps a distance that clang knows: another pointer would be too much for the stack.
+ */
+static __always_inline __u64 kv_records_in_front(__u32 request_count)
+{
+	return KV_PROCESS_HERE ? KV_BATCH_MAX : kv_copy_bytes(request_count, KV_BATCH_MAX - 1);
+}
+
 /* For comparison only: hand each request over separately; the host waits for each one. */
-static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, struct kv_dpu_queue *queue,
+static __always_inline void kv_hand_over_each(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 					      __u32 request_count)
 {
 	__u32 ready = KV_UNKNOWN_ZERO(queue);
+	__u32 batch = queue->published - 1;
 	int i;
 
 	KV_KEEP_LOOP
@@ -34,25 +89,35 @@ static __always_inline void kv_hand_over_each(struct kv_request_slot *slot, stru
 			break;
 		ready++;
 		KV_PUBLISH_BARRIER();
-		KV_WRITE_ONCE(slot->ready, ready);
+		KV_WRITE_ONCE(pair->request_control.ready, KV_READY(batch, ready));
 	}
 }
 
 /*
- * The paper's first call: hand the batch in the current slot to the host with one store. The caller has filled in the
- * records, opaques and addresses.
+ * The paper's first call: hand the batch at kv_next_batch() to the host with one store. The caller has filled in the
+ * records and opaques, and `body_bytes` behind the records, or 0.
  */
-static __always_inline void send_request_queue_to_host(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-						       __u32 slot, __u32 request_count, __u32 has_payload)
+static __always_inline void send_request_queue_to_host(const struct kv_dpu_end *end, __u32 request_count,
+						       __u32 body_bytes)
 {
-	pair->requests[slot].count = request_count;
-	pair->requests[slot].has_payload = has_payload;
-	pair->requests[slot].ready = 0;
+	struct kv_dpu_queue *queue = end->queue;
+	__u32 number = queue->published & KV_BATCH_MASK;
+	__u32 body_records = KV_BODY_RECORDS(body_bytes) + KV_SAMPLE_RECORDS;
+
+	end->pair->batches[number] = (struct kv_batch_entry){
+		.count = request_count,
+		.has_body = body_bytes != 0,
+		.body_bytes = body_bytes,
+		.first_record = queue->records_taken + KV_SAMPLE_RECORDS,
+	};
+	end->parked->batches[number].request_count = request_count;
+	end->parked->batches[number].body_records = body_records;
+	queue->records_taken += request_count + body_records;
 	KV_PUBLISH_BARRIER();
 	queue->published++;
-	KV_WRITE_ONCE(pair->request_control.published, queue->published);
+	KV_WRITE_ONCE(end->pair->request_control.published, queue->published);
 	if (KV_TRANSFER_PER_REQUEST)
-		kv_hand_over_each(&pair->requests[slot], queue, request_count);
+		kv_hand_over_each(end->pair, queue, request_count);
 }
 
 /* Return the unanswered batches that were finished when the engine's counter was last read. */
@@ -60,7 +125,7 @@ static __always_inline __u32 kv_known_finished(const struct kv_dpu_queue *queue)
 {
 	__u32 finished = queue->finished - queue->answered;
 
-	return finished <= kv_slots_in_use(queue) ? finished : 0;
+	return finished <= kv_batches_in_use(queue) ? finished : 0;
 }
 
 /*
@@ -75,7 +140,7 @@ static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, str
 		return 1;
 	seen = KV_READ_ONCE(pair->response_control.published);
 	finished = seen - queue->answered;
-	if (finished == 0 || finished > kv_slots_in_use(queue))
+	if (finished == 0 || finished > kv_batches_in_use(queue))
 		return 0;
 	queue->finished = seen;
 	return 1;
@@ -88,11 +153,11 @@ static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, c
 }
 
 /* Return 0 if the engine can take another batch, else the drop counter that says why not. */
-static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
 {
 	if (kv_engine_is_gone(pair, queue))
 		return KV_COUNTER_DROP_NO_ENGINE;
-	return kv_slots_in_use(queue) >= KV_SLOTS ? KV_COUNTER_DROP_QUEUE_FULL : 0;
+	return kv_queue_is_full(queue) ? KV_COUNTER_DROP_QUEUE_FULL : 0;
 }
 
 /*
@@ -128,12 +193,19 @@ static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct
 	return 0;
 }
 
-/* Free the oldest batch's slot: its response has been taken. */
-static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+/*
+ * Free what the oldest batch takes: its response has been taken. The records are freed first: where kv_send() runs on
+ * another core, kv_queue_is_full() sets both numbers as soon as no batch is in use.
+ */
+static __always_inline void kv_release_oldest(const struct kv_dpu_end *end)
 {
+	struct kv_dpu_queue *queue = end->queue;
+	const struct kv_parked_batch *oldest = &end->parked->batches[queue->answered & KV_BATCH_MASK];
+
+	queue->records_freed += oldest->request_count + oldest->body_records;
 	KV_PUBLISH_BARRIER();
 	queue->answered++;
-	KV_WRITE_ONCE(pair->request_control.answered, queue->answered);
+	KV_WRITE_ONCE(end->pair->request_control.answered, queue->answered);
 }
 
 /*
@@ -143,7 +215,7 @@ static __always_inline void kv_release_oldest(struct kv_queue_pair *pair, struct
 static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 				     const struct kv_dpu_queue *own)
 {
-	__u32 draining = own->has_time && kv_slots_in_use(queue) > 1;
+	__u32 draining = own->has_time && kv_batches_in_use(queue) > 1;
 
 	if (queue->draining == draining)
 		return;

@@ -17,7 +17,7 @@
 #include "service/semantics.h"
 #include "store/dpu_store.h"
 
-#define KV_PAYLOAD_MASK (KV_OFFSET_MASK & ~7u) /* mask of the offset of a word in a payload */
+#define KV_BODY_MASK (KV_OFFSET_MASK & ~7u) /* mask of the offset of a word in a body, or among long values */
 #define KV_LENGTH_MASK KV_OFFSET_MASK
 
 /* Copy between two map values that both have room for KV_LENGTH_MASK bytes. */
@@ -36,37 +36,47 @@ struct kv_batch {
 	__u64 appended;			  /* the store's counter of appended items when the batch began */
 	const struct kv_dpu_queue *queue; /* for KV_UNKNOWN_ZERO */
 	struct kv_dpu_store *store;
-	struct kv_request_slot *requests;
-	struct kv_response_slot *responses;
+	const struct kv_request *requests;
+	struct kv_response *responses;
 };
+
+/* Return the packet's body, and the place for long values. */
+static __always_inline const __u8 *kv_body_of(const struct kv_batch *batch)
+{
+	return (const __u8 *)(batch->requests + kv_records_in_front(0));
+}
+
+static __always_inline __u8 *kv_values_of(const struct kv_batch *batch)
+{
+	return (__u8 *)(batch->responses + kv_records_in_front(0));
+}
 
 /* Read the count from memory each time: the verifier would walk the code once per value of a number that it knows. */
 static __always_inline __u32 kv_request_count(const struct kv_batch *batch)
 {
-	return KV_READ_ONCE(batch->requests->count);
+	return KV_READ_ONCE(batch->queue->requests_here);
 }
 
 static __always_inline void kv_touch_buckets(const struct kv_batch *batch);
 static __always_inline void kv_guess_words(const struct kv_batch *batch);
 static __always_inline void kv_touch_items(const struct kv_batch *batch);
 static __always_inline void kv_execute_batch(struct kv_batch *batch);
+static __always_inline void kv_finish_here(const struct kv_dpu_end *end, const struct kv_dpu_store *store);
 
 /*
- * Process the batch in a slot of a queue pair that only this core uses. Return 0, or a drop counter if nothing was
- * done.
+ * Process the queue pair's next batch; only this core uses the pair. Its responses have the same numbers as its
+ * requests. Return 0, or a drop counter if nothing was done.
  */
-static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engine, __u32 slot, __u32 request_count,
-						 struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engine, __u32 request_count,
+						 const struct kv_dpu_end *end)
 {
 	struct kv_batch batch = { .engine = KV_DPU_ENGINES == 1 ? 0 : engine };
 	struct kv_dpu_store_bytes *leaf;
 
-	KV_OPAQUE(slot);
-	slot &= KV_SLOT_MASK;
-	batch.requests = &pair->requests[slot];
-	batch.responses = &pair->responses[slot];
-	batch.requests->count = request_count;
-	batch.queue = queue;
+	batch.requests = kv_next_batch(end).records;
+	batch.responses = &end->pair->responses[end->queue->records_taken & KV_RECORD_MASK];
+	end->queue->requests_here = request_count;
+	batch.queue = end->queue;
 	batch.store_index = KV_DPU_SHARED ? 0 : batch.engine;
 	leaf = kv_store_at(batch.store_index);
 	if (!leaf)
@@ -76,21 +86,34 @@ static __always_inline int kv_process_batch_here(struct xdp_md *ctx, __u32 engin
 	batch.store = (struct kv_dpu_store *)leaf;
 	batch.appended = batch.store->appended;
 	batch.store->wire_bytes = 0;
-	batch.store->payload_bytes = 0;
+	batch.store->values_bytes = 0;
 
 	kv_touch_buckets(&batch);
 	kv_guess_words(&batch);
 	kv_touch_items(&batch);
 	kv_execute_batch(&batch);
-	kv_cleanup(batch.store_index, batch.store, batch.store->appended - batch.appended, queue);
+	kv_cleanup(batch.store_index, batch.store, batch.store->appended - batch.appended, end->queue);
 
-	batch.responses->wire_bytes = batch.store->wire_bytes;
+	kv_finish_here(end, batch.store);
 	batch.store->batches++;
-	batch.store->requests += request_count;
+	batch.store->requests += end->queue->requests_here;
 	batch.store->buckets = KV_DPU_BUCKETS;
 	batch.store->log_bytes = KV_DPU_LOG_BYTES;
 	kv_store_release(batch.store);
 	return 0;
+}
+
+/* Note what the processed batch takes, as an engine would. */
+static __always_inline void kv_finish_here(const struct kv_dpu_end *end, const struct kv_dpu_store *store)
+{
+	struct kv_answer_entry *answer = &end->pair->answers[end->queue->published & KV_BATCH_MASK];
+	struct kv_parked_batch *parked = kv_next_batch(end).parked;
+	__u32 request_count = end->queue->requests_here;
+
+	answer->wire_bytes = store->wire_bytes;
+	answer->first_record = end->queue->records_taken;
+	parked->request_count = request_count;
+	parked->body_records = KV_BATCH_MAX - request_count + KV_VALUE_RECORDS(store->values_bytes);
 }
 
 /* ---- Ahead of time ---- */
@@ -114,7 +137,7 @@ static __always_inline void kv_touch_buckets(const struct kv_batch *batch)
 
 		if (i >= kv_request_count(batch))
 			break;
-		line = kv_line_of(batch->store_index, kv_bucket_of(batch->requests->records[i].key_hash), 0);
+		line = kv_line_of(batch->store_index, kv_bucket_of(batch->requests[i].key_hash), 0);
 		if (line)
 			KV_TOUCH(line->words[0]);
 	}
@@ -137,11 +160,11 @@ static __always_inline void kv_guess_words(const struct kv_batch *batch)
 		if (i >= kv_request_count(batch))
 			break;
 		index = kv_unknown_index(batch, i);
-		key_hash = batch->requests->records[index].key_hash;
+		key_hash = batch->requests[index].key_hash;
 		line = kv_line_of(batch->store_index, kv_bucket_of(key_hash), 0);
 		if (!line)
 			break;
-		batch->responses->records[index].value = kv_guess_word(line, kv_tag_of(key_hash));
+		batch->responses[index].value = kv_guess_word(line, kv_tag_of(key_hash));
 	}
 }
 
@@ -156,7 +179,7 @@ static __always_inline void kv_touch_items(const struct kv_batch *batch)
 
 		if (i >= kv_request_count(batch))
 			break;
-		item = kv_item_of(batch->store_index, batch->responses->records[kv_unknown_index(batch, i)].value);
+		item = kv_item_of(batch->store_index, batch->responses[kv_unknown_index(batch, i)].value);
 		if (item)
 			KV_TOUCH(item->key_hash);
 	}
@@ -177,8 +200,8 @@ static __always_inline void kv_execute_batch(struct kv_batch *batch)
 
 	KV_KEEP_LOOP
 	for (i = 0; i < KV_BATCH_MAX; i++) {
-		const struct kv_request *request = &batch->requests->records[i];
-		struct kv_response *response = &batch->responses->records[i];
+		const struct kv_request *request = &batch->requests[i];
+		struct kv_response *response = &batch->responses[i];
 		__u64 header;
 
 		if (i >= kv_request_count(batch))
@@ -312,7 +335,7 @@ static __always_inline __u32 kv_forget_items(struct kv_batch *batch)
 	return kv_forget_all(batch->store) ? KV_SUCCESS : KV_NOT_PROCESSED;
 }
 
-/* Fill in `key` from the request: the key's bytes are in the record or in the batch's payload. */
+/* Fill in `key` from the request: the key's bytes are in the record or in the packet's body. */
 static __always_inline void kv_take_key(const struct kv_batch *batch, const struct kv_request *request,
 					struct kv_key *key)
 {
@@ -322,10 +345,10 @@ static __always_inline void kv_take_key(const struct kv_batch *batch, const stru
 	key->bytes = KV_HEADER_KEY_BYTES(request->header);
 	key->first_word = request->key;
 	if (key->bytes > KV_INLINE_MAX) {
-		offset = request->key & KV_PAYLOAD_MASK;
-		key->first_word = *(const __u64 *)(batch->requests->payload + offset);
+		offset = request->key & KV_BODY_MASK;
+		key->first_word = *(const __u64 *)(kv_body_of(batch) + offset);
 	}
-	key->rest = batch->requests->payload + offset + 8;
+	key->rest = kv_body_of(batch) + offset + 8;
 }
 
 /* ---- GET, TEST, DELETE, INCREMENT ---- */
@@ -389,13 +412,12 @@ static __always_inline __u32 kv_value_offset(const struct kv_key *key, __u64 wor
 	return ((__u32)word + sizeof(struct kv_item) + KV_ROUNDUP8(key->bytes)) & KV_SEGMENT_MASK;
 }
 
-/* Copy the item's value into the response or its payload, if there is room. Return the header word. */
+/* Copy the item's value into the response or behind the responses, if there is room. Return the header word. */
 static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_response *response,
 					   const struct kv_key *key, const __u8 *segment, __u64 word)
 {
-	__u32 room = kv_room_for_value(batch->room, batch->store->payload_bytes);
-	__u32 value_offset, value_bytes, payload_offset;
-	__u8 *payload;
+	__u32 room = kv_room_for_value(batch->room);
+	__u32 value_offset, value_bytes, values_offset;
 
 	value_bytes = ((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_MASK;
 	if (value_bytes > room)
@@ -406,12 +428,11 @@ static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_res
 			response->value = *(const __u64 *)(segment + value_offset);
 		return KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, value_bytes);
 	}
-	payload_offset = batch->store->payload_bytes & KV_PAYLOAD_MASK;
-	payload = batch->responses->payload;
-	response->value = payload_offset;
-	batch->store->payload_bytes = payload_offset + KV_ROUNDUP8(value_bytes);
-	*(__u64 *)(payload + ((batch->store->payload_bytes - 8) & KV_PAYLOAD_MASK)) = 0; /* the padding */
-	kv_copy(payload + payload_offset, value_bytes, segment + value_offset);
+	values_offset = batch->store->values_bytes & KV_BODY_MASK;
+	response->value = values_offset;
+	batch->store->values_bytes = values_offset + KV_ROUNDUP8(value_bytes);
+	*(__u64 *)(kv_values_of(batch) + ((batch->store->values_bytes - 8) & KV_BODY_MASK)) = 0; /* the padding */
+	kv_copy(kv_values_of(batch) + values_offset, value_bytes, segment + value_offset);
 	return KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, value_bytes);
 }
 
@@ -427,7 +448,7 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 	    KV_NUMBER_BYTES)
 		return KV_HEADER(KV_OP_INCREMENT, KV_ERROR, 0, 0);
 	if (key->bytes > KV_INLINE_MAX) /* see kv_parse_item() */
-		increment = *(const __u64 *)(batch->requests->payload + (increment & KV_PAYLOAD_MASK));
+		increment = *(const __u64 *)(kv_body_of(batch) + (increment & KV_BODY_MASK));
 	*value += increment;
 	response->value = *value;
 	return KV_HEADER(KV_OP_INCREMENT, KV_PRESENT_INCREMENT, 0, KV_NUMBER_BYTES);
@@ -475,7 +496,7 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 		return KV_HEADER(operation, KV_SUCCESS, 0, 0);
 	}
 	*(__u64 *)(segment + ((value_offset + capacity - 8) & KV_SEGMENT_MASK)) = 0; /* the padding */
-	kv_copy(segment + value_offset, value_bytes, batch->requests->payload + (request->value & KV_PAYLOAD_MASK));
+	kv_copy(segment + value_offset, value_bytes, kv_body_of(batch) + (request->value & KV_BODY_MASK));
 	return KV_HEADER(operation, KV_SUCCESS, 0, 0);
 }
 

@@ -33,7 +33,7 @@ static __always_inline int kv_is_rejected(const struct kv_batch *batch, __u64 ke
 static __always_inline __u32 kv_forget_items(struct kv_batch *batch);
 /*
  * Execute a known operation on a key of at least one byte: call kv_refuse(), then the store. Return the response's
- * header word; a value goes into the response or its payload.
+ * header word; a value goes into the response or behind the responses.
  */
 static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const struct kv_request *request,
 					       struct kv_response *response);
@@ -62,7 +62,7 @@ static __always_inline __u32 kv_refuse_value(struct kv_batch *batch, __u64 heade
 
 /*
  * Execute one request: any operation on any lengths. Return the response's header word; a value goes into the response
- * or its payload.
+ * or behind the responses.
  */
 static __always_inline __u64 kv_execute(struct kv_batch *batch, const struct kv_request *request,
 					struct kv_response *response)
@@ -169,15 +169,11 @@ static __always_inline __u32 kv_room_for_next(__u32 wire_bytes, __u32 responses_
 
 /*
  * Return the longest value, in bytes, that fits into a response with `room` bytes on the wire, which is at least
- * KV_INLINE_REPLY_BYTES, and into the slot's payload behind the `payload_bytes` that it holds.
+ * KV_INLINE_REPLY_BYTES. Behind the responses there is always room for what a packet can carry.
  */
-static __always_inline __u32 kv_room_for_value(__u32 room, __u32 payload_bytes)
+static __always_inline __u32 kv_room_for_value(__u32 room)
 {
-	__u32 value_room = KV_PAYLOAD_BYTES - payload_bytes;
-
-	if (value_room > ((room - KV_ITEM_HEADER_BYTES) & ~7u))
-		value_room = (room - KV_ITEM_HEADER_BYTES) & ~7u;
-	return value_room;
+	return (room - KV_ITEM_HEADER_BYTES) & ~7u;
 }
 
 #endif

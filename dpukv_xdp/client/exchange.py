@@ -27,7 +27,7 @@ from dpukv_xdp.wire.codec import (
 )
 
 PACKETS_OUTSTANDING_MAX = abi.KV_PIPELINE_MAX
-"""Most datagrams in flight: well below KV_SLOTS, so that one client alone cannot fill a queue pair.
+"""Most datagrams in flight: well below KV_BATCHES, so that one client alone cannot fill a queue pair.
 """
 
 REJECTED_PAUSE_SECONDS = 0.01

@@ -75,6 +75,7 @@ SETTINGS_AT_LOAD = (
 ENTRIES_AT_LOAD = {
     "kv_queue_pairs": ("KV_ENGINES", "KV_CPUS"),
     "kv_dpu_queues": ("KV_ENGINES", "KV_CPUS"),
+    "kv_parked": ("KV_ENGINES", "KV_CPUS"),
     "kv_request_rings": ("KV_ENGINES",),
     "kv_dpu_lines": ("KV_DPU_STORES", "KV_DPU_LINES"),
     "kv_dpu_segments": ("KV_DPU_STORES", "KV_DPU_SEGMENTS"),

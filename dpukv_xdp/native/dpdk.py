@@ -226,7 +226,7 @@ class DpdkDevice:
                 options.encode(),
                 queues,
                 descriptors,
-                len(ports) * abi.KV_SLOTS,
+                len(ports) * lib.KV_DPDK_HELD,
                 interface.mtu if pci else 0,
                 reason,
             )

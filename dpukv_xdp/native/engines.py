@@ -71,6 +71,11 @@ class ProcessingEngine:
         for index in range(count):
             state = self.native.pairs[first + index]
             state.pair = pairs + index
+            if self.native.bus.latency_ticks or self.native.bus.ticks_per_mib:
+                for name in ("arrives_ticks", "leaves_ticks"):
+                    times = ffi.new("uint64_t[]", abi.KV_BATCHES)
+                    self._parts.append(times)
+                    setattr(state, name, times)
             if senders != ffi.NULL:
                 state.sender = senders + index
         self.native.pair_count = first + count

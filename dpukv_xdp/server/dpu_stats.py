@@ -7,7 +7,7 @@ from dpukv_xdp.kernel import loader
 from dpukv_xdp.wire import abi
 
 HIDDEN = (
-    "lock", "owner", "round_tail", "wire_bytes", "payload_bytes", "scratch", "place_word",
+    "lock", "owner", "round_tail", "wire_bytes", "values_bytes", "scratch", "place_word",
     "place_way", "place_own", "counts",
 )  # fmt: skip
 """Fields of struct kv_dpu_store that are not one counter each."""

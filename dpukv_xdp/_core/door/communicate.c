@@ -21,15 +21,16 @@
 #define KV_BURST_FRAMES \
 	16 /* frames received at once, so few that their records stay in the nearest caches until they are answered */
 #define KV_STAGE_TURNS 16 /* one turn of 16 that have frames has its stages timed */
+#define KV_RING_FRAMES 64 /* frames of one ring that are being served at once; the others wait in the ring */
+#define KV_FRAME_RECORDS KV_VALUE_RECORDS(KV_FRAME_MAX) /* response records that an answer's room takes */
 
 /*
- * One mapped ring of whole frames. Answers become ready in any order and are handed back in the order of the requests.
+ * One mapped ring of whole frames. Answers become ready in any order and are handed back in the order of the requests;
+ * `end.processed` counts frames received.
  */
 struct kv_frame_ring {
-	uint32_t taken;	    /* frames received */
-	uint32_t published; /* slots handed back */
-	uint8_t is_done[KV_SLOTS];
-	struct kv_overdue overdue;
+	struct kv_engine_pair end;
+	uint8_t is_done[KV_RING_FRAMES]; /* by number % KV_RING_FRAMES */
 };
 
 struct kv_communicator_state {
@@ -37,8 +38,8 @@ struct kv_communicator_state {
 	void *source; /* the port's source of frames */
 	struct kv_side side;
 	struct kv_frame_ring rings[KV_CPUS_MAX];
-	struct kv_frame parked[KV_ENGINES_MAX][KV_SLOTS]; /* frames whose batches are with an engine */
-	struct kv_frame ready[KV_BURST_FRAMES];		  /* frames that are answers ready to be sent */
+	struct kv_frame *parked[KV_ENGINES_MAX]; /* [KV_BATCHES] for each engine: frames whose batches are with it */
+	struct kv_frame ready[KV_BURST_FRAMES];	 /* frames that are answers ready to be sent */
 	uint32_t ready_count;
 	uint32_t first_ring; /* ring that frames are taken from first */
 	uint32_t cpu;
@@ -55,6 +56,7 @@ static void kv_time_turn(struct kv_communicator *communicator);
 struct kv_communicator *kv_communicator_create(uint32_t engines)
 {
 	struct kv_communicator *communicator;
+	int has_memory;
 
 	if (engines == 0 || engines > KV_ENGINES_MAX) {
 		errno = EINVAL;
@@ -67,7 +69,13 @@ struct kv_communicator *kv_communicator_create(uint32_t engines)
 	communicator->state = calloc(1, sizeof(*communicator->state));
 	communicator->pairs = aligned_alloc(64, engines * sizeof(*communicator->pairs));
 	communicator->queues = calloc(engines, sizeof(*communicator->queues));
-	if (!communicator->state || !communicator->pairs || !communicator->queues) {
+	communicator->parked = calloc(engines, sizeof(*communicator->parked));
+	has_memory = communicator->state && communicator->pairs && communicator->queues && communicator->parked;
+	for (uint32_t i = 0; has_memory && i < engines; i++) {
+		communicator->state->parked[i] = calloc(KV_BATCHES, sizeof(struct kv_frame));
+		has_memory = communicator->state->parked[i] != NULL;
+	}
+	if (!has_memory) {
 		kv_communicator_destroy(communicator);
 		errno = ENOMEM;
 		return NULL;
@@ -80,6 +88,9 @@ void kv_communicator_destroy(struct kv_communicator *communicator)
 {
 	if (!communicator)
 		return;
+	for (uint32_t i = 0; communicator->state && i < communicator->engines; i++)
+		free(communicator->state->parked[i]);
+	free(communicator->parked);
 	free(communicator->queues);
 	free(communicator->pairs);
 	free(communicator->state);
@@ -110,8 +121,11 @@ int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu)
 	};
 	for (uint32_t i = 0; i < communicator->ring_count; i++) {
 		struct kv_queue_pair *ring = &communicator->rings[i];
+		struct kv_engine_pair *end = &state->rings[i].end;
 
-		state->rings[i].taken = state->rings[i].published = ring->response_control.published;
+		end->pair = ring;
+		end->processed = end->published = ring->response_control.published;
+		kv_responses_begin(end);
 		ring->response_control.engine_cpu = cpu;
 		__atomic_store_n(&ring->response_control.alive, 1, __ATOMIC_RELEASE);
 	}
@@ -169,7 +183,7 @@ void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_tic
 	struct kv_communicator_state *state = communicator->state;
 
 	for (uint32_t i = 0; i < communicator->ring_count && communicator->senders; i++)
-		kv_overdue_wake(&state->rings[i].overdue, &communicator->rings[i], state->rings[i].published,
+		kv_overdue_wake(&state->rings[i].end.overdue, &communicator->rings[i], state->rings[i].end.published,
 				&communicator->senders[i], communicator->ring_engine, state->cpu,
 				communicator->flush_after_ticks, now_ticks);
 }
@@ -194,6 +208,7 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
 			  int counter);
 static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
+static struct kv_dpu_end kv_end_of(struct kv_communicator *communicator, uint32_t engine);
 
 /* Hand one frame's batch to its engine's request queue, or drop the frame and count the reason. */
 static void kv_accept(struct kv_communicator *communicator, const struct kv_frame *frame)
@@ -202,9 +217,8 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	struct kv_dpu_queue *own = &communicator->queues[0];
 	struct xdp_md ctx = { frame->data, frame->data + frame->bytes, frame->data + frame->room, &state->side };
 	struct kv_packet packet = {};
-	struct kv_queue_pair *pair;
-	struct kv_dpu_queue *queue;
-	uint32_t has_payload = 0;
+	struct kv_dpu_end end;
+	uint32_t body_bytes;
 	int verdict, count;
 
 	if (communicator->noted) {
@@ -220,23 +234,22 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 		kv_drop_frame(communicator, frame, 0, frame->bytes ? KV_COUNTER_PASSED : KV_COUNTER_DROP_FRAME_LENGTH);
 		return;
 	}
-	pair = &communicator->pairs[packet.engine];
-	queue = &communicator->queues[packet.engine];
+	end = kv_end_of(communicator, packet.engine);
 	verdict = kv_check_headers(&ctx, &packet);
-	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(pair, queue))
+	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(end.pair, end.queue))
 		verdict = KV_COUNTER_DROP_NO_ENGINE;
 	if (verdict != KV_PARSE_OURS) {
 		kv_drop_frame(communicator, frame, packet.engine, verdict);
 		return;
 	}
-	count = kv_take_requests(&ctx, &packet, pair, queue, &has_payload);
+	count = kv_take_requests(&ctx, &packet, &end, &body_bytes);
 	if (count <= 0) {
 		kv_drop_frame(communicator, frame, packet.engine, -count);
 		return;
 	}
 	kv_park(communicator, frame, packet.engine);
-	kv_count_batch(queue, &packet, count, own);
-	kv_send_batch(&ctx, &packet, pair, queue, count, has_payload, own);
+	kv_count_batch(end.queue, &packet, count, own);
+	kv_send_batch(&ctx, &packet, &end, count, body_bytes, own);
 }
 
 /* Read the note once: its writer may change it at any time. */
@@ -252,42 +265,51 @@ static void kv_read_note(const struct kv_frame *frame, struct kv_frame_note *not
 static int kv_take_noted(struct kv_communicator *communicator, const struct kv_frame *frame,
 			 const struct kv_frame_note *note)
 {
-	const uint8_t *records = frame->data + note->records_offset + KV_PARKED_BYTES(note->count);
+	const uint8_t *parked = frame->data + note->records_offset;
+	const uint8_t *opaques = parked + sizeof(struct kv_parked_batch);
+	const uint8_t *records = opaques + KV_OPAQUE_BYTES(note->count);
 	uint32_t body_offset = note->header_offset + KV_PACKET_HEADER_BYTES;
+	uint32_t body_bytes = note->has_body ? note->frame_bytes - body_offset : 0;
 	uint32_t record_bytes = note->count * (uint32_t)sizeof(struct kv_request);
-	struct kv_queue_pair *pair = &communicator->pairs[note->engine];
-	struct kv_dpu_queue *queue = &communicator->queues[note->engine], *own = &communicator->queues[0];
-	struct kv_request_slot *slot;
+	struct kv_dpu_queue *own = &communicator->queues[0];
+	struct kv_request_batch batch;
+	struct kv_dpu_end end;
 	uint32_t refusal;
 
 	if (note->engine >= communicator->engines || note->count == 0 || note->count > KV_BATCH_MAX ||
 	    note->frame_bytes > KV_FRAME_MAX || note->frame_bytes > frame->bytes || body_offset > note->frame_bytes ||
 	    records + record_bytes > frame->data + frame->bytes)
 		return 0;
-	refusal = kv_refusal(pair, queue);
+	end = kv_end_of(communicator, note->engine);
+	refusal = kv_refusal(end.pair, end.queue);
 	if (refusal) {
 		kv_drop_frame(communicator, frame, note->engine, (int)refusal);
 		return 1;
 	}
 	kv_park(communicator, frame, note->engine);
-	slot = &pair->requests[queue->published & KV_SLOT_MASK];
-	memcpy(&queue->parked[queue->published & KV_SLOT_MASK], frame->data + note->records_offset,
-	       KV_PARKED_BYTES(note->count));
-	memcpy(slot->records, records, record_bytes);
-	if (note->has_payload)
-		memcpy(slot->payload, frame->data + body_offset, note->frame_bytes - body_offset);
-	queue->parked[queue->published & KV_SLOT_MASK].request_count = note->count;
+	batch = kv_next_batch(&end);
+	memcpy(batch.parked, parked, sizeof(*batch.parked));
+	memcpy(batch.opaques, opaques, KV_OPAQUE_BYTES(note->count));
+	memcpy(batch.records, records, record_bytes);
+	memcpy(batch.records + kv_records_in_front(note->count), frame->data + body_offset, body_bytes);
 	kv_stage_count(own, note->count);
-	send_request_queue_to_host(pair, queue, queue->published & KV_SLOT_MASK, note->count, note->has_payload);
+	send_request_queue_to_host(&end, note->count, body_bytes);
 	return 1;
 }
 
-/* Remember the frame whose batch goes into the engine's next slot. */
+/* Remember the frame of the engine's next batch. */
 static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine)
 {
-	uint32_t slot = communicator->queues[engine].published & KV_SLOT_MASK;
+	uint32_t entry = communicator->queues[engine].published & KV_BATCH_MASK;
 
-	communicator->state->parked[engine][slot] = *frame;
+	communicator->state->parked[engine][entry] = *frame;
+}
+
+/* Return this communication engine's end of its queue pair with an engine. */
+static struct kv_dpu_end kv_end_of(struct kv_communicator *communicator, uint32_t engine)
+{
+	return (struct kv_dpu_end){ &communicator->pairs[engine], &communicator->queues[engine],
+				    &communicator->parked[engine] };
 }
 
 static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
@@ -302,16 +324,16 @@ static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_
 static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t engine)
 {
 	struct kv_communicator_state *state = communicator->state;
-	struct kv_queue_pair *pair = &communicator->pairs[engine];
-	struct kv_dpu_queue *queue = &communicator->queues[engine];
+	struct kv_dpu_end end = kv_end_of(communicator, engine);
+	struct kv_dpu_queue *queue = end.queue;
 	uint32_t count = 0;
 
-	while (kv_slots_in_use(queue) && kv_oldest_is_finished(pair, queue)) {
-		struct kv_frame *frame = &state->parked[engine][queue->answered & KV_SLOT_MASK];
+	while (kv_batches_in_use(queue) && kv_oldest_is_finished(end.pair, queue)) {
+		struct kv_frame *frame = &state->parked[engine][queue->answered & KV_BATCH_MASK];
 		struct xdp_md ctx = { frame->reply, frame->reply, frame->reply + frame->room, &state->side };
-		int verdict = kv_write_reply(&ctx, pair, queue, queue->answered & KV_SLOT_MASK);
+		int verdict = kv_write_reply(&ctx, &end, queue->answered, queue->records_freed);
 
-		kv_release_oldest(pair, queue);
+		kv_release_oldest(&end);
 		count++;
 		if (verdict != XDP_TX) {
 			state->port->release(state->source, frame);
@@ -391,53 +413,56 @@ static uint32_t kv_ring_port_receive(void *source, struct kv_frame *frames, uint
 }
 
 /*
- * Frames of one core; a frame's tag names its ring and slot. A counter out of range counts as nothing, until it is in
- * range again. A frame whose length cannot be is none, which the parser drops and counts.
+ * Frames of one core; a frame's tag names its ring and number. Each has room for its answer from the start, so that
+ * answers can be built in any order; without room, frames wait in the ring. A counter out of range counts as nothing,
+ * until it is in range again. A frame whose length cannot be is none, which the parser drops and counts.
  */
 static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
 			       uint32_t room)
 {
-	struct kv_queue_pair *ring = &communicator->rings[index];
-	struct kv_frame_ring *state = &communicator->state->rings[index];
-	uint32_t ready = __atomic_load_n(&ring->request_control.published, __ATOMIC_ACQUIRE) - state->taken;
-	uint32_t count = 0;
+	struct kv_frame_ring *ring = &communicator->state->rings[index];
+	struct kv_queue_pair *pair = ring->end.pair;
+	uint32_t ready = kv_batches_ready(pair, ring->end.processed);
+	uint32_t count = 0, most;
 
-	if (ready > KV_SLOTS)
+	if (ready == 0 || ready > KV_BATCHES)
 		return 0;
-	for (; count < ready && count < room; count++) {
-		uint32_t slot = state->taken++ & KV_SLOT_MASK;
-		uint32_t frame_bytes = KV_READ_ONCE(ring->requests[slot].frame_bytes);
+	most = kv_response_room(&ring->end);
+	if (most > KV_RING_FRAMES - (ring->end.processed - ring->end.published))
+		most = KV_RING_FRAMES - (ring->end.processed - ring->end.published);
+	for (; count < ready && count < room && count < most; count++) {
+		const struct kv_batch_entry *entry = &pair->batches[KV_ENTRY(ring->end.processed)];
 
-		state->is_done[slot] = 0;
+		ring->is_done[ring->end.processed % KV_RING_FRAMES] = 0;
 		frames[count] = (struct kv_frame){
-			.data = ring->requests[slot].payload,
-			.reply = ring->responses[slot].payload,
-			.bytes = frame_bytes <= KV_FRAME_MAX ? frame_bytes : 0,
-			.room = KV_PAYLOAD_BYTES,
-			.tag = (uint64_t)index << 32 | slot,
+			.data = (uint8_t *)kv_batch_records(pair, entry),
+			.reply = (uint8_t *)&pair->responses[KV_RECORD(ring->end.records_taken)],
+			.bytes = kv_batch_body_bytes(entry),
+			.room = KV_FRAME_MAX,
+			.tag = (uint64_t)index << 32 | ring->end.processed,
 		};
+		kv_answer(&ring->end, 0, KV_FRAME_RECORDS);
 	}
 	return count;
 }
 
-/* Store the length of a slot's answer, 0 for none. Hand back all answered slots at the front. */
+/* Store the length of a frame's answer, 0 for none. Hand back all answered frames at the front. */
 static void kv_ring_port_finish(struct kv_communicator *communicator, const struct kv_frame *frame,
 				uint32_t frame_bytes)
 {
-	struct kv_queue_pair *ring = &communicator->rings[frame->tag >> 32];
-	struct kv_frame_ring *state = &communicator->state->rings[frame->tag >> 32];
-	uint32_t slot = frame->tag & KV_SLOT_MASK;
-	uint32_t published = state->published;
+	struct kv_frame_ring *ring = &communicator->state->rings[frame->tag >> 32];
+	struct kv_engine_pair *end = &ring->end;
+	uint32_t number = (uint32_t)frame->tag, published = end->published;
 
-	ring->responses[slot].wire_bytes = frame_bytes;
-	state->is_done[slot] = 1;
-	while (state->published != state->taken && state->is_done[state->published & KV_SLOT_MASK]) {
-		state->is_done[state->published & KV_SLOT_MASK] = 0;
-		state->published++;
+	end->pair->answers[KV_ENTRY(number)].wire_bytes = (uint16_t)frame_bytes;
+	ring->is_done[number % KV_RING_FRAMES] = 1;
+	while (end->published != end->processed && ring->is_done[end->published % KV_RING_FRAMES]) {
+		ring->is_done[end->published % KV_RING_FRAMES] = 0;
+		end->published++;
 	}
-	if (published != state->published) {
-		send_response_queue_to_dpu(ring, state->published);
-		kv_overdue_restart(&state->overdue, kv_ticks());
+	if (published != end->published) {
+		send_response_queue_to_dpu(end->pair, end->published);
+		kv_overdue_restart(&end->overdue, kv_ticks());
 	}
 }
 

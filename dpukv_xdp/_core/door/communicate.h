@@ -26,6 +26,7 @@ struct kv_communicator {
 	uint32_t send_after_parse;   /* 1: send a batch's responses after the next batch has been parsed, as in MICA */
 	struct kv_queue_pair *pairs; /* [engines] */
 	struct kv_dpu_queue *queues; /* [engines], the private side with the counters; stages in the first one */
+	struct kv_parked *parked;    /* [engines], parked batches */
 	struct kv_communicator_state *state;
 };
 

@@ -5,7 +5,10 @@
 
 #include "port/frames.h"
 
-enum kv_dpdk_limit { KV_DPDK_REASON_BYTES = 200 };
+enum kv_dpdk_limit {
+	KV_DPDK_REASON_BYTES = 200,
+	KV_DPDK_HELD = 1024 /* frames with each engine besides those in the device; the next ones wait there */
+};
 
 struct kv_dpdk_stats {
 	uint64_t received;   /* frames, over all queues of the device */

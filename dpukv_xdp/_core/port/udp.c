@@ -19,13 +19,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "abi/queue_pair.h"
+#include "abi/limits.h"
 #include "abi/wire_mica2.h"
 #include "base/memory.h"
 #include "port/udp.h"
 
 #define KV_UDP_BURST 16u
-#define KV_UDP_CHUNKS (4 * KV_SLOTS) /* an engine holds at most KV_SLOTS, and each of three bursts KV_UDP_BURST */
+#define KV_UDP_CHUNKS 256u /* datagrams held at once; the others wait in the socket's buffer */
 #define KV_CHUNK_BYTES 4096u
 #define KV_DATAGRAMS_MAX 32768u
 /* Bytes that the kernel charges a socket for a datagram in its smallest buffer; it doubles the requested size. */
@@ -35,7 +35,7 @@
 /* One byte more than the limit, so that a longer datagram is noticed and dropped for its length. */
 #define KV_DATAGRAM_BYTES (KV_FRAME_MAX - KV_HEADERS_BYTES + 1)
 _Static_assert(KV_FRAME_MAX < KV_CHUNK_BYTES, "a chunk has room for one frame, and for a longer one's first bytes");
-_Static_assert(KV_UDP_CHUNKS >= KV_SLOTS + 4 * KV_UDP_BURST, "no chunk is ever missed");
+_Static_assert(KV_UDP_CHUNKS >= 4 * KV_UDP_BURST, "every burst has its chunks");
 
 /* Messages of one system call. */
 struct kv_messages {

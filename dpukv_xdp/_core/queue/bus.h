@@ -42,7 +42,7 @@ static inline uint64_t kv_bus_arrival(struct kv_bus *bus, enum kv_bus_direction 
 	return *free_ticks + transfers * bus->latency_ticks;
 }
 
-/* Return how many of the batches handed over by the DPU have arrived. */
+/* Return how many of the batches handed over by the DPU have arrived, up to a round's. */
 static inline uint32_t kv_bus_batches_ready(struct kv_bus *bus, int transfer_per_request, struct kv_engine_pair *state,
 					    uint32_t handed_over, uint64_t now_ticks)
 {
@@ -50,14 +50,16 @@ static inline uint32_t kv_bus_batches_ready(struct kv_bus *bus, int transfer_per
 	uint32_t ready = 0;
 
 	while (state->seen - state->processed < handed_over) {
-		uint32_t slot = KV_SLOT(state->seen);
-		uint32_t count = kv_batch_requests(&pair->requests[slot]);
+		uint32_t entry = KV_ENTRY(state->seen);
+		uint32_t count = kv_batch_requests(&pair->batches[entry]);
 
-		state->arrives_ticks[slot] = kv_bus_arrival(bus, KV_BUS_REQUESTS, transfer_per_request ? count : 1,
-							    count * (uint32_t)sizeof(struct kv_request) + 1, now_ticks);
+		state->arrives_ticks[entry] =
+			kv_bus_arrival(bus, KV_BUS_REQUESTS, transfer_per_request ? count : 1,
+				       count * (uint32_t)sizeof(struct kv_request) + 1, now_ticks);
 		state->seen++;
 	}
-	while (ready < handed_over && state->arrives_ticks[KV_SLOT(state->processed + ready)] <= now_ticks)
+	while (ready < handed_over && ready < KV_ROUND_BATCHES &&
+	       state->arrives_ticks[KV_ENTRY(state->processed + ready)] <= now_ticks)
 		ready++;
 	return ready;
 }
@@ -66,7 +68,7 @@ static inline uint32_t kv_bus_batches_ready(struct kv_bus *bus, int transfer_per
 static inline void kv_bus_send(struct kv_bus *bus, int transfer_per_request, struct kv_engine_pair *state,
 			       uint32_t request_count, uint64_t now_ticks)
 {
-	state->leaves_ticks[KV_SLOT(state->processed - 1)] =
+	state->leaves_ticks[KV_ENTRY(state->processed - 1)] =
 		kv_bus_arrival(bus, KV_BUS_RESPONSES, transfer_per_request ? request_count : 1,
 			       request_count * (uint32_t)sizeof(struct kv_response) + 1, now_ticks);
 }
@@ -74,7 +76,7 @@ static inline void kv_bus_send(struct kv_bus *bus, int transfer_per_request, str
 /* Hand back the responses that have arrived at the DPU. */
 static inline void kv_bus_deliver(struct kv_engine_pair *state, uint64_t now_ticks)
 {
-	while (state->published != state->processed && state->leaves_ticks[KV_SLOT(state->published)] <= now_ticks)
+	while (state->published != state->processed && state->leaves_ticks[KV_ENTRY(state->published)] <= now_ticks)
 		send_response_queue_to_dpu(state->pair, ++state->published);
 }
 

@@ -26,32 +26,52 @@ struct kv_engine_pair {
 	uint32_t published;	  /* batches handed back; fewer than processed while the emulated bus carries some */
 	uint32_t seen;		  /* batches that are known to have arrived over the emulated bus */
 	uint32_t refused;	  /* value of the last counter out of range that was counted as an error */
+	uint32_t records_taken;	  /* number of the next response record */
+	uint32_t records_freed;	  /* number of the oldest one in use, as far as is known */
+	uint32_t in_round;	  /* batches of this pair in the current round that are not yet processed */
+	uint32_t padding;
 	struct kv_overdue overdue;
-	uint64_t arrives_ticks[KV_SLOTS];
-	uint64_t leaves_ticks[KV_SLOTS];
+	uint64_t *arrives_ticks; /* [KV_BATCHES] where a bus is emulated, else NULL, as the next one */
+	uint64_t *leaves_ticks;
 };
 
 #ifndef KV_ABI_CDEF
 
-#define KV_SLOT(counter) ((counter) % KV_SLOTS)
+#define KV_ENTRY(number) ((number) % KV_BATCHES)
+#define KV_RECORD(number) ((number) % KV_RECORDS)
 
-/* Return the batches ready to be processed. More than KV_SLOTS means that the counter is broken. */
+/* Return the batches ready to be processed. More than KV_BATCHES means that the counter is broken. */
 static inline uint32_t kv_batches_ready(const struct kv_queue_pair *pair, uint32_t processed)
 {
 	return __atomic_load_n(&pair->request_control.published, __ATOMIC_ACQUIRE) - processed;
 }
 
-/* Return the requests in a slot's batch, or 0 if the count exceeds KV_BATCH_MAX. */
-static inline uint32_t kv_batch_requests(const struct kv_request_slot *slot)
+/* Return the requests of a batch, or 0 if the count exceeds KV_BATCH_MAX. */
+static inline uint32_t kv_batch_requests(const struct kv_batch_entry *entry)
 {
-	uint32_t count = __atomic_load_n(&slot->count, __ATOMIC_RELAXED);
+	uint32_t count = __atomic_load_n(&entry->count, __ATOMIC_RELAXED);
 
 	return count <= KV_BATCH_MAX ? count : 0;
 }
 
-static inline uint32_t kv_batch_has_payload(const struct kv_request_slot *slot)
+/* Return the bytes of a batch's body or whole frame: not more than KV_FRAME_MAX, or 0. */
+static inline uint32_t kv_batch_body_bytes(const struct kv_batch_entry *entry)
 {
-	return __atomic_load_n(&slot->has_payload, __ATOMIC_RELAXED);
+	uint32_t bytes = __atomic_load_n(&entry->body_bytes, __ATOMIC_RELAXED);
+
+	return bytes <= KV_FRAME_MAX ? bytes : 0;
+}
+
+static inline uint32_t kv_batch_has_body(const struct kv_batch_entry *entry)
+{
+	return __atomic_load_n(&entry->has_body, __ATOMIC_RELAXED);
+}
+
+/* Return the records of a batch, or its frame. */
+static inline const struct kv_request *kv_batch_records(const struct kv_queue_pair *pair,
+							const struct kv_batch_entry *entry)
+{
+	return &pair->requests[KV_RECORD(__atomic_load_n(&entry->first_record, __ATOMIC_RELAXED))];
 }
 
 /*
@@ -66,6 +86,44 @@ static inline void send_response_queue_to_dpu(struct kv_queue_pair *pair, uint32
 static inline uint32_t kv_batches_answered(const struct kv_queue_pair *pair)
 {
 	return __atomic_load_n(&pair->request_control.answered, __ATOMIC_RELAXED);
+}
+
+/* Begin to number responses where the last of the `processed` batches ended. */
+static inline void kv_responses_begin(struct kv_engine_pair *state)
+{
+	const struct kv_answer_entry *last = &state->pair->answers[KV_ENTRY(state->processed - 1)];
+
+	state->records_taken = last->first_record + last->records;
+	state->records_freed = state->records_taken - KV_RECORDS; /* all are in use until kv_response_room() looks */
+}
+
+/*
+ * Return how many more batches may be processed before the communication engine takes some of their responses: each may
+ * need KV_BATCH_RECORDS_MAX. With nothing in flight the next response begins at the start of the ring. An `answered`
+ * out of range frees nothing.
+ */
+static inline uint32_t kv_response_room(struct kv_engine_pair *state)
+{
+	uint32_t answered = kv_batches_answered(state->pair);
+	uint32_t unanswered = state->processed - answered;
+	uint32_t in_use;
+
+	if (unanswered == 0)
+		state->records_taken = state->records_freed = 0;
+	else if (unanswered <= KV_BATCHES)
+		state->records_freed = state->pair->answers[KV_ENTRY(answered)].first_record;
+	in_use = state->records_taken - state->records_freed;
+	return in_use <= KV_RECORDS ? (KV_RECORDS - in_use) / KV_BATCH_RECORDS_MAX : 0;
+}
+
+/* Note the responses to the next batch, which take `records` from the next response record on. */
+static inline void kv_answer(struct kv_engine_pair *state, uint32_t wire_bytes, uint32_t records)
+{
+	struct kv_answer_entry *answer = &state->pair->answers[KV_ENTRY(state->processed)];
+
+	*answer = (struct kv_answer_entry){ (uint16_t)wire_bytes, (uint16_t)records, state->records_taken };
+	state->records_taken += records;
+	state->processed++;
 }
 
 /* Restart the timer: responses have just been handed back. */

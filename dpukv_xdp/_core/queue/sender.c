@@ -18,6 +18,7 @@
 #include "base/bpf_run.h"
 #include "queue/sender.h"
 
+#define KV_FLUSH_MAX 64		/* responses of one pair in a row: a real-time thread must leave its core to others */
 #define KV_FLUSH_FRAME_BYTES 64 /* initial length of the buffer; kv_flush sets the frame's length itself */
 /* Sleep between two polls, where it has to poll: after a success, and after many polls without one. */
 #define KV_SENDER_POLL_NS_MIN 50000
@@ -66,7 +67,7 @@ static uint32_t kv_flush_queue_pair(struct kv_sender *sender, uint32_t engine)
 	uint8_t frame[KV_FRAME_MAX];
 	uint32_t sent = 0;
 
-	for (uint32_t i = 0; i < KV_SLOTS; i++) {
+	for (uint32_t i = 0; i < KV_FLUSH_MAX; i++) {
 		uint32_t frame_bytes, verdict;
 
 		if (kv_bpf_run_once(sender->program_fd, request.bytes, sizeof(request.bytes), frame, sizeof(frame),

@@ -23,16 +23,16 @@
 
 /* One batch, wherever its requests are. The other end may still write there, so checked numbers are kept here. */
 struct kv_taken_batch {
-	const struct kv_request_slot *slot;
+	const struct kv_request *records;
 	struct kv_engine_pair *from;
-	uint32_t count; /* requests; 0: the batch is broken and gets an empty answer */
-	uint32_t has_payload;
+	uint32_t count;	     /* requests; 0: the batch is broken and gets an empty answer */
+	uint32_t body_bytes; /* of the packet's body behind the records; 0: there is none */
 };
 
 /* The batches of one round. */
 struct kv_round {
 	uint32_t batches;
-	struct kv_taken_batch taken[KV_SLOTS];
+	struct kv_taken_batch taken[KV_ROUND_BATCHES];
 };
 
 /* Requests between the prefetch of an item, bucket or record and its execution. */
@@ -69,7 +69,10 @@ struct kv_ahead {
 
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
+static uint32_t kv_wake_for_room(struct kv_engine *engine, struct kv_engine_pair *from);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
+static int kv_take_sample(struct kv_engine *engine, const struct kv_sample_head *sample, uint32_t sample_bytes,
+			  struct kv_taken_batch *batch);
 static void kv_round_process(struct kv_engine *engine, const struct kv_round *round);
 static enum kv_plain kv_round_kind(struct kv_engine *engine);
 KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *round, int plain);
@@ -77,8 +80,8 @@ KV_INLINED void kv_ahead_start(struct kv_engine *engine, struct kv_ahead *ahead,
 KV_INLINED struct kv_place kv_ahead_step(struct kv_engine *engine, struct kv_ahead *ahead, int plain);
 static inline uint32_t kv_partition_of(const struct kv_engine *engine, uint64_t key_hash);
 KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t key_hash, int plain);
-KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
-				     const struct kv_taken_batch *batch, struct kv_response_slot *responses, int plain);
+KV_INLINED void kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead, const struct kv_taken_batch *batch,
+				 int plain);
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive);
 
 int kv_engine_begin(struct kv_engine *engine)
@@ -96,6 +99,8 @@ int kv_engine_begin(struct kv_engine *engine)
 
 		state->processed = state->published = state->seen = state->pair->response_control.published;
 		state->refused = state->processed;
+		state->in_round = 0;
+		kv_responses_begin(state);
 	}
 	kv_engine_set_alive(engine, 1);
 	return 0;
@@ -140,7 +145,7 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 {
 	uint32_t next = engine->next_pair;
 
-	for (uint32_t i = 0; i < engine->pair_count && round->batches < KV_SLOTS; i++) {
+	for (uint32_t i = 0; i < engine->pair_count && round->batches < KV_ROUND_BATCHES; i++) {
 		struct kv_engine_pair *from = &engine->pairs[next];
 
 		next = next + 1 < engine->pair_count ? next + 1 : 0;
@@ -153,15 +158,15 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 }
 
 /*
- * Take a queue pair's ready batches, up to its share of the round. A counter out of range counts as "none ready" until
- * it is in range again.
+ * Take a queue pair's ready batches, up to its share of the round and to the room for their responses: without room they
+ * wait in the queue pair. A counter out of range counts as "none ready" until it is in range again.
  */
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
 {
 	uint32_t ready = kv_batches_ready(from->pair, from->processed);
-	uint32_t requests = 0;
+	uint32_t requests = 0, room;
 
-	if (ready > KV_SLOTS) {
+	if (ready > KV_BATCHES) {
 		engine->stats.bad_batches += from->refused != from->processed + ready;
 		from->refused = from->processed + ready;
 		return;
@@ -172,45 +177,81 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 		kv_bus_deliver(from, now_ticks);
 		ready = kv_bus_batches_ready(&engine->bus, engine->transfer_per_request, from, ready, now_ticks);
 	}
-	for (uint32_t i = 0; i < ready && round->batches < KV_SLOTS && requests < KV_ROUND_REQUESTS; i++) {
-		const struct kv_request_slot *slot = &from->pair->requests[KV_SLOT(from->processed + i)];
+	room = kv_response_room(from);
+	if (ready > room)
+		ready = room ? room : kv_wake_for_room(engine, from);
+	for (uint32_t i = 0; i < ready && round->batches < KV_ROUND_BATCHES && requests < KV_ROUND_REQUESTS; i++) {
+		const struct kv_batch_entry *entry = &from->pair->batches[KV_ENTRY(from->processed + i)];
 		struct kv_taken_batch *batch = &round->taken[round->batches++];
 
-		*batch = (struct kv_taken_batch){ slot, from, kv_batch_requests(slot), kv_batch_has_payload(slot) };
+		*batch = (struct kv_taken_batch){ kv_batch_records(from->pair, entry), from, kv_batch_requests(entry),
+						  kv_batch_has_body(entry) ? kv_batch_body_bytes(entry) : 0 };
 		requests += batch->count;
+		from->in_round++;
 	}
 }
 
-/* Take batches of all cores from the BPF ring buffer. A sample that is too short becomes a broken batch. */
+/*
+ * Have the sender make room for responses if they have been parked for too long: kv_engine_idle() does not look while
+ * other queue pairs keep the engine busy. Return 0, the batches that may be processed now.
+ */
+static uint32_t kv_wake_for_room(struct kv_engine *engine, struct kv_engine_pair *from)
+{
+	if (from->sender)
+		engine->stats.wakeups +=
+			kv_overdue_wake(&from->overdue, from->pair, from->published, from->sender, engine->id,
+					engine->cpu, engine->flush_after_ticks, kv_ticks());
+	return 0;
+}
+
+/*
+ * Take batches of all cores from the BPF ring buffer, until one has no room for its responses: it stays there. A sample
+ * that is too short becomes a broken batch.
+ */
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t requests = 0, sample_bytes;
 
-	while (round->batches < KV_SLOTS && requests < KV_ROUND_REQUESTS) {
-		const struct kv_request_slot *slot = kv_ringbuf_next(engine->ring, &sample_bytes);
-		uint32_t count, has_payload, pair;
-		size_t needed_bytes;
+	while (round->batches < KV_ROUND_BATCHES && requests < KV_ROUND_REQUESTS) {
+		struct kv_taken_batch *batch = &round->taken[round->batches];
+		uint64_t before = engine->ring->taken;
+		const void *sample = kv_ringbuf_next(engine->ring, &sample_bytes);
 
-		if (!slot)
+		if (!sample)
 			break;
-		if (sample_bytes < offsetof(struct kv_request_slot, frame_bytes)) {
+		if (!kv_take_sample(engine, sample, sample_bytes, batch)) {
 			engine->stats.bad_batches++;
 			continue;
 		}
-		count = kv_batch_requests(slot);
-		has_payload = kv_batch_has_payload(slot);
-		pair = __atomic_load_n(&slot->pair, __ATOMIC_RELAXED);
-		if (pair >= engine->pair_count) {
-			engine->stats.bad_batches++;
-			continue;
+		if (kv_response_room(batch->from) <= batch->from->in_round) {
+			engine->ring->taken = before;
+			kv_wake_for_room(engine, batch->from);
+			break;
 		}
-		needed_bytes = offsetof(struct kv_request_slot, records) + count * sizeof(struct kv_request);
-		if (sample_bytes < (has_payload ? sizeof(*slot) : needed_bytes))
-			count = 0;
-		requests += count;
-		round->taken[round->batches++] =
-			(struct kv_taken_batch){ slot, &engine->pairs[pair], count, has_payload };
+		batch->from->in_round++;
+		requests += batch->count;
+		round->batches++;
 	}
+}
+
+/* Take a batch from its sample. Return 0 if it does not say for which core it is. */
+static int kv_take_sample(struct kv_engine *engine, const struct kv_sample_head *sample, uint32_t sample_bytes,
+			  struct kv_taken_batch *batch)
+{
+	const struct kv_request *records = (const struct kv_request *)(sample + 1);
+	struct kv_sample_head head;
+
+	if (sample_bytes < sizeof(head))
+		return 0;
+	memcpy(&head, sample, sizeof(head)); /* read once: its writer may change it at any time */
+	if (head.pair >= engine->pair_count)
+		return 0;
+	*batch = (struct kv_taken_batch){ records, &engine->pairs[head.pair], head.count,
+					  head.has_body ? head.body_bytes : 0 };
+	if (head.count > KV_BATCH_MAX ||
+	    sample_bytes < sizeof(head) + head.count * sizeof(*records) + batch->body_bytes)
+		batch->count = 0;
+	return 1;
 }
 
 /*
@@ -267,10 +308,9 @@ KV_INLINED void kv_round_run(struct kv_engine *engine, const struct kv_round *ro
 	for (uint32_t i = 0; i < round->batches; i++) {
 		const struct kv_taken_batch *batch = &round->taken[i];
 		struct kv_engine_pair *state = batch->from;
-		struct kv_response_slot *responses = &state->pair->responses[KV_SLOT(state->processed)];
 
-		responses->wire_bytes = kv_batch_process(engine, &ahead, batch, responses, plain);
-		state->processed++;
+		kv_batch_process(engine, &ahead, batch, plain);
+		state->in_round--;
 		if (kv_bus_is_emulated(&engine->bus))
 			kv_bus_send(&engine->bus, engine->transfer_per_request, state, batch->count, kv_ticks());
 		else
@@ -370,7 +410,7 @@ KV_INLINED const struct kv_request *kv_cursor_next(const struct kv_round *round,
 			return NULL;
 		batch = &round->taken[cursor->batches++];
 		kv_prefetch_records(round, cursor->batches);
-		cursor->next = batch->slot->records;
+		cursor->next = batch->records;
 		cursor->end = cursor->next + batch->count;
 	}
 	return cursor->next++;
@@ -382,7 +422,7 @@ static void kv_prefetch_records(const struct kv_round *round, uint32_t batch)
 	if (batch >= round->batches)
 		return;
 	for (uint32_t i = 0; i < KV_RECORDS_AHEAD - KV_BUCKETS_AHEAD && i < round->taken[batch].count; i++)
-		__builtin_prefetch(&round->taken[batch].slot->records[i]);
+		__builtin_prefetch(&round->taken[batch].records[i]);
 }
 
 /* Return KV_PARTITION() by two multiplications (Lemire, Kaser, Kurz 2019), exact for 16 bits: a division takes longer
@@ -405,40 +445,42 @@ KV_INLINED struct kv_store *kv_store_of(const struct kv_engine *engine, uint64_t
 struct kv_batch {
 	struct kv_engine *engine;
 	const struct kv_taken_batch *taken;
-	struct kv_response_slot *slot;
-	__u64 *likely;		/* where the index may have the request's item, see kv_store_get8() */
-	uint32_t wire_bytes;	/* bytes of the responses so far on the wire */
-	uint32_t payload_bytes; /* of the responses so far */
-	uint32_t room;		/* bytes on the wire that the next response may take */
+	uint8_t *values;       /* memory for long values, behind the responses */
+	__u64 *likely;	       /* where the index may have the request's item, see kv_store_get8() */
+	uint32_t wire_bytes;   /* bytes of the responses so far on the wire */
+	uint32_t values_bytes; /* bytes of their long values */
+	uint32_t room;	       /* bytes on the wire that the next response may take */
 };
 
 static inline struct kv_request kv_take_request(const struct kv_request *record);
 static int kv_engine_may(const struct kv_engine *engine, uint64_t key_hash, uint32_t reads);
 KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request, __u64 *likely,
 			       struct kv_response *response, int plain);
-static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index);
+static int kv_record_is_ready(const struct kv_engine_pair *state, uint32_t index);
 static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response);
 
-/* Process one batch: turn its records into response records. Return the bytes of its responses on the wire. */
-KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead,
-				     const struct kv_taken_batch *taken, struct kv_response_slot *responses, int plain)
+/* Process one batch: turn its records into response records. */
+KV_INLINED void kv_batch_process(struct kv_engine *engine, struct kv_ahead *ahead, const struct kv_taken_batch *taken,
+				 int plain)
 {
-	struct kv_batch batch = { .engine = engine, .taken = taken, .slot = responses };
+	struct kv_engine_pair *state = taken->from;
+	struct kv_response *responses = &state->pair->responses[KV_RECORD(state->records_taken)];
+	struct kv_batch batch = { .engine = engine, .taken = taken, .values = (uint8_t *)(responses + taken->count) };
 	uint32_t is_broken = taken->count == 0;
 	uint32_t executed = 0;
 
 	for (uint32_t i = 0; i < taken->count; i++) {
-		struct kv_response *response = &responses->records[i];
+		struct kv_response *response = &responses[i];
 		struct kv_place place = kv_ahead_step(engine, ahead, plain);
 		struct kv_request request;
 		__u64 *likely;
 
 		if (!plain && engine->transfer_per_request) {
-			is_broken = is_broken || !kv_record_is_ready(taken->slot, i);
+			is_broken = is_broken || !kv_record_is_ready(state, i);
 			if (is_broken)
 				continue;
 		}
-		request = kv_take_request(&taken->slot->records[i]);
+		request = kv_take_request(&taken->records[i]);
 		likely = place.key_hash == request.key_hash ? place.word : NULL;
 		if (!kv_execute_get8(&batch, request, likely, response, plain)) {
 			uint64_t header;
@@ -455,11 +497,12 @@ KV_INLINED uint32_t kv_batch_process(struct kv_engine *engine, struct kv_ahead *
 		 * Nobody polls this counter: it is stored for its cost alone. The other side waits for the whole batch.
 		 */
 		if (!plain && engine->transfer_per_request)
-			__atomic_store_n(&responses->ready, i + 1, __ATOMIC_RELEASE);
+			__atomic_store_n(&state->pair->response_control.ready, KV_READY(state->processed, i + 1),
+					 __ATOMIC_RELEASE);
 	}
 	engine->stats.requests += executed;
 	engine->stats.bad_batches += is_broken;
-	return is_broken ? 0 : batch.wire_bytes;
+	kv_answer(state, is_broken ? 0 : batch.wire_bytes, taken->count + KV_VALUE_RECORDS(batch.values_bytes));
 }
 
 /* Read a record once: the other end may change it, and the checked values must be the ones that are used. */
@@ -504,11 +547,16 @@ KV_INLINED int kv_execute_get8(struct kv_batch *batch, struct kv_request request
 	return 1;
 }
 
-/* Wait for a record that is handed over separately. Return 0 if it does not come in time. */
-static int kv_record_is_ready(const struct kv_request_slot *requests, uint32_t index)
+/*
+ * Wait for a record of the next batch, where each is handed over separately. Return 0 if it does not come in time. All
+ * records of a batch are ready once a later one's are announced.
+ */
+static int kv_record_is_ready(const struct kv_engine_pair *state, uint32_t index)
 {
+	const __u64 *ready = &state->pair->request_control.ready;
+
 	for (uint32_t turn = 0; turn < KV_READY_TURNS; turn++) {
-		if (__atomic_load_n(&requests->ready, __ATOMIC_ACQUIRE) > index)
+		if ((int64_t)(__atomic_load_n(ready, __ATOMIC_ACQUIRE) - KV_READY(state->processed, index)) > 0)
 			return 1;
 	}
 	return 0;
@@ -532,7 +580,7 @@ static uint32_t kv_execute_get(struct kv_task *task);
 static uint32_t kv_execute_set(struct kv_task *task, uint32_t operation);
 static uint32_t kv_execute_increment(struct kv_task *task);
 static const uint8_t *kv_value_of(const struct kv_task *task);
-static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
+static const uint8_t *kv_body_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes);
 
 /* kv_execute() as a function of its own, kept out of the loop over the usual requests. */
 static uint64_t kv_execute_any(struct kv_batch *batch, struct kv_request request, struct kv_response *response)
@@ -588,7 +636,7 @@ static __always_inline __u64 kv_execute_on_key(struct kv_batch *batch, const str
 	task.key_bytes = KV_HEADER_KEY_BYTES(request->header);
 	task.key = (const uint8_t *)&request->key;
 	if (task.key_bytes > KV_INLINE_MAX)
-		task.key = kv_payload_of(batch->taken, request->key, task.key_bytes);
+		task.key = kv_body_of(batch->taken, request->key, task.key_bytes);
 	if (!task.key) {
 		kv_counts_of(batch)->errors++;
 		return KV_HEADER(operation, KV_ERROR, 0, 0);
@@ -630,13 +678,13 @@ static uint32_t kv_refuse_task(struct kv_task *task, uint32_t operation)
 static uint32_t kv_execute_get(struct kv_task *task)
 {
 	struct kv_batch *batch = task->batch;
-	uint8_t *value = batch->slot->payload + batch->payload_bytes;
+	uint8_t *value = batch->values + batch->values_bytes;
 	uint32_t result = kv_refuse_task(task, KV_OP_GET);
 
 	if (result)
 		return result;
 	result = kv_store_get(task->store, task->request->key_hash, task->key, task->key_bytes, value,
-			      kv_room_for_value(batch->room, batch->payload_bytes), &task->value_bytes);
+			      kv_room_for_value(batch->room), &task->value_bytes);
 	if (result != KV_SUCCESS) {
 		task->value_bytes = 0;
 		return result;
@@ -646,8 +694,8 @@ static uint32_t kv_execute_get(struct kv_task *task)
 		return result;
 	}
 	memset(value + task->value_bytes, 0, KV_ROUNDUP8(task->value_bytes) - task->value_bytes);
-	task->response->value = batch->payload_bytes;
-	batch->payload_bytes += KV_ROUNDUP8(task->value_bytes);
+	task->response->value = batch->values_bytes;
+	batch->values_bytes += KV_ROUNDUP8(task->value_bytes);
 	return result;
 }
 
@@ -702,23 +750,23 @@ static uint32_t kv_execute_increment(struct kv_task *task)
 	return result;
 }
 
-/* Return the request's value, or NULL if it would be outside its batch. */
+/* Return the request's value, or NULL if it would be outside its packet's body. */
 static const uint8_t *kv_value_of(const struct kv_task *task)
 {
 	uint32_t value_bytes = KV_HEADER_VALUE_BYTES(task->request->header);
 
-	/* Behind a long key even a short value stays in the payload, see kv_parse_item(). */
+	/* Behind a long key even a short value stays in the body, see kv_parse_item(). */
 	if (value_bytes > KV_INLINE_MAX || (value_bytes && task->key_bytes > KV_INLINE_MAX))
-		return kv_payload_of(task->batch->taken, task->request->value, value_bytes);
+		return kv_body_of(task->batch->taken, task->request->value, value_bytes);
 	return (const uint8_t *)&task->request->value;
 }
 
-/* Return a long key or value in the batch's payload, or NULL if there is no payload or they would be outside. */
-static const uint8_t *kv_payload_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes)
+/* Return a long key or value in the packet's body, or NULL if there is no body or they would be outside. */
+static const uint8_t *kv_body_of(const struct kv_taken_batch *batch, uint64_t offset, uint32_t bytes)
 {
-	if (!batch->has_payload || offset > KV_PAYLOAD_BYTES || bytes > KV_PAYLOAD_BYTES - offset)
+	if (offset > batch->body_bytes || bytes > batch->body_bytes - offset)
 		return NULL;
-	return batch->slot->payload + offset;
+	return (const uint8_t *)(batch->records + batch->count) + offset;
 }
 
 static void kv_engine_set_alive(struct kv_engine *engine, uint16_t alive)
