@@ -138,7 +138,9 @@ static void kv_host_stall(struct kv_host *host, uint64_t stall_ns)
 	const struct timespec pause = { .tv_nsec = (long)stall_ns };
 	uint64_t now_ticks = kv_ticks();
 
-	if (now_ticks - host->stalled_ticks < kv_ticks_per_second() * KV_STALL_PERIOD_MS / 1000)
+	if (!host->stall_period_ticks) /* measured once: that sleeps, too */
+		host->stall_period_ticks = kv_ticks_per_second() * KV_STALL_PERIOD_MS / 1000;
+	if (now_ticks - host->stalled_ticks < host->stall_period_ticks)
 		return;
 	host->stalled_ticks = now_ticks;
 	nanosleep(&pause, NULL);
