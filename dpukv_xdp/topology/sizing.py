@@ -73,12 +73,13 @@ def memory_bytes(config: ServerConfig) -> int:
 
 
 def queue_pair_bytes(config: ServerConfig) -> int:
-    """Return the bytes of all queue pairs: each engine has one with every core that the kernel may
+    """Return the bytes of all queue pairs, with their private parts: each engine has one with every core that the kernel may
     ever use, and one with every endpoint behind a host door.
     """
     placement = config.placement()
     sides = min(possible_cpus(), abi.KV_CPUS_MAX) + len(placement.behind("host"))
-    return len(placement.engines) * sides * abi.SIZE("kv_queue_pair")
+    parts = ("kv_queue_pair", "kv_dpu_queue", "kv_parked")
+    return len(placement.engines) * sides * sum(map(abi.SIZE, parts))
 
 
 def store_bytes(config: ServerConfig) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +139,7 @@ class Dpu:
         self.pairs.view(np.uint8)[:] = 0
         blank = np.zeros(1, abi.dtype("kv_dpu_queue"))[0]
         blank["finished"] = start % 2**32
+        self._loaded.write_entry("kv_parked", self.index(), bytes(abi.SIZE("kv_parked")))
         for field in ("published", "answered"):
             blank[field] = start % 2**32
             self.pairs["request_control"][field] = start % 2**32
@@ -208,6 +209,51 @@ class Dpu:
         self._loaded.write_entry("kv_dpu_queues", index, queue.tobytes())
 
 
+class Batch(NamedTuple):
+    """Views of one batch of requests in a queue pair."""
+
+    entry: Any
+    """Its struct kv_batch_entry."""
+    records: Any
+    """Its struct kv_request, shape [count]."""
+    body: npt.NDArray[np.uint8]
+    """The bytes behind them, where the packet's body lies if it has one."""
+
+
+class Answer(NamedTuple):
+    """Views of the responses to one batch in a queue pair."""
+
+    entry: Any
+    """Its struct kv_answer_entry."""
+    records: Any
+    """Its struct kv_response, shape [count]."""
+    values: npt.NDArray[np.uint8]
+    """The bytes behind them, where long values lie."""
+
+
+def batch_at(pair: Any, number: int, count: int | None = None) -> Batch:
+    """Return the views of batch `number`; `count` is its number of requests if its entry does not
+    have it yet.
+    """
+    entry = pair["batches"][number % abi.KV_BATCHES]
+    count = int(entry["count"]) if count is None else count
+    first = int(entry["first_record"]) % abi.KV_RECORDS
+    return Batch(entry, *_split(pair["requests"], first, count))
+
+
+def answer_at(pair: Any, number: int, count: int) -> Answer:
+    """Return the views of the responses to batch `number`, which has `count` requests."""
+    entry = pair["answers"][number % abi.KV_BATCHES]
+    first = int(entry["first_record"]) % abi.KV_RECORDS
+    return Answer(entry, *_split(pair["responses"], first, count))
+
+
+def _split(ring: Any, first: int, count: int) -> tuple[Any, npt.NDArray[np.uint8]]:
+    """Return `count` records of a ring, and the bytes behind them."""
+    behind = ring[first + count :][: abi.KV_BATCH_RECORDS_MAX]
+    return ring[first : first + count], behind.view(np.uint8)
+
+
 def queue_pairs_view(memory: Any, count: int) -> npt.NDArray[Any]:
     """Return a C array of struct kv_queue_pair as a numpy array of the same memory."""
     buffer = ffi.buffer(memory, count * abi.SIZE("kv_queue_pair"))
@@ -223,31 +269,39 @@ class PlayedEngine:
     def __init__(self, pair: Any) -> None:
         self.pair = pair
         self._processed = int(pair["response_control"]["published"])
+        self.records_taken = 0
+        """Number of the next response record."""
 
     def answer(self, replies: Sequence[Reply], wire_bytes: int | None = None) -> None:
         """Write and publish the responses of the next batch."""
         self.write(replies, wire_bytes)
         self.publish()
 
-    def write(self, replies: Sequence[Reply], wire_bytes: int | None = None) -> Any:
-        """Write the next batch's responses without publishing them; return the slot.
+    def write(
+        self, replies: Sequence[Reply], wire_bytes: int | None = None, count: int | None = None
+    ) -> Answer:
+        """Write the next batch's responses without publishing them; return their views.
 
-        `wire_bytes` replaces the right number of bytes.
+        `wire_bytes` replaces the right number of bytes, `count` the number of responses.
         """
-        slot = self.pair["responses"][self._processed % abi.KV_SLOTS]
-        payload_bytes = 0
-        for record, reply in zip(slot["records"], replies, strict=False):
+        count = len(replies) if count is None else count
+        self.pair["answers"][self._processed % abi.KV_BATCHES]["first_record"] = self.records_taken
+        answer = answer_at(self.pair, self._processed, count)
+        values_bytes = 0
+        for record, reply in zip(answer.records, replies, strict=False):
             record["header"] = header_word(reply.operation, reply.result, 0, len(reply.value))
             padded = reply.value.ljust(codec.roundup8(len(reply.value)), b"\0")
             if len(reply.value) <= abi.KV_INLINE_MAX:
                 record["value"] = int.from_bytes(padded, "little")
                 continue
-            record["value"] = payload_bytes
-            slot["payload"][payload_bytes : payload_bytes + len(padded)] = list(padded)
-            payload_bytes += len(padded)
+            record["value"] = values_bytes
+            answer.values[values_bytes : values_bytes + len(padded)] = list(padded)
+            values_bytes += len(padded)
         right = sum(codec.item_bytes(0, len(reply.value)) for reply in replies)
-        slot["wire_bytes"] = right if wire_bytes is None else wire_bytes
-        return slot
+        answer.entry["wire_bytes"] = right if wire_bytes is None else wire_bytes
+        answer.entry["records"] = count + -(-values_bytes // abi.SIZE("kv_response"))
+        self.records_taken += int(answer.entry["records"])
+        return answer
 
     def publish(self, batches: int = 1) -> None:
         """Publish the responses that were written."""

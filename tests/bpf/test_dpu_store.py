@@ -19,7 +19,10 @@ from bpf.harness import (
     PORT,
     RESPONSE_BYTES_MAX,
     SERVER,
+    Answer,
     Verdict,
+    answer_at,
+    batch_at,
     queue_pairs_view,
     reply_frame,
     request_frame,
@@ -176,7 +179,7 @@ class XdpStore:
         return {abi.Counter(i).name: int(total) for i, total in enumerate(totals) if total}
 
     def pair(self, engine: int = 0) -> Any:
-        """Return this core's queue pair with an engine, whose first slot has the latest batch."""
+        """Return this core's queue pair with an engine, at whose start the latest batch is."""
         return self.pairs[engine * CPUS + CPU]
 
     def _mapped(self, name: str, struct_name: str, count: int) -> Any:
@@ -674,7 +677,7 @@ def test_words_in_use_stay_a_prefix(load_store: Callable[..., XdpStore]) -> None
 
 
 class NativeTwin:
-    """A native engine that gets the same request slots."""
+    """A native engine that gets the same batches."""
 
     def __init__(
         self,
@@ -726,18 +729,21 @@ class NativeTwin:
         counters = self.stats()
         return [counters[name] for name in names]
 
-    def process(self, request_slot: Any) -> Any:
-        """Return the response slot for a request slot."""
-        slot = self._published % abi.KV_SLOTS
-        self.pair["requests"][slot] = request_slot
-        self.pair["requests"][slot]["has_payload"] = 1
+    def process(self, records: Any, body: Any) -> Answer:
+        """Return the responses to a batch of these records, with this body behind them."""
+        number, count = self._published, len(records)
+        entry = self.pair["batches"][number % abi.KV_BATCHES]
+        entry["count"], entry["has_body"], entry["body_bytes"] = count, 1, abi.KV_FRAME_MAX
+        batch = batch_at(self.pair, number)
+        batch.records[:] = records
+        batch.body[: abi.KV_FRAME_MAX] = body[: abi.KV_FRAME_MAX]
         self._published += 1
-        self.pair["request_control"]["answered"] = self._published
+        self.pair["request_control"]["answered"] = number
         self.pair["request_control"]["published"] = self._published
         wait_until(
             lambda: self.pair["response_control"]["published"] == self._published, "it answers"
         )
-        return self.pair["responses"][slot]
+        return answer_at(self.pair, number, count)
 
 
 COUNTERS = (
@@ -750,12 +756,27 @@ engine looks twice for a long value under a short key.
 """
 
 
-def meaningful(slot: Any, count: int) -> tuple[int, bytes, bytes]:
-    """Return a response slot's bytes on the wire, records, and used payload."""
-    records = slot["records"][:count]
-    value_bytes = (records["header"] >> np.uint64(32)) & np.uint64(0xFFFFFF)
-    payload_bytes = sum(codec.roundup8(int(n)) for n in value_bytes if n > abi.KV_INLINE_MAX)
-    return int(slot["wire_bytes"]), records.tobytes(), slot["payload"][:payload_bytes].tobytes()
+def meaningful(answer: Answer) -> tuple[int, bytes, bytes]:
+    """Return the bytes on the wire of a batch's responses, their records, and their long values."""
+    value_bytes = (answer.records["header"] >> np.uint64(32)) & np.uint64(0xFFFFFF)
+    values_bytes = sum(codec.roundup8(int(n)) for n in value_bytes if n > abi.KV_INLINE_MAX)
+    return (
+        int(answer.entry["wire_bytes"]),
+        answer.records.tobytes(),
+        answer.values[:values_bytes].tobytes(),
+    )
+
+
+def latest(xdp: XdpStore, count: int) -> tuple[Any, Any, Answer]:
+    """Return the records, body and responses of the batch of `count` requests processed last.
+
+    In XDP, body and long values are always KV_BATCH_MAX records behind the first one.
+    """
+    requests, responses = xdp.pair()["requests"], xdp.pair()["responses"]
+    behind = slice(abi.KV_BATCH_MAX, abi.KV_BATCH_RECORDS_MAX)
+    body, values = requests[behind].view(np.uint8), responses[behind].view(np.uint8)
+    answer = Answer(xdp.pair()["answers"][0], responses[:count], values)
+    return requests[:count], body, answer
 
 
 @pytest.mark.parametrize("response_bytes_max", [RESPONSE_BYTES_MAX, 1452, 300])
@@ -774,9 +795,9 @@ def test_records_are_the_native_engines(
         try:
             for batch in found:
                 xdp.run(batch)
-                mine = meaningful(xdp.pair()["responses"][0], len(batch))
-                native = twin.process(xdp.pair()["requests"][0])
-                assert mine == meaningful(native, len(batch))
+                records, body, answer = latest(xdp, len(batch))
+                mine = meaningful(answer)
+                assert mine == meaningful(twin.process(records, body))
                 compared.append(mine[0])
             assert xdp.counted(*COUNTERS) == twin.counted(*COUNTERS)
         finally:
@@ -847,13 +868,13 @@ def decisions(xdp: XdpStore, twin: NativeTwin, case: Case) -> list[tuple[Any, ..
     before = xdp.counted(*COUNTERS), twin.counted(*COUNTERS)
     verdict, _ = xdp.run(case.batch)
     assert verdict == Verdict.TX
-    slot = xdp.pair()["responses"][0].copy()
-    native = twin.process(xdp.pair()["requests"][0])
+    records, body, answer = latest(xdp, len(case.batch))
+    native = twin.process(records, body)
     after = xdp.counted(*COUNTERS), twin.counted(*COUNTERS)
     return [
-        (*meaningful(found, len(case.batch)), [now - old for now, old in zip(*counts, strict=True)])
+        (*meaningful(found), [now - old for now, old in zip(*counts, strict=True)])
         for found, counts in (
-            (slot, (after[0], before[0])),
+            (answer, (after[0], before[0])),
             (native, (after[1], before[1])),
         )
     ]
@@ -878,7 +899,7 @@ def test_every_case_is_decided_alike(
         for case in CASES:
             for batch in (clear, hold):
                 xdp.run(batch)
-                twin.process(xdp.pair()["requests"][0])
+                twin.process(*latest(xdp, len(batch))[:2])
             mine, native = decisions(xdp, twin, case)
             assert mine == native, case
             expected = case.expected()
@@ -923,9 +944,8 @@ def test_room_for_short_gets(load_store: Callable[..., XdpStore]) -> None:
             [request(abi.Operation.GET, b"%07d" % i) for i in range(16)],
         ):
             xdp.run(batch)
-            native = twin.process(xdp.pair()["requests"][0])
-            mine = xdp.pair()["responses"][0]
-            assert meaningful(mine, len(batch)) == meaningful(native, len(batch))
+            records, body, answer = latest(xdp, len(batch))
+            assert meaningful(answer) == meaningful(twin.process(records, body))
     finally:
         twin.close()
 

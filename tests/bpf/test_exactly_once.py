@@ -18,7 +18,7 @@ from bpf.harness import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp.wire import abi
+from dpukv_xdp.wire import abi, codec
 from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 RECEIVE, RECEIVE_WHILE_FLUSHING, FLUSH, ENGINE = "receive", "interrupt", "flush", "engine"
@@ -38,6 +38,8 @@ class Model:
         dpu.reset(start)
         self.dpu = dpu
         self.engine = PlayedEngine(dpu.pair())
+        self.records: deque[int] = deque()
+        """Records that each parked batch takes, its body included."""
         self.in_flight: deque[bytes] = deque()
         """Frames of the answers to parked batches, oldest first."""
         self.unprocessed: deque[list[Reply]] = deque()
@@ -63,11 +65,15 @@ class Model:
         verdict, out = self.dpu.receive(frame)
         if flushing:
             self.dpu.set_queue(flushing=0)
-        if len(self.in_flight) == abi.KV_SLOTS:
+        if (
+            len(self.in_flight) == abi.KV_BATCHES
+            or sum(self.records) > abi.KV_RECORDS - abi.KV_BATCH_RECORDS_MAX
+        ):
             self.refused += 1
             assert verdict == Verdict.DROP
             return
         self.arrived += 1
+        self.records.append(records_of(requests))
         self.in_flight.append(reply_frame(replies, client, vlan_tag=vlan_tag))
         self.unprocessed.append(replies)
         if flushing:
@@ -95,14 +101,14 @@ class Model:
         if len(self.in_flight) > len(self.unprocessed):
             assert (verdict, out) == (Verdict.TX, self.in_flight.popleft())
             self.answered += 1
+            self.records.popleft()
         else:
             assert verdict == Verdict.DROP
 
     def finish(self) -> None:
-        """Let the engine catch up and the sender send the rest, and compare the counters."""
-        while self.unprocessed:
-            self.process()
+        """Let the engine and the sender catch up in turn, and compare the counters."""
         while self.in_flight:
+            self.process()
             self.expect(*self.dpu.flush())
         assert self.dpu.flush()[0] == Verdict.DROP
         counters = self.dpu.counters()
@@ -112,6 +118,13 @@ class Model:
         assert counters.get("FRAMES_SENT", 0) == self.answered
         assert counters.get("DROP_QUEUE_FULL", 0) == self.refused
         assert "DROP_BAD_RESPONSE" not in counters
+
+
+def records_of(requests: list[Request]) -> int:
+    """Return the records that a batch takes in the queue pair."""
+    body_bytes = sum(codec.item_bytes(len(r.key), len(r.value)) for r in requests)
+    has_body = any(len(r.key) > abi.KV_INLINE_MAX for r in requests)
+    return len(requests) + has_body * -(-body_bytes // abi.SIZE("kv_request"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,7 @@ def test_every_request_is_answered_exactly_once(
         st.lists(STEPS, max_size=30),
         st.sampled_from([0, 2**32 - 1, 2**32 - 20, 2**31 - 20]),
     )
-    @example([(RECEIVE, abi.KV_SLOTS + 1), (ENGINE, 5), (RECEIVE, 3), (FLUSH, 2)], 2**32 - 20)
+    @example([(RECEIVE, abi.KV_BATCHES + 1), (ENGINE, 5), (RECEIVE, 3), (FLUSH, 2)], 2**32 - 20)
     def check(steps: list[tuple[str, int]], start: int) -> None:
         nonlocal refused
         model = Model(dpu, start)

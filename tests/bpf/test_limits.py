@@ -13,6 +13,7 @@ from bpf.harness import (
     Dpu,
     PlayedEngine,
     Verdict,
+    batch_at,
     expected_replies,
     reply_frame,
     request_frame,
@@ -83,11 +84,11 @@ def test_frame_max(
         assert dpu.counters() == {"DROP_IP_HEADER": 1}
         assert dpu.in_flight() == 0
         return
-    slot = dpu.pair()["requests"][0]
-    assert slot["count"] == len(requests)
-    if slot["has_payload"]:
+    batch = batch_at(dpu.pair(), 0)
+    assert batch.entry["count"] == len(requests)
+    if batch.entry["has_body"]:
         body = frame[HEADER_BYTES + (vlan_tag is not None) * abi.KV_VLAN_BYTES :]
-        assert bytes(slot["payload"][: len(body)]) == body
+        assert bytes(batch.body[: len(body)]) == body
     replies = expected_replies({}, requests)
     PlayedEngine(dpu.pair()).answer(replies)
     assert dpu.flush() == (Verdict.TX, reply_frame(replies, vlan_tag=vlan_tag))
@@ -260,24 +261,45 @@ def test_replies_as_many_as_requests_of_any_size_fit(load: Callable[..., Dpu]) -
 # ---- Queues and engines --------------------------------------------------------------------------
 
 
-def test_slots(load: Callable[..., Dpu]) -> None:
-    """KV_SLOTS batches wait; the next one is dropped, and all others are finally answered."""
+LONG_BODY = Request.set(b"k" * 9, b"v" * 200)
+"""Its body takes 8 records behind its own."""
+FREE_RECORDS = abi.KV_RECORDS - abi.KV_BATCH_RECORDS_MAX
+"""A batch is taken as long as no more records than these are in use."""
+
+
+@pytest.mark.parametrize(
+    ("requests", "capacity"),
+    [
+        ([Request.probe()], abi.KV_BATCHES),
+        ([Request.probe()] * abi.KV_BATCH_MAX, FREE_RECORDS // abi.KV_BATCH_MAX + 1),
+        ([LONG_BODY], FREE_RECORDS // 9 + 1),
+    ],
+    ids=["batches", "records", "bodies"],
+)
+def test_a_full_queue_pair(
+    load: Callable[..., Dpu], requests: list[Request], capacity: int
+) -> None:
+    """So many batches wait; the next one is dropped, and all others are finally answered."""
     dpu = load()
-    frames = [request_frame([Request.probe(opaque)]) for opaque in range(abi.KV_SLOTS + 1)]
-    for index, frame in enumerate(frames[:-1], start=1):
-        assert dpu.receive(frame)[0] == Verdict.DROP
-        assert dpu.in_flight() == index
-        assert "DROP_QUEUE_FULL" not in dpu.counters()
+    assert -(-codec.item_bytes(len(LONG_BODY.key), len(LONG_BODY.value)) // 32) == 8
+    frame = request_frame(requests)
+    for _ in range(capacity - 1):
+        dpu.receive(frame)
+    assert dpu.in_flight() == capacity - 1
+    dpu.receive(frame)
+    assert dpu.in_flight() == capacity
+    assert "DROP_QUEUE_FULL" not in dpu.counters()
     for times in (1, 2):
-        assert dpu.receive(frames[-1])[0] == Verdict.DROP
+        assert dpu.receive(frame)[0] == Verdict.DROP
         assert dpu.counters()["DROP_QUEUE_FULL"] == times
-        assert dpu.in_flight() == dpu.pair()["request_control"]["published"] == abi.KV_SLOTS
+        assert dpu.in_flight() == dpu.pair()["request_control"]["published"] == capacity
     engine = PlayedEngine(dpu.pair())
-    for opaque in range(abi.KV_SLOTS):
-        replies = expected_replies({}, [Request.probe(opaque)])
+    replies = expected_replies({}, requests)
+    expected = (Verdict.TX, reply_frame(replies))
+    for _ in range(capacity):
         engine.answer(replies)
-        assert dpu.flush() == (Verdict.TX, reply_frame(replies))
-    assert dpu.receive(frames[-1])[0] == Verdict.DROP
+        assert dpu.flush() == expected
+    assert dpu.receive(frame)[0] == Verdict.DROP
     assert dpu.in_flight() == 1, "there is room again"
 
 

@@ -14,9 +14,13 @@ from bpf.harness import (
     HEADER_BYTES,
     OTHER_CPU,
     RESPONSE_BYTES_MAX,
+    Answer,
+    Batch,
     Dpu,
     PlayedEngine,
     Verdict,
+    answer_at,
+    batch_at,
     expected_replies,
     header_word,
     queue_pairs_view,
@@ -37,9 +41,8 @@ from dpukv_xdp.wire.codec import Reply, Request
 from dpukv_xdp.wire.hashing import hash_key
 
 WAIT = (0, 0)
-LAPS = 3
-BATCHES = LAPS * abi.KV_SLOTS + 5
-NEAR_WRAP = 2**32 - abi.KV_SLOTS - 7
+BATCHES = 197
+NEAR_WRAP = 2**32 - 71
 HALF = 2**31
 KEY, LONG_KEY = b"8 bytes!", b"a key of twenty byte"
 
@@ -83,16 +86,17 @@ def expected_records(requests: list[Request]) -> Any:
 
 
 @pytest.mark.parametrize("vlan_tag", [None, 3])
-@pytest.mark.parametrize(("requests", "payload"), [(INLINE, False), (MIXED, True)])
+@pytest.mark.parametrize(("requests", "has_body"), [(INLINE, False), (MIXED, True)])
 def test_request_records(
-    load: Callable[..., Dpu], requests: list[Request], payload: bool, vlan_tag: int | None
+    load: Callable[..., Dpu], requests: list[Request], has_body: bool, vlan_tag: int | None
 ) -> None:
-    """32 bytes per request, zero padded; a payload only if an item is long; the rest of the slot
-    and all other slots are unchanged.
+    """32 bytes per request, zero padded; a body behind them only if an item is long; the rest of
+    the queue pair is unchanged.
     """
     dpu = load()
     pair = dpu.pair()
-    pair["requests"].view(np.uint8)[:] = 0xA5
+    for name in ("batches", "requests", "answers", "responses"):
+        pair[name].view(np.uint8)[:] = 0xA5
     before = pair.copy()
     frame = request_frame(requests, vlan_tag=vlan_tag, stray=b"\7" * 5)
     frame = with_dirty_padding(frame, requests, vlan_tag is not None)
@@ -100,18 +104,20 @@ def test_request_records(
     body = frame[HEADER_BYTES + (vlan_tag is not None) * abi.KV_VLAN_BYTES :]
 
     expected = before.copy()
-    slot = expected["requests"][0]
-    slot["count"], slot["has_payload"], slot["ready"] = len(requests), payload, 0
-    slot["records"][: len(requests)] = expected_records(requests)
-    if payload:
-        slot["payload"][: len(body)] = list(body)
+    entry = expected["batches"][0]
+    entry["count"], entry["has_body"], entry["first_record"] = len(requests), has_body, 0
+    entry["body_bytes"] = len(body) if has_body else 0
+    batch = batch_at(expected, 0)
+    batch.records[:] = expected_records(requests)
+    if has_body:
+        batch.body[: len(body)] = list(body)
     expected["request_control"]["published"] = 1
-    assert np.array_equal(pair["requests"][0]["records"], slot["records"])
+    assert np.array_equal(batch_at(pair, 0).records, batch.records)
     assert pair.tobytes() == expected.tobytes()
 
 
 def test_response_records_of_the_engine(load: Callable[..., Dpu]) -> None:
-    """16 bytes per response, which hold values of up to 8 bytes; the payload holds longer ones."""
+    """16 bytes per response, which hold values of up to 8 bytes; longer ones are behind them."""
     dpu = load()
     values = [b"", b"v", b"12345678", b"nine byte", b"x" * 100]
     keys = [b"key %d" % index for index in range(len(values))]
@@ -119,17 +125,18 @@ def test_response_records_of_the_engine(load: Callable[..., Dpu]) -> None:
         sets = [Request.set(key, value) for key, value in zip(keys, values, strict=True)]
         assert dpu.exchange(request_frame(sets))[0] == Verdict.TX
         gets = [Request.get(key) for key in [*keys, b"none"]]
-        dpu.pair()["responses"][1]["payload"] = 0xFF
+        dpu.pair()["responses"].view(np.uint8)[:] = 0xFF
         assert dpu.exchange(request_frame(gets))[0] == Verdict.TX
-        slot = dpu.pair()["responses"][1].copy()
+        answer = answer_at(dpu.pair().copy(), 1, len(gets))
     wanted = [header_word(abi.KV_OP_GET, abi.KV_SUCCESS, 0, len(value)) for value in values]
     wanted.append(header_word(abi.KV_OP_GET, abi.KV_NOT_FOUND, 0, 0))
-    assert slot["records"]["header"][: len(gets)].tolist() == wanted
+    assert answer.records["header"].tolist() == wanted
     inline = [int.from_bytes(value, "little") for value in values[:3]]
-    assert slot["records"]["value"][:6].tolist() == [*inline, 0, 16, 0]
-    payload = b"nine byte".ljust(16, b"\0") + (b"x" * 100).ljust(104, b"\0")
-    assert bytes(slot["payload"][: len(payload) + 1]) == payload + b"\xff"
-    assert slot["wire_bytes"] == sum(codec.item_bytes(0, len(v)) for v in [*values, b""])
+    assert answer.records["value"].tolist() == [*inline, 0, 16, 0]
+    long_values = b"nine byte".ljust(16, b"\0") + (b"x" * 100).ljust(104, b"\0")
+    assert bytes(answer.values[: len(long_values) + 1]) == long_values + b"\xff"
+    assert answer.entry["wire_bytes"] == sum(codec.item_bytes(0, len(v)) for v in [*values, b""])
+    assert answer.entry["records"] == len(gets) + -(-len(long_values) // abi.SIZE("kv_response"))
 
 
 # ---- Around and around ---------------------------------------------------------------------------
@@ -151,8 +158,8 @@ def test_wrap_with_a_played_engine(load: Callable[..., Dpu], start: int, parked:
             engine.answer(pending[0])
         verdict, out = dpu.receive(request_frame(requests))
         assert dpu.pair()["request_control"]["published"] == (start + number + 1) % 2**32
-        slot = dpu.pair()["requests"][(start + number) % abi.KV_SLOTS]
-        assert np.array_equal(slot["records"][: len(requests)], expected_records(requests))
+        records = batch_at(dpu.pair(), start + number).records
+        assert np.array_equal(records, expected_records(requests))
         if len(pending) > parked:
             assert (verdict, out) == (Verdict.TX, reply_frame(pending.pop(0)))
         else:
@@ -264,14 +271,13 @@ def test_what_lies_behind_a_short_value_stays_here(
     dpu.receive(request_frame(REQUESTS[:1]))
     engine = PlayedEngine(dpu.pair())
     reply = Reply(abi.KV_OP_GET, 0, b"\xff" * value_bytes, 1, REQUESTS[0].key_hash)
-    slot = engine.write([reply])
-    slot["records"]["value"] = 2**64 - 1
+    engine.write([reply]).records["value"] = 2**64 - 1
     engine.publish()
     assert dpu.flush() == (Verdict.TX, reply_frame([reply]))
 
 
 @pytest.mark.parametrize("parked", [1, abi.KV_PIPELINE_MAX])
-@pytest.mark.parametrize("ahead", [1, 2, abi.KV_SLOTS, HALF, 2**32 - 1])
+@pytest.mark.parametrize("ahead", [1, 2, abi.KV_BATCHES, HALF, 2**32 - 1])
 @pytest.mark.parametrize("start", [0, NEAR_WRAP, 2**32 - 1])
 def test_response_counter_out_of_range(
     load: Callable[..., Dpu], start: int, ahead: int, parked: int
@@ -359,17 +365,21 @@ def test_garbage_responses_never_make_a_wrong_frame(load: Callable[..., Dpu]) ->
         st.lists(st.tuples(WORDS, OFFSETS), min_size=3, max_size=3),
         st.one_of(st.none(), st.integers(0, 2**16 - 1)),
         st.sampled_from([None, 3]),
+        st.sampled_from([0, 1, abi.KV_RECORDS - 1, abi.KV_RECORDS, 2**32 - 1]),
     )
-    @example([(header_word(5, 0, 0, 9), 2**64 - 1), (0, 0), (0, 0)], None, None)
-    def check(records: list[tuple[int, int]], wire: int | None, vlan_tag: int | None) -> None:
+    @example([(header_word(5, 0, 0, 9), 2**64 - 1), (0, 0), (0, 0)], None, None, 2**32 - 1)
+    def check(
+        records: list[tuple[int, int]], wire: int | None, vlan_tag: int | None, first_record: int
+    ) -> None:
         dpu.reset()
         dpu.receive(request_frame(REQUESTS, vlan_tag=vlan_tag))
         engine = PlayedEngine(dpu.pair())
         value_bytes = [word >> 32 & 0xFFFFFF for word, _ in records]
         right = sum(codec.item_bytes(0, length) for length in value_bytes)
-        slot = engine.write([], (right if wire is None else wire) & 0xFFFF)
-        slot["records"]["header"][:3] = [word for word, _ in records]
-        slot["records"]["value"][:3] = [value for _, value in records]
+        engine.records_taken = first_record
+        answer = engine.write([], (right if wire is None else wire) & 0xFFFF, count=3)
+        answer.records["header"] = [word for word, _ in records]
+        answer.records["value"] = [value for _, value in records]
         engine.publish()
         verdict, out = dpu.flush()
         counters = dpu.counters()
@@ -397,6 +407,10 @@ def test_garbage_responses_never_make_a_wrong_frame(load: Callable[..., Dpu]) ->
 # ---- A hostile communication engine --------------------------------------------------------------
 
 
+BODY = abi.KV_FRAME_MAX
+"""Bytes of the longest body."""
+
+
 class PlayedDpu:
     """The DPU's end of a queue pair in plain memory, with a real engine at the other end."""
 
@@ -419,37 +433,41 @@ class PlayedDpu:
             wait_until(lambda: self.pair["response_control"]["alive"], "the engine starts")
             yield self
 
-    def next_slot(self) -> Any:
-        return self.pair["requests"][self.published % abi.KV_SLOTS]
+    def next_batch(self, count: int, body_bytes: int = 0) -> Batch:
+        """Return the next batch, which begins at the start of the ring as all others."""
+        entry = self.pair["batches"][self.published % abi.KV_BATCHES]
+        entry["count"], entry["has_body"], entry["body_bytes"] = count, body_bytes > 0, body_bytes
+        entry["first_record"] = 0
+        return batch_at(self.pair, self.published, min(count, abi.KV_BATCH_MAX))
 
-    def hand_over(self) -> Any:
-        """Publish the next slot; return the responses."""
-        index = self.published % abi.KV_SLOTS
+    def hand_over(self, count: int) -> Answer:
+        """Publish the next batch, of `count` requests; return a copy of its responses."""
+        number = self.published
         self.published = (self.published + 1) % 2**32
         self.pair["request_control"]["published"] = self.published
         control = self.pair["response_control"]
         wait_until(lambda: control["published"] == self.published, "the batch is processed")
-        return self.pair["responses"][index].copy()
+        self.pair["request_control"]["answered"] = self.published
+        return answer_at(self.pair.copy(), number, count)
 
     def request(
-        self, count: int, header: int, key: int = 0, value: int = 0, has_payload: bool = True
-    ) -> Any:
-        """Write the same record `count` times into the next slot."""
-        slot = self.next_slot()
-        slot["count"], slot["has_payload"] = count, has_payload
+        self, count: int, header: int, key: int = 0, value: int = 0, body_bytes: int = BODY
+    ) -> Answer:
+        """Hand over `count` records of the same content."""
+        records = self.next_batch(count, body_bytes).records
         for name, content in (("header", header), ("key", key), ("value", value)):
-            slot["records"][name] = content
-        slot["records"]["key_hash"] = hash_key(KEY)
-        return self.hand_over()
+            records[name] = content
+        records["key_hash"] = hash_key(KEY)
+        return self.hand_over(count)
 
     def assert_serves(self) -> None:
         """Assert that a SET and a GET of an 8-byte key work."""
         word = int.from_bytes(KEY, "little")
         self.request(1, header_word(abi.KV_OP_SET, 0, 8, 8), word, 42)
-        slot = self.request(1, header_word(abi.KV_OP_GET, 0, 8, 0), word)
-        assert slot["records"]["header"][0] == header_word(abi.KV_OP_GET, abi.KV_SUCCESS, 0, 8)
-        assert slot["records"]["value"][0] == 42
-        assert slot["wire_bytes"] == codec.item_bytes(0, 8)
+        answer = self.request(1, header_word(abi.KV_OP_GET, 0, 8, 0), word)
+        assert answer.records["header"][0] == header_word(abi.KV_OP_GET, abi.KV_SUCCESS, 0, 8)
+        assert answer.records["value"][0] == 42
+        assert answer.entry["wire_bytes"] == codec.item_bytes(0, 8)
 
     def bad_batches(self) -> int:
         return int(self.engine.stats()["bad_batches"])
@@ -501,18 +519,18 @@ def engine_with_pairs(pairs: Any, senders: Any) -> ProcessingEngine:
     return engine
 
 
-@pytest.mark.parametrize("ahead", [abi.KV_SLOTS + 1, 1000, HALF, 2**32 - 1])
+@pytest.mark.parametrize("ahead", [abi.KV_BATCHES + 1, HALF, 2**32 - 1])
 def test_request_counter_out_of_range(played: PlayedDpu, ahead: int) -> None:
-    """More batches than slots, or a counter that goes back: nothing is processed, and the engine
+    """More batches than there can be, or a counter that goes back: nothing is processed, and the engine
     continues when the counter is in range again.
     """
-    responses = played.pair["responses"].tobytes()
+    responses = played.pair["responses"].tobytes() + played.pair["answers"].tobytes()
     before = played.engine.stats()["batches"]
     control = played.pair["request_control"]
     control["published"] = (played.published + ahead) % 2**32
     wait_until(lambda: played.bad_batches() == 1, "the jump is noticed")
     assert played.engine.stats()["batches"] == before
-    assert played.pair["responses"].tobytes() == responses
+    assert played.pair["responses"].tobytes() + played.pair["answers"].tobytes() == responses
     assert played.pair["response_control"]["published"] == played.published
     control["published"] = played.published
     played.assert_serves()
@@ -522,31 +540,28 @@ def test_request_counter_out_of_range(played: PlayedDpu, ahead: int) -> None:
 @pytest.mark.parametrize("count", [0, abi.KV_BATCH_MAX + 1, 128, 255])
 def test_request_count_out_of_range(played: PlayedDpu, count: int) -> None:
     requests = played.engine.stats()["requests"]
-    slot = played.request(count, header_word(abi.KV_OP_GET, 0, 8, 0))
-    assert slot["wire_bytes"] == 0, "no frame: the DPU drops the batch"
+    answer = played.request(count, header_word(abi.KV_OP_GET, 0, 8, 0))
+    assert answer.entry["wire_bytes"] == 0, "no frame: the DPU drops the batch"
     assert (played.bad_batches(), played.engine.stats()["requests"]) == (1, requests)
     played.assert_serves()
 
 
 @pytest.mark.parametrize("count", [1, abi.KV_BATCH_MAX - 1, abi.KV_BATCH_MAX])
 def test_request_count_in_range(played: PlayedDpu, count: int) -> None:
-    slot = played.request(count, header_word(abi.KV_OP_NOOP_READ, 0, 0, 0))
-    assert slot["wire_bytes"] == count * codec.ITEM_HEADER_BYTES
+    answer = played.request(count, header_word(abi.KV_OP_NOOP_READ, 0, 0, 0))
+    assert answer.entry["wire_bytes"] == count * codec.ITEM_HEADER_BYTES
     assert played.bad_batches() == 0
-
-
-PAYLOAD = abi.KV_PAYLOAD_BYTES
 
 
 @pytest.mark.parametrize(
     ("key_bytes", "offset", "result"),
     [
-        (9, PAYLOAD - 9, abi.KV_NOT_FOUND),
-        (9, PAYLOAD - 8, abi.KV_ERROR),
-        (255, PAYLOAD - 255, abi.KV_NOT_FOUND),
-        (255, PAYLOAD - 254, abi.KV_ERROR),
-        (9, PAYLOAD, abi.KV_ERROR),
-        (9, PAYLOAD + 1, abi.KV_ERROR),
+        (9, BODY - 9, abi.KV_NOT_FOUND),
+        (9, BODY - 8, abi.KV_ERROR),
+        (255, BODY - 255, abi.KV_NOT_FOUND),
+        (255, BODY - 254, abi.KV_ERROR),
+        (9, BODY, abi.KV_ERROR),
+        (9, BODY + 1, abi.KV_ERROR),
         (9, 2**32, abi.KV_ERROR),
         (9, 2**63, abi.KV_ERROR),
         (255, 2**64 - 1, abi.KV_ERROR),
@@ -554,28 +569,28 @@ PAYLOAD = abi.KV_PAYLOAD_BYTES
     ],
 )
 def test_key_offset(played: PlayedDpu, key_bytes: int, offset: int, result: int) -> None:
-    slot = played.request(1, header_word(abi.KV_OP_GET, 0, key_bytes, 0), key=offset)
-    assert slot["records"]["header"][0] == header_word(abi.KV_OP_GET, result, 0, 0)
+    answer = played.request(1, header_word(abi.KV_OP_GET, 0, key_bytes, 0), key=offset)
+    assert answer.records["header"][0] == header_word(abi.KV_OP_GET, result, 0, 0)
     played.assert_serves()
 
 
 @pytest.mark.parametrize(
     ("value_bytes", "offset", "result"),
     [
-        (9, PAYLOAD - 9, abi.KV_SUCCESS),
-        (9, PAYLOAD - 8, abi.KV_INSUFFICIENT_SPACE),
-        (abi.KV_VALUE_MAX, PAYLOAD - abi.KV_VALUE_MAX, abi.KV_SUCCESS),
-        (abi.KV_VALUE_MAX, PAYLOAD - abi.KV_VALUE_MAX + 1, abi.KV_INSUFFICIENT_SPACE),
+        (9, BODY - 9, abi.KV_SUCCESS),
+        (9, BODY - 8, abi.KV_INSUFFICIENT_SPACE),
+        (abi.KV_VALUE_MAX, BODY - abi.KV_VALUE_MAX, abi.KV_SUCCESS),
         (abi.KV_VALUE_MAX + 1, 0, abi.KV_INSUFFICIENT_SPACE),
-        (PAYLOAD + 1, 0, abi.KV_INSUFFICIENT_SPACE),
+        (abi.KV_VALUE_MAX, BODY + 1 - abi.KV_VALUE_MAX, abi.KV_INSUFFICIENT_SPACE),
+        (BODY + 1, 0, abi.KV_INSUFFICIENT_SPACE),
         (0xFFFFFF, 0, abi.KV_INSUFFICIENT_SPACE),
         (9, 2**64 - 1, abi.KV_INSUFFICIENT_SPACE),
         (0xFFFFFF, 2**64 - 0xFFFFFF, abi.KV_INSUFFICIENT_SPACE),
     ],
 )
 def test_value_offset(played: PlayedDpu, value_bytes: int, offset: int, result: int) -> None:
-    slot = played.request(1, header_word(abi.KV_OP_SET, 0, 8, value_bytes), 7, offset)
-    assert slot["records"]["header"][0] == header_word(abi.KV_OP_SET, result, 0, 0)
+    answer = played.request(1, header_word(abi.KV_OP_SET, 0, 8, value_bytes), 7, offset)
+    assert answer.records["header"][0] == header_word(abi.KV_OP_SET, result, 0, 0)
     played.assert_serves()
 
 
@@ -587,12 +602,12 @@ def test_value_offset(played: PlayedDpu, value_bytes: int, offset: int, result: 
         (header_word(abi.KV_OP_SET, 0, 9, 8), abi.KV_ERROR),
     ],
 )
-def test_offsets_into_a_payload_that_the_batch_has_not(
+def test_offsets_into_a_body_that_the_batch_has_not(
     played: PlayedDpu, header: int, result: int
 ) -> None:
-    """Bytes that an earlier batch left in the slot do not belong to this batch."""
-    slot = played.request(1, header, has_payload=False)
-    assert slot["records"]["header"][0] == header_word(header & 0xFF, result, 0, 0)
+    """Bytes that an earlier batch left behind the records do not belong to this batch."""
+    answer = played.request(1, header, body_bytes=0)
+    assert answer.records["header"][0] == header_word(header & 0xFF, result, 0, 0)
     played.assert_serves()
 
 
@@ -600,18 +615,17 @@ def test_garbage_requests_get_well_formed_responses(played: PlayedDpu) -> None:
     """Records of random bytes: each gets a result, lengths are consistent, the engine survives."""
     random = np.random.default_rng(20260101)
     for _ in range(200):
-        slot = played.next_slot()
         count = int(random.integers(1, abi.KV_BATCH_MAX + 1))
-        raw = random.bytes(abi.KV_BATCH_MAX * abi.SIZE("kv_request"))
-        slot["records"] = np.frombuffer(raw, abi.dtype("kv_request"))
-        words = slot["records"]["header"]
+        batch = played.next_batch(count, int(random.integers(2)) * BODY)
+        raw = random.bytes(count * abi.SIZE("kv_request"))
+        batch.records[:] = np.frombuffer(raw, abi.dtype("kv_request"))
+        words = batch.records["header"]
         words[::2] = words[::2] & ~np.uint64(0xFF) | np.uint64(abi.KV_OP_GET)
         words[1::4] = words[1::4] & ~np.uint64(0xFF) | np.uint64(abi.KV_OP_SET)
-        slot["count"], slot["has_payload"] = count, random.integers(2)
-        responses = played.hand_over()
-        headers = responses["records"]["header"][:count]
+        answer = played.hand_over(count)
+        headers = answer.records["header"]
         lengths = [int(word) >> 32 & 0xFFFFFF for word in headers]
         assert not np.any(headers & ~np.uint64(abi.KV_RESPONSE_HEADER_MASK))
-        assert (headers & np.uint64(0xFF)).tolist() == (words[:count] & np.uint64(0xFF)).tolist()
-        assert responses["wire_bytes"] == sum(codec.item_bytes(0, length) for length in lengths)
+        assert (headers & np.uint64(0xFF)).tolist() == (words & np.uint64(0xFF)).tolist()
+        assert answer.entry["wire_bytes"] == sum(codec.item_bytes(0, n) for n in lengths)
     played.assert_serves()

@@ -318,9 +318,9 @@ def test_memory_bytes_have_a_queue_pair_for_every_core_and_engine(
     monkeypatch.setattr(sizing, "possible_cpus", lambda: 8)
     monkeypatch.setattr(schema, "default_host_cpus", lambda: tuple(range(7)))
     settings = schema.ServerConfig(design=design, items=1000, engines=2)
-    assert sizing.memory_bytes(settings) - sizing.store_bytes(settings) == pairs * abi.SIZE(
-        "kv_queue_pair"
-    )
+    parts = ("kv_queue_pair", "kv_dpu_queue", "kv_parked")
+    each = sum(map(abi.SIZE, parts))
+    assert sizing.memory_bytes(settings) - sizing.store_bytes(settings) == pairs * each
 
 
 # ---- compare
