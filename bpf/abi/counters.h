@@ -30,6 +30,7 @@ enum kv_counter {
 	KV_COUNTER_DROP_BATCH_LENGTH,	/* more than KV_BATCH_MAX requests */
 	KV_COUNTER_DROP_NO_ENGINE,	/* no processing engine serves the port */
 	KV_COUNTER_DROP_QUEUE_FULL,	/* the queue pair holds as many batches or records as it can */
+	KV_COUNTER_DROP_SOURCE_SHARE,	/* the queue pair is nearly full, of this source's batches among others */
 	KV_COUNTER_DROP_BAD_RESPONSE,	/* the engine's response contradicts its own lengths */
 	KV_COUNTER_DROP_NO_QUEUE_PAIR,	/* received by a core that has no queue pair */
 	KV_COUNTER_DROP_NO_SOCKET,	/* no AF_XDP socket serves the frame's receive queue */

@@ -99,6 +99,7 @@ static const __u32 kv_no_depth = 0; /* the host parks batches until they are fin
 #define KV_DEPTH_MAX kv_no_depth
 #define KV_TRANSPORT KV_TRANSPORT_RING
 #define KV_SAMPLE_RECORDS 0
+#define KV_SENDER_ONLY 0
 #define KV_TRANSFER_PER_REQUEST 0
 #define KV_PREPARE_OVERLAPS 1
 #define KV_PROCESS_HERE 0 /* the host's engines are not part of its communication engine */
@@ -117,6 +118,12 @@ static inline __u64 bpf_ktime_get_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (__u64)now.tv_sec * 1000000000 + (__u64)now.tv_nsec;
+}
+
+/* The clock's lowest bits are random enough to pick a batch. */
+static inline __u32 bpf_get_prandom_u32(void)
+{
+	return (__u32)bpf_ktime_get_ns() * 0x9e3779b1u;
 }
 
 /* Accept every length: frames come from a socket or a ring, where none is longer than KV_FRAME_MAX. */

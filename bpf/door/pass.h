@@ -41,12 +41,13 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 			return XDP_ABORTED;
 		return kv_redirect(ctx, queue);
 	}
-	refusal = kv_refusal(end->pair, queue);
+	refusal = kv_refusal(end, packet->source);
 	if (refusal)
 		return kv_drop(queue, refusal);
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
 	if (bpf_xdp_load_bytes(ctx, 0, kv_next_batch(end).records, frame_bytes))
 		return XDP_ABORTED;
+	kv_next_batch(end).parked->ip_destination = packet->source;
 	queue->counters[KV_COUNTER_REDIRECTED]++;
 	queue->counters[KV_COUNTER_QP_REQUEST_BYTES] += frame_bytes;
 	send_request_queue_to_host(end, 0, frame_bytes);

@@ -25,11 +25,12 @@ static __always_inline int kv_take_requests(struct xdp_md *ctx, const struct kv_
 {
 	struct kv_request_batch batch;
 	__u32 has_body = 0;
-	int count;
+	int count, refusal;
 
 	*body_bytes = 0;
-	if (kv_queue_is_full(end->queue))
-		return -KV_COUNTER_DROP_QUEUE_FULL;
+	refusal = kv_no_room(end, packet->source);
+	if (refusal)
+		return -refusal;
 	batch = kv_next_batch(end);
 	count = kv_parse_requests(ctx, packet, end->queue, batch.records, batch.opaques, &has_body);
 	if (count <= 0 || !has_body)
@@ -48,8 +49,9 @@ static __always_inline int kv_send_batch(struct xdp_md *ctx, const struct kv_pac
 					 struct kv_dpu_queue *own)
 {
 	struct kv_parked_batch *parked = kv_next_batch(end).parked;
+	int overlaps = KV_PREPARE_OVERLAPS && !KV_SENDER_ONLY; /* kv_send() on another core may be faster than this */
 
-	if (!KV_PREPARE_OVERLAPS) {
+	if (!overlaps) {
 		kv_stage_end(own, KV_STAGE_PARSE);
 		if (kv_prepare_batch(ctx, packet, parked))
 			return -1;
@@ -58,7 +60,7 @@ static __always_inline int kv_send_batch(struct xdp_md *ctx, const struct kv_pac
 	send_request_queue_to_host(end, request_count, body_bytes);
 	kv_stage_end(own, KV_STAGE_PARSE);
 	/* The host works while the response is prepared: section 4.3 of the paper. */
-	if (KV_PREPARE_OVERLAPS) {
+	if (overlaps) {
 		if (kv_prepare_batch(ctx, packet, parked))
 			return -1;
 		kv_stage_end(own, KV_STAGE_PREPARE);

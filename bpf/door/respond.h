@@ -65,12 +65,15 @@ static __always_inline struct kv_finished_batch kv_finished(const struct kv_dpu_
 {
 	__u64 request = (first_record & KV_RECORD_MASK) + KV_SAMPLE_RECORDS;
 	__u64 response = KV_READ_ONCE(end->pair->answers[number & KV_BATCH_MASK].first_record) & KV_RECORD_MASK;
+	const struct kv_parked_batch *parked = &end->parked->batches[number & KV_BATCH_MASK];
+	const struct kv_response *responses = &end->pair->responses[response];
 
 	return (struct kv_finished_batch){
-		.parked = &end->parked->batches[number & KV_BATCH_MASK],
+		.parked = parked,
 		.requests = &end->pair->requests[request],
 		.opaques = &end->parked->opaques[request],
-		.responses = &end->pair->responses[response],
+		.responses = responses,
+		.values = (const __u8 *)(responses + kv_records_in_front(parked->request_count)),
 	};
 }
 

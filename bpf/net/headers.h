@@ -19,6 +19,7 @@ struct kv_packet {
 	__u32 frame_bytes;
 	__u32 body_bytes; /* bytes behind struct kv_packet_header */
 	__u32 engine;	  /* number of the engine, from the UDP port */
+	__u32 source;	  /* IPv4 address of the sender, network order */
 };
 
 /* Returned by kv_find_engine(); kv_check_headers() returns KV_PARSE_OURS or an enum kv_counter, the fault it found. */
@@ -57,6 +58,7 @@ static __always_inline int kv_find_engine(struct xdp_md *ctx, struct kv_packet *
 	packet->engine = (__u32)bpf_ntohs(udp_ports[1]) - KV_PORT;
 	if (packet->engine >= KV_ENGINES)
 		return KV_PARSE_PASS;
+	packet->source = *(__u32 *)header->ip_source;
 	packet->header_offset = shift;
 	packet->frame_bytes = data_end - data;
 	return KV_PARSE_OURS;

@@ -10,7 +10,6 @@
 
 #include "abi/dpu_queue.h"
 #include "net/headers.h"
-#include "queue/dpu_end.h"
 
 /* ---- Requests ---- */
 
@@ -200,6 +199,7 @@ struct kv_finished_batch {
 	const struct kv_request *requests;
 	const __u32 *opaques;
 	const struct kv_response *responses;
+	const __u8 *values; /* long ones, behind the responses */
 };
 
 static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
@@ -210,12 +210,10 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 						const struct kv_finished_batch *batch)
 {
 	__u32 offset = KV_PROCESS_HERE ? 0 : kv_write_words(ctx, body_offset, queue, batch);
-	const __u8 *values;
 	__u32 i;
 
 	if (offset)
 		return offset;
-	values = (const __u8 *)(batch->responses + kv_records_in_front(batch->parked->request_count));
 	offset = KV_UNKNOWN_ZERO(queue);
 	KV_KEEP_LOOP
 	for (i = 0; i < KV_BATCH_MAX; i++) {
@@ -254,7 +252,7 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 		if (room > KV_FRAME_MAX)
 			return 0;
 		value_offset = KV_READ_ONCE(response->value) & KV_OFFSET_MASK;
-		if (bpf_xdp_store_bytes(ctx, body_offset + offset, (void *)(values + value_offset),
+		if (bpf_xdp_store_bytes(ctx, body_offset + offset, (void *)(batch->values + value_offset),
 					kv_copy_bytes(room, KV_OFFSET_MASK)))
 			return 0;
 		queue->counters[KV_COUNTER_QP_RESPONSE_BYTES] += room;

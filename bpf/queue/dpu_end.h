@@ -146,18 +146,44 @@ static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, str
 	return 1;
 }
 
+/*
+ * Return whether the batch of this source has to give way: the queue pair is nearly full, and a batch picked at random
+ * from those in flight is the same source's. So each source is refused in proportion to what it holds, without being
+ * counted (CHOKe: Pan, Prabhakar, Psounis 2000); what is left is for others.
+ */
+static __always_inline int kv_source_gives_way(const struct kv_dpu_end *end, __u32 source)
+{
+	const struct kv_dpu_queue *queue = end->queue;
+	__u32 batches = kv_batches_in_use(queue);
+	__u64 picked;
+
+	if (KV_PROCESS_HERE ||
+	    (batches < KV_CROWDED_BATCHES && queue->records_taken - queue->records_freed < KV_CROWDED_RECORDS))
+		return 0;
+	picked = queue->answered + (__u32)((__u64)bpf_get_prandom_u32() * batches >> 32);
+	return end->parked->batches[picked & KV_BATCH_MASK].ip_destination == source;
+}
+
+/* Return 0 if there is room for another batch of this source, else the drop counter that says why not. */
+static __always_inline __u32 kv_no_room(const struct kv_dpu_end *end, __u32 source)
+{
+	if (kv_queue_is_full(end->queue))
+		return KV_COUNTER_DROP_QUEUE_FULL;
+	return kv_source_gives_way(end, source) ? KV_COUNTER_DROP_SOURCE_SHARE : 0;
+}
+
 /* Return whether no engine serves the queue pair. An engine with unread finished batches counts as alive. */
 static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
 {
 	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
 }
 
-/* Return 0 if the engine can take another batch, else the drop counter that says why not. */
-static __always_inline __u32 kv_refusal(const struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
+/* Return 0 if the engine can take another batch of this source, else the drop counter that says why not. */
+static __always_inline __u32 kv_refusal(const struct kv_dpu_end *end, __u32 source)
 {
-	if (kv_engine_is_gone(pair, queue))
+	if (kv_engine_is_gone(end->pair, end->queue))
 		return KV_COUNTER_DROP_NO_ENGINE;
-	return kv_queue_is_full(queue) ? KV_COUNTER_DROP_QUEUE_FULL : 0;
+	return kv_no_room(end, source);
 }
 
 /*

@@ -27,8 +27,7 @@ from dpukv_xdp.wire.codec import (
 )
 
 PACKETS_OUTSTANDING_MAX = abi.KV_PIPELINE_MAX
-"""Most datagrams in flight: well below KV_BATCHES, so that one client alone cannot fill a queue pair.
-"""
+"""Most datagrams in flight, so few that a socket's receive buffer holds their answers."""
 
 REJECTED_PAUSE_SECONDS = 0.01
 """Pause before a rejected request is sent again, to the owner that the directory then names."""

@@ -73,8 +73,8 @@ def memory_bytes(config: ServerConfig) -> int:
 
 
 def queue_pair_bytes(config: ServerConfig) -> int:
-    """Return the bytes of all queue pairs, with their private parts: each engine has one with every core that the kernel may
-    ever use, and one with every endpoint behind a host door.
+    """Return the bytes of all queue pairs, with their private parts: each engine has one with every
+    core that the kernel may ever use, and one with every endpoint behind a host door.
     """
     placement = config.placement()
     sides = min(possible_cpus(), abi.KV_CPUS_MAX) + len(placement.behind("host"))

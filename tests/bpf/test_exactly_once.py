@@ -40,6 +40,7 @@ class Model:
         self.engine = PlayedEngine(dpu.pair())
         self.records: deque[int] = deque()
         """Records that each parked batch takes, its body included."""
+        self.records_in_use = 0
         self.in_flight: deque[bytes] = deque()
         """Frames of the answers to parked batches, oldest first."""
         self.unprocessed: deque[list[Reply]] = deque()
@@ -57,7 +58,9 @@ class Model:
                 self.receive(kind == RECEIVE_WHILE_FLUSHING)
 
     def receive(self, flushing: bool) -> None:
-        """Send a frame from a new client; it carries the oldest response if that is finished."""
+        """Send a frame from another port of the only source; it carries the oldest response if
+        that is finished.
+        """
         requests, replies, client, vlan_tag = self.next_batch()
         frame = request_frame(requests, client, vlan_tag=vlan_tag)
         if flushing:
@@ -66,14 +69,15 @@ class Model:
         if flushing:
             self.dpu.set_queue(flushing=0)
         if (
-            len(self.in_flight) == abi.KV_BATCHES
-            or sum(self.records) > abi.KV_RECORDS - abi.KV_BATCH_RECORDS_MAX
+            len(self.in_flight) >= abi.KV_CROWDED_BATCHES
+            or self.records_in_use >= abi.KV_CROWDED_RECORDS
         ):
             self.refused += 1
             assert verdict == Verdict.DROP
             return
         self.arrived += 1
         self.records.append(records_of(requests))
+        self.records_in_use += self.records[-1]
         self.in_flight.append(reply_frame(replies, client, vlan_tag=vlan_tag))
         self.unprocessed.append(replies)
         if flushing:
@@ -101,7 +105,7 @@ class Model:
         if len(self.in_flight) > len(self.unprocessed):
             assert (verdict, out) == (Verdict.TX, self.in_flight.popleft())
             self.answered += 1
-            self.records.popleft()
+            self.records_in_use -= self.records.popleft()
         else:
             assert verdict == Verdict.DROP
 
@@ -116,7 +120,7 @@ class Model:
         ways_out = ("RESPONSES_WAITED", "RESPONSES_CARRIED", "RESPONSES_FLUSHED")
         assert sum(counters.get(way, 0) for way in ways_out) == self.answered
         assert counters.get("FRAMES_SENT", 0) == self.answered
-        assert counters.get("DROP_QUEUE_FULL", 0) == self.refused
+        assert counters.get("DROP_SOURCE_SHARE", 0) == self.refused
         assert "DROP_BAD_RESPONSE" not in counters
 
 

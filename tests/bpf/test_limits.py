@@ -2,9 +2,12 @@
 """Each limit of bpf/abi at the limit, one below and one above; and errors of single requests."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 from bpf.harness import (
+    CLIENT,
     CPU,
     HEADER_BYTES,
     PORT,
@@ -15,6 +18,7 @@ from bpf.harness import (
     Verdict,
     batch_at,
     expected_replies,
+    patched,
     reply_frame,
     request_frame,
     serving,
@@ -279,14 +283,16 @@ FREE_RECORDS = abi.KV_RECORDS - abi.KV_BATCH_RECORDS_MAX
 def test_a_full_queue_pair(
     load: Callable[..., Dpu], requests: list[Request], capacity: int
 ) -> None:
-    """So many batches wait; the next one is dropped, and all others are finally answered."""
+    """So many batches of as many sources wait; the next one is dropped, and all others are finally
+    answered.
+    """
     dpu = load()
     assert -(-codec.item_bytes(len(LONG_BODY.key), len(LONG_BODY.value)) // 32) == 8
     frame = request_frame(requests)
-    for _ in range(capacity - 1):
-        dpu.receive(frame)
+    for number in range(capacity - 1):
+        dpu.receive(patched(frame, ip_source=source(number)))
     assert dpu.in_flight() == capacity - 1
-    dpu.receive(frame)
+    dpu.receive(patched(frame, ip_source=source(capacity - 1)))
     assert dpu.in_flight() == capacity
     assert "DROP_QUEUE_FULL" not in dpu.counters()
     for times in (1, 2):
@@ -295,12 +301,49 @@ def test_a_full_queue_pair(
         assert dpu.in_flight() == dpu.pair()["request_control"]["published"] == capacity
     engine = PlayedEngine(dpu.pair())
     replies = expected_replies({}, requests)
-    expected = (Verdict.TX, reply_frame(replies))
-    for _ in range(capacity):
+    for number in range(capacity):
         engine.answer(replies)
-        assert dpu.flush() == expected
+        client = replace(CLIENT, ip=str(IPv4Address(source(number))))
+        assert dpu.flush() == (Verdict.TX, reply_frame(replies, client=client))
     assert dpu.receive(frame)[0] == Verdict.DROP
     assert dpu.in_flight() == 1, "there is room again"
+
+
+def source(number: int) -> bytes:
+    """Return the IPv4 address of one of many clients."""
+    return (IPv4Address("10.1.0.0") + number).packed
+
+
+MOST_RECORDS = [Request.probe()] * abi.KV_BATCH_MAX
+
+
+@pytest.mark.parametrize(
+    ("requests", "share"),
+    [
+        ([Request.probe()], abi.KV_CROWDED_BATCHES),
+        (MOST_RECORDS, abi.KV_CROWDED_RECORDS // abi.KV_BATCH_MAX),
+    ],
+    ids=["batches", "records"],
+)
+def test_one_source_leaves_room_for_others(
+    load: Callable[..., Dpu], requests: list[Request], share: int
+) -> None:
+    """A source alone is refused when the queue pair is nearly full; then another one is served."""
+    dpu = load()
+    frame = request_frame(requests)
+    for _ in range(share):
+        dpu.receive(frame)
+    assert dpu.in_flight() == share
+    assert "DROP_SOURCE_SHARE" not in dpu.counters()
+    for times in (1, 2):
+        dpu.receive(frame)
+        assert dpu.in_flight() == share
+        assert dpu.counters()["DROP_SOURCE_SHARE"] == times
+    dpu.receive(patched(frame, ip_source=source(0)))
+    assert dpu.in_flight() == share + 1
+    for number in range(1, 9):
+        dpu.receive(patched(frame, ip_source=source(number)))
+    assert dpu.in_flight() == share + 9, "each of many sources is served"
 
 
 @pytest.mark.parametrize("engines", [1, abi.KV_ENGINES_MAX])

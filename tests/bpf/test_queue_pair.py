@@ -521,8 +521,8 @@ def engine_with_pairs(pairs: Any, senders: Any) -> ProcessingEngine:
 
 @pytest.mark.parametrize("ahead", [abi.KV_BATCHES + 1, HALF, 2**32 - 1])
 def test_request_counter_out_of_range(played: PlayedDpu, ahead: int) -> None:
-    """More batches than there can be, or a counter that goes back: nothing is processed, and the engine
-    continues when the counter is in range again.
+    """More batches than there can be, or a counter that goes back: nothing is processed, and the
+    engine continues when the counter is in range again.
     """
     responses = played.pair["responses"].tobytes() + played.pair["answers"].tobytes()
     before = played.engine.stats()["batches"]

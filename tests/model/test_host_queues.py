@@ -37,7 +37,11 @@ def program() -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["counter", "rounds", "samples", "fair-rings", "broken-rings", "changes"]
+    "name",
+    [
+        *("counter", "rounds", "samples", "wrap", "no-room", "no-room-samples", "hostile"),
+        *("restart", "fair-rings", "broken-rings", "frames", "changes"),
+    ],
 )
 def test_the_other_end_errs(program: Path, name: str) -> None:
     finished = subprocess.run(

@@ -31,7 +31,7 @@ from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import LoadGenerator, Loop
 from dpukv_xdp.load.workload import WORKLOADS, key_bytes
 from dpukv_xdp.server.server import Server
-from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire import codec
 from dpukv_xdp.wire.codec import Request
 from dpukv_xdp.wire.hashing import hash_key
 

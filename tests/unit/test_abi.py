@@ -116,7 +116,7 @@ def declared_structs(text: str) -> dict[str, list[str]]:
     structs = {}
     for name, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
         plain = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
-        structs[name] = re.findall(r"(\w+)(?:\[\w+\])?\s*;", plain)
+        structs[name] = re.findall(r"(\w+)(?:\[[\w +]+\])?\s*;", plain)
     return structs
 
 

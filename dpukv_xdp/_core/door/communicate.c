@@ -281,7 +281,7 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	    records + record_bytes > frame->data + frame->bytes)
 		return 0;
 	end = kv_end_of(communicator, note->engine);
-	refusal = kv_refusal(end.pair, end.queue);
+	refusal = kv_refusal(&end, ((const struct kv_parked_batch *)parked)->ip_destination);
 	if (refusal) {
 		kv_drop_frame(communicator, frame, note->engine, (int)refusal);
 		return 1;
