@@ -536,6 +536,28 @@ static void check_laps(uint32_t parked)
 	CHECK(pair->response_control.published == number + 1 + 2000 * 3 && engine.stats.bad_batches == 0);
 }
 
+/* The longest request and the longest response, each from the last index on. */
+static void check_longest(void)
+{
+	struct draft set = { 0 }, get = { 0 };
+	uint8_t value[KV_VALUE_MAX];
+	uint64_t key = 1;
+
+	for (uint32_t i = 0; i < sizeof(value); i++)
+		value[i] = (uint8_t)(i * 13 + (i >> 8));
+	add_request(&set, KV_OP_SET, &key, sizeof(key), value, sizeof(value));
+	add_request(&get, KV_OP_GET, &key, sizeof(key), "", 0);
+	engine.response_bytes_max = KV_FRAME_MAX - KV_PACKET_HEADER_BYTES;
+	resume_at(1, KV_RECORDS - 2); /* the SET's response takes one record */
+	put_batch(pair, &set, KV_RECORDS - 1);
+	put_batch(pair, &get, 0);
+	CHECK(kv_engine_turn(&engine) == 2 && answer_of(pair, 2)->first_record == KV_RECORDS - 1);
+	CHECK(responses_of(pair, 1)->header == KV_HEADER(KV_OP_SET, KV_SUCCESS, 0, 0));
+	CHECK(responses_of(pair, 2)->header == KV_HEADER(KV_OP_GET, KV_SUCCESS, 0, KV_VALUE_MAX));
+	CHECK(memcmp(responses_of(pair, 2) + 1, value, sizeof(value)) == 0);
+	engine.response_bytes_max = RESPONSE_BYTES_MAX;
+}
+
 static void test_wrap(void)
 {
 	uint32_t seed = 0;
@@ -552,6 +574,7 @@ static void test_wrap(void)
 		}
 	}
 	CHECK(engine.stats.bad_batches == 0);
+	check_longest();
 	check_laps(1);
 	check_laps(100);
 }
@@ -613,7 +636,7 @@ static void test_no_room_samples(void)
 
 	begin_ring_buffer();
 	begin(pairs, 2, 1);
-	while (consumed == produced) {
+	while (consumed == produced && sent < BATCHES_MANY) {
 		for (uint32_t i = 0; i < 10; i++) /* several at a time: those of one round share the room */
 			put_set_get_sample(0, sent++);
 		drain();
@@ -720,7 +743,7 @@ static void check_hostile_entries(void)
 	static const uint32_t first_records[] = { 0, KV_RECORDS - 1, KV_RECORDS, 1u << 31, -1u };
 	uint32_t combinations = COUNT_OF(counts) * COUNT_OF(has_body) * COUNT_OF(body_bytes) * COUNT_OF(first_records);
 
-	for (uint32_t i = 0; i < 4 * combinations; i++) {
+	for (uint32_t i = 0; i < 8 * combinations; i++) {
 		struct kv_batch_entry entry = { .count = counts[i % 5],
 						.has_body = has_body[i / 5 % 3],
 						.body_bytes = body_bytes[i / 15 % 5],
@@ -728,6 +751,7 @@ static void check_hostile_entries(void)
 
 		make_noise(&pair->requests[entry.first_record % KV_RECORDS], KV_REQUEST_SLACK);
 		ASAN_POISON_MEMORY_REGION(pair->responses, 64 * sizeof(pair->responses[0]));
+		engine.response_bytes_max = i % 4 < 2 ? RESPONSE_BYTES_MAX : KV_FRAME_MAX - KV_PACKET_HEADER_BYTES;
 		resume_at(i + 1, i % 2 ? 5000 : KV_RECORDS - 1);
 		check_hostile_entry(entry);
 		ASAN_UNPOISON_MEMORY_REGION(pair->responses, 64 * sizeof(pair->responses[0]));
@@ -849,6 +873,7 @@ static void test_hostile(void)
 {
 	begin(new_pairs(1), 1, 1);
 	check_hostile_entries();
+	engine.response_bytes_max = RESPONSE_BYTES_MAX;
 	check_hostile_records();
 	check_hostile_samples();
 }
