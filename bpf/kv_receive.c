@@ -32,7 +32,6 @@ static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_pa
 static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
 					       struct kv_dpu_queue *own);
 static __always_inline int kv_drop_without_queue_pair(void);
-static __always_inline int kv_engine_is_on(__u32 cpu);
 static __always_inline int kv_answer_oldest(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
 					    struct kv_dpu_queue *own);
 static __always_inline void kv_be_slower(struct kv_dpu_queue *own);
@@ -191,7 +190,7 @@ static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine,
 
 	kv_be_slower(own);
 	if (KV_DEPTH_MIN != KV_DEPTH_MAX)
-		kv_tell_pace(pair, queue, own);
+		kv_drain(pair, queue, own);
 	if (KV_SENDER_ONLY || KV_READ_ONCE(queue->flushing))
 		return XDP_DROP;
 	if (kv_oldest_is_finished(pair, queue))
@@ -217,8 +216,6 @@ int kv_wait(struct xdp_md *ctx)
 	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
 	if (!own)
 		return XDP_ABORTED;
-	if (!own->has_time && kv_engine_is_on(index))
-		return XDP_DROP;
 	index += KV_WITH_SETTING(own->waiting_engine, "*=", KV_CPUS);
 	if (!kv_look_up(&index, &end))
 		return XDP_ABORTED;
@@ -229,22 +226,6 @@ int kv_wait(struct xdp_md *ctx)
 	if (!is_finished)
 		return XDP_DROP;
 	return kv_answer_oldest(ctx, own->waiting_engine, &end, own);
-}
-
-/* Return whether any engine runs on this core: a busy core must not wait for one engine and hold up another. */
-static __always_inline int kv_engine_is_on(__u32 cpu)
-{
-	struct kv_queue_pair *pair;
-	__u32 engine, index;
-
-	KV_KEEP_LOOP
-	for (engine = 0; engine < KV_ENGINES_MAX && engine < KV_ENGINES; engine++) {
-		index = cpu + KV_WITH_SETTING(engine, "*=", KV_CPUS);
-		pair = (struct kv_queue_pair *)kv_queue_pairs.lookup(&index);
-		if (pair && pair->response_control.alive && pair->response_control.engine_cpu == cpu)
-			return 1;
-	}
-	return 0;
 }
 
 /* Turn the frame into the oldest finished response and count it. Return the XDP verdict. */
@@ -290,7 +271,7 @@ int kv_flush(struct xdp_md *ctx)
 	KV_WRITE_ONCE(queue->flushing, 1);
 	parked_batches = kv_batches_in_use(queue);
 	if (parked_batches && kv_oldest_is_finished(end.pair, queue)) {
-		if (!own->has_time) /* if it has, kv_tell_pace() asked for this flush */
+		if (!own->has_time) /* if it has, kv_drain() asked for this flush */
 			kv_depth_met_flush(queue, parked_batches);
 		verdict = kv_reply(ctx, &end, KV_WITH_SETTING(index, "/=", KV_CPUS));
 		if (verdict == XDP_TX)

@@ -100,7 +100,7 @@ struct kv_dpu_queue {
 	__u64 wait_ns;	/* running mean of the time that a response takes, in ns */
 	__u32 fits; /* running mean over frames: KV_FITS_ALL where a wait would have fitted behind the frame, else 0 */
 	__u32 has_time;	      /* whether waits fit behind most frames */
-	__u32 pace;	      /* copy of the field of struct kv_request_control */
+	__u32 draining;	      /* copy of the field `drain` of struct kv_request_control */
 	__u32 waiting_engine; /* argument of the tail call kv_wait: the engine to wait for */
 	__u64 scratch;	      /* a place for KV_UNKNOWN to read from */
 	__u64 stage_ns[KV_STAGES];

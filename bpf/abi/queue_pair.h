@@ -57,17 +57,11 @@ struct kv_response {
 };
 KV_ASSERT(sizeof(struct kv_response) == 16);
 
-/* Bits with which a communication core tells the engine how busy it is. */
-enum kv_pace {
-	KV_PACE_DRAIN = 1, /* it has time for each response: wake the sender for every parked one */
-	KV_PACE_BUSY = 2   /* frame follows frame, and each carries a response: nobody waits */
-};
-
 /* One cache line, written by the communication engine only. Counters of batches. */
 struct kv_request_control {
 	__u32 published;  /*  0, batches appended; storing it hands over a batch */
 	__u32 answered;	  /*  4, batches whose response has been taken */
-	__u32 pace;	  /*  8, enum kv_pace */
+	__u32 drain;	  /*  8, 1: the engine wakes the sender for every parked response */
 	__u32 padding0;	  /* 12 */
 	__u64 ready;	  /* 16, where each record is handed over separately: KV_READY() of the latest one */
 	__u8 padding[40]; /* 24 */

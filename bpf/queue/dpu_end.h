@@ -235,20 +235,18 @@ static __always_inline void kv_release_oldest(const struct kv_dpu_end *end)
 }
 
 /*
- * Tell the engine how busy this core is. With time for each response, no batch should stay parked; but each frame
- * carries only one response, so those parked in busier times would, unless the engine wakes the sender for them.
+ * Tell the engine whether to wake the sender for all parked responses. Each frame carries only one response, so batches
+ * parked in busier times would otherwise stay parked once the core waits for each response.
  */
-static __always_inline void kv_tell_pace(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
-					 const struct kv_dpu_queue *own)
+static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
+				     const struct kv_dpu_queue *own)
 {
-	__u32 pace = KV_PACE_BUSY;
+	__u32 draining = own->has_time && kv_batches_in_use(queue) > 1;
 
-	if (own->has_time)
-		pace = kv_batches_in_use(queue) > 1 ? KV_PACE_DRAIN : 0;
-	if (queue->pace == pace)
+	if (queue->draining == draining)
 		return;
-	queue->pace = pace;
-	KV_WRITE_ONCE(pair->request_control.pace, pace);
+	queue->draining = draining;
+	KV_WRITE_ONCE(pair->request_control.drain, draining);
 }
 
 /*

@@ -495,14 +495,14 @@ def test_with_time_nothing_stays_parked(load: Callable[..., Dpu]) -> None:
     dpu.set_queue(depth=8)
     for _ in range(3):
         assert dpu.receive(frame)[0] == Verdict.DROP
-    assert dpu.pair()["request_control"]["pace"] == abi.KV_PACE_BUSY
+    assert dpu.pair()["request_control"]["drain"] == 0
     dpu.set_queue(has_time=1)
     assert dpu.receive(frame)[0] == Verdict.DROP
-    assert dpu.pair()["request_control"]["pace"] == abi.KV_PACE_DRAIN
+    assert dpu.pair()["request_control"]["drain"] == 1
     engine = PlayedEngine(dpu.pair())
     for _ in range(4):
         engine.answer([Reply(abi.Operation.GET, abi.Result.NOT_FOUND)])
         assert dpu.flush()[0] == Verdict.TX
     assert dpu.queue()["depth"] == 8
     assert dpu.receive(frame)[0] == Verdict.DROP
-    assert dpu.pair()["request_control"]["pace"] == 0
+    assert dpu.pair()["request_control"]["drain"] == 0

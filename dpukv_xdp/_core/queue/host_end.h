@@ -88,11 +88,6 @@ static inline uint32_t kv_batches_answered(const struct kv_queue_pair *pair)
 	return __atomic_load_n(&pair->request_control.answered, __ATOMIC_RELAXED);
 }
 
-static inline uint32_t kv_pace(const struct kv_queue_pair *pair)
-{
-	return __atomic_load_n(&pair->request_control.pace, __ATOMIC_RELAXED);
-}
-
 /* Begin to number responses where the last of the `processed` batches ended. */
 static inline void kv_responses_begin(struct kv_engine_pair *state)
 {
@@ -149,7 +144,7 @@ static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_qu
 {
 	if (kv_batches_answered(pair) == published)
 		return 0;
-	if (!overdue->woken && kv_pace(pair) == KV_PACE_DRAIN)
+	if (!overdue->woken && __atomic_load_n(&pair->request_control.drain, __ATOMIC_RELAXED))
 		wait_ticks = 0;
 	if (sender->cpu == here && !overdue->woken)
 		wait_ticks = 0;
