@@ -52,6 +52,7 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 static uint32_t kv_send_ready(struct kv_communicator *communicator);
 static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t engine);
 static void kv_time_turn(struct kv_communicator *communicator);
+static void kv_wake_for_ring(struct kv_communicator *communicator, uint32_t index, uint64_t now_ticks);
 
 struct kv_communicator *kv_communicator_create(uint32_t engines)
 {
@@ -180,12 +181,18 @@ uint32_t kv_communicator_answer(struct kv_communicator *communicator)
 /* Wake the senders of rings whose answers have been parked for too long. */
 void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_ticks)
 {
-	struct kv_communicator_state *state = communicator->state;
+	for (uint32_t i = 0; i < communicator->ring_count; i++)
+		kv_wake_for_ring(communicator, i, now_ticks);
+}
 
-	for (uint32_t i = 0; i < communicator->ring_count && communicator->senders; i++)
-		kv_overdue_wake(&state->rings[i].end.overdue, &communicator->rings[i], state->rings[i].end.published,
-				&communicator->senders[i], communicator->ring_engine, state->cpu,
-				communicator->flush_after_ticks, now_ticks);
+static void kv_wake_for_ring(struct kv_communicator *communicator, uint32_t index, uint64_t now_ticks)
+{
+	struct kv_engine_pair *end = &communicator->state->rings[index].end;
+
+	if (communicator->senders)
+		kv_overdue_wake(&end->overdue, end->pair, end->published, &communicator->senders[index],
+				communicator->ring_engine, communicator->state->cpu, communicator->flush_after_ticks,
+				now_ticks);
 }
 
 /* Start timing the stages of one turn in KV_STAGE_TURNS, before it receives its frames. */
@@ -428,6 +435,8 @@ static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t in
 	if (ready == 0 || ready > KV_BATCHES)
 		return 0;
 	most = kv_response_room(&ring->end);
+	if (most == 0) /* kv_communicator_idle() does not look while other rings keep this core busy */
+		kv_wake_for_ring(communicator, index, kv_ticks());
 	if (most > KV_RING_FRAMES - (ring->end.processed - ring->end.published))
 		most = KV_RING_FRAMES - (ring->end.processed - ring->end.published);
 	for (; count < ready && count < room && count < most; count++) {

@@ -82,10 +82,10 @@ static inline void send_response_queue_to_dpu(struct kv_queue_pair *pair, uint32
 	__atomic_store_n(&pair->response_control.published, processed, __ATOMIC_RELEASE);
 }
 
-/* Return the batches whose response the communication engine has taken. */
+/* Return the batches whose response the communication engine has taken: their records may be written again. */
 static inline uint32_t kv_batches_answered(const struct kv_queue_pair *pair)
 {
-	return __atomic_load_n(&pair->request_control.answered, __ATOMIC_RELAXED);
+	return __atomic_load_n(&pair->request_control.answered, __ATOMIC_ACQUIRE);
 }
 
 /* Begin to number responses where the last of the `processed` batches ended. */
