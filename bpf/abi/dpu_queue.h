@@ -57,7 +57,7 @@ struct kv_parked_batch {
 	__u32 ip_destination;	    /* 20 */
 	__u16 udp_source_port;	    /* 24, already swapped, network order */
 	__u16 udp_destination_port; /* 26 */
-	__u8 request_count;	    /* 28 */
+	__u8 count;		    /* 28, requests */
 	__u8 has_vlan_tag;	    /* 29, 1 or 0 */
 	__u16 body_records;	    /* 30, records that it takes besides one for each request */
 };

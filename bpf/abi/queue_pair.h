@@ -107,7 +107,8 @@ KV_ASSERT(sizeof(struct kv_sample_head) == sizeof(struct kv_request));
 
 /*
  * XDP metadata in front of a frame that goes to the host through AF_XDP. If records_offset is not 0, the frame has been
- * parsed: at that offset, behind the frame, are its struct kv_parked_batch, KV_OPAQUE_BYTES of opaques, then the records.
+ * parsed: at that offset, behind the frame, are its struct kv_parked_batch, KV_OPAQUE_BYTES of opaques, and the
+ * records.
  */
 struct kv_frame_note {
 	__u16 records_offset; /*  0, from the start of the frame; 0: not parsed */

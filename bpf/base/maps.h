@@ -58,7 +58,7 @@ struct kv_parked_bytes {
 
 /* struct kv_queue_pair: shared with the processing engines, which map the array once. */
 BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
-/* struct kv_dpu_queue and struct kv_parked: private to the communication engine. Reading statistics copies the first. */
+/* struct kv_dpu_queue, which statistics copy, and struct kv_parked: private to the communication engine. */
 BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_ENTRIES_AT_LOAD);
 BPF_ARRAY(kv_parked, struct kv_parked_bytes, KV_ENTRIES_AT_LOAD);
 /* Tail calls of kv_receive. */

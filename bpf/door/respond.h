@@ -17,7 +17,8 @@ static __always_inline struct kv_finished_batch kv_finished(const struct kv_dpu_
 
 /*
  * Turn the frame into the response to batch `number`, whose requests begin at record `first_record` less
- * KV_SAMPLE_RECORDS. Return the XDP verdict: XDP_TX, or XDP_DROP with the reason counted. If the frame cannot grow to the response's length, return KV_TAIL_REFUSED; the response stays parked.
+ * KV_SAMPLE_RECORDS. Return the XDP verdict: XDP_TX, or XDP_DROP with the reason counted. If the frame cannot grow to
+ * the response's length, return KV_TAIL_REFUSED; the response stays parked.
  */
 static __always_inline int kv_write_reply(struct xdp_md *ctx, const struct kv_dpu_end *end, __u32 number,
 					  __u32 first_record)
@@ -48,7 +49,7 @@ static __always_inline int kv_write_reply(struct xdp_md *ctx, const struct kv_dp
 	if (written_bytes == 0 || written_bytes != wire_bytes)
 		goto bad_response;
 
-	request_count = batch.parked->request_count;
+	request_count = batch.parked->count;
 	queue->counters[KV_COUNTER_FRAMES_SENT]++;
 	queue->counters[KV_COUNTER_RESPONSES_SENT] += request_count;
 	queue->counters[KV_COUNTER_BYTES_SENT] += frame_bytes;
@@ -73,7 +74,7 @@ static __always_inline struct kv_finished_batch kv_finished(const struct kv_dpu_
 		.requests = &end->pair->requests[request],
 		.opaques = &end->parked->opaques[request],
 		.responses = responses,
-		.values = (const __u8 *)(responses + kv_records_in_front(parked->request_count)),
+		.values = (const __u8 *)(responses + kv_records_in_front(parked->count)),
 	};
 }
 

@@ -101,7 +101,7 @@ static __always_inline void kv_write_packet_header(void *data, struct kv_packet_
 	header->udp_length = bpf_htons(KV_PACKET_HEADER_BYTES - KV_ETH_BYTES - KV_IP_BYTES + wire_bytes);
 	header->udp_checksum = 0; /* 0 means "no checksum" in IPv4 */
 	header->magic = KV_MAGIC_RESPONSE;
-	header->request_count = parked->request_count;
+	header->request_count = parked->count;
 	*(__u32 *)header->reserved = 0;
 }
 

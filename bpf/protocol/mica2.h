@@ -71,7 +71,8 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 
 /*
  * Parse all requests of the packet into records and opaques. Return how many, or a negated drop counter; `*has_body`
- * says whether a record refers to the packet's body. The loop advances a scalar offset: with packet pointers it exceeds the verifier's million instructions.
+ * says whether a record refers to the packet's body. The loop advances a scalar offset: with packet pointers it exceeds
+ * the verifier's million instructions.
  */
 static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv_packet *packet,
 					     struct kv_dpu_queue *queue, struct kv_request *records, __u32 *opaques,
@@ -224,7 +225,7 @@ static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_o
 		__u64 room;
 		__u64 header;
 
-		if (i >= batch->parked->request_count)
+		if (i >= batch->parked->count)
 			break;
 		header = KV_READ_ONCE(response->header) & KV_RESPONSE_HEADER_MASK;
 		value_bytes = header >> 32;
@@ -275,7 +276,7 @@ static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offse
 	void *body = (void *)(long)ctx->data + body_offset;
 	void *data_end = (void *)(long)ctx->data_end;
 	__u64 offset = KV_UNKNOWN_ZERO(queue);
-	__u64 request_count = batch->parked->request_count;
+	__u64 request_count = batch->parked->count;
 	__u64 i;
 
 	KV_KEEP_LOOP

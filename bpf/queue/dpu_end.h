@@ -110,7 +110,7 @@ static __always_inline void send_request_queue_to_host(const struct kv_dpu_end *
 		.body_bytes = body_bytes,
 		.first_record = queue->records_taken + KV_SAMPLE_RECORDS,
 	};
-	end->parked->batches[number].request_count = request_count;
+	end->parked->batches[number].count = request_count;
 	end->parked->batches[number].body_records = body_records;
 	queue->records_taken += request_count + body_records;
 	KV_PUBLISH_BARRIER();
@@ -228,7 +228,7 @@ static __always_inline void kv_release_oldest(const struct kv_dpu_end *end)
 	struct kv_dpu_queue *queue = end->queue;
 	const struct kv_parked_batch *oldest = &end->parked->batches[queue->answered & KV_BATCH_MASK];
 
-	queue->records_freed += oldest->request_count + oldest->body_records;
+	queue->records_freed += oldest->count + oldest->body_records;
 	KV_PUBLISH_BARRIER();
 	queue->answered++;
 	KV_WRITE_ONCE(end->pair->request_control.answered, queue->answered);

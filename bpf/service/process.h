@@ -112,7 +112,7 @@ static __always_inline void kv_finish_here(const struct kv_dpu_end *end, const s
 
 	answer->wire_bytes = store->wire_bytes;
 	answer->first_record = end->queue->records_taken;
-	parked->request_count = request_count;
+	parked->count = request_count;
 	parked->body_records = KV_BATCH_MAX - request_count + KV_VALUE_RECORDS(store->values_bytes);
 }
 

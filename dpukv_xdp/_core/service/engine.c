@@ -162,8 +162,8 @@ static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round
 }
 
 /*
- * Take a queue pair's ready batches, up to its share of the round and to the room for their responses: without room they
- * wait in the queue pair. A counter out of range counts as "none ready" until it is in range again.
+ * Take a queue pair's ready batches, up to its share of the round and to the room for their responses: without room
+ * they wait in the queue pair. A counter out of range counts as "none ready" until it is in range again.
  */
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round)
 {
