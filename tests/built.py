@@ -45,6 +45,9 @@ def _digest(command: Sequence[str], sources: Sequence[Path]) -> str:
     for fact in (version.stdout, *command):
         digest.update(fact.encode() + b"\0")
     headers = sorted(path for place in (CORE, BPF) for path in place.rglob("*.h"))
-    for path in (*sources, *headers):
+    helpers = sorted(
+        path for place in {source.parent for source in sources} for path in place.glob("*.h")
+    )
+    for path in (*sources, *headers, *helpers):
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:32]

@@ -10,7 +10,7 @@
  */
 #include "host_queues.h"
 
-#define SHARES_PAIRS 5
+#define SHARES_PAIRS 16
 #define SHARES_ROUNDS 600 /* as often as each of 2, 3, 4 or 5 pairs is first */
 #define BATCHES_MANY 500  /* batches of put_set_get(), more than there is room for responses */
 
@@ -130,21 +130,21 @@ static void test_rounds(void)
 
 /* ---- Shares: pairs that are always busy with small batches have the same one, however many they are ---- */
 
-static void check_shares(struct kv_queue_pair *pairs, uint32_t count)
+static void check_shares(struct kv_queue_pair *pairs, uint32_t count, uint32_t busy)
 {
-	uint32_t before[SHARES_PAIRS], mean = SHARES_ROUNDS * KV_ROUND_BATCHES / count;
+	uint32_t before[SHARES_PAIRS], mean = SHARES_ROUNDS * KV_ROUND_BATCHES / busy;
 
 	engine.pair_count = count;
 	engine.next_pair = 0;
 	CHECK(kv_engine_begin(&engine) == 0);
-	for (uint32_t i = 0; i < count; i++)
+	for (uint32_t i = 0; i < busy; i++)
 		before[i] = pairs[i].response_control.published;
 	for (uint32_t round = 0; round < SHARES_ROUNDS; round++) {
-		for (uint32_t i = 0; i < count; i++)
+		for (uint32_t i = 0; i < busy; i++)
 			fill(&pairs[i], 1);
 		CHECK(kv_engine_turn(&engine) == KV_ROUND_BATCHES);
 	}
-	for (uint32_t i = 0; i < count; i++) {
+	for (uint32_t i = 0; i < busy; i++) {
 		uint32_t share = pairs[i].response_control.published - before[i];
 
 		CHECK(share >= mean - mean / 10 && share <= mean + mean / 10);
@@ -156,8 +156,11 @@ static void test_shares(void)
 	struct kv_queue_pair *pairs = new_pairs(SHARES_PAIRS);
 
 	begin(pairs, SHARES_PAIRS, 1);
-	for (uint32_t count = 2; count <= SHARES_PAIRS; count++)
-		check_shares(pairs, count);
+	for (uint32_t busy = 2; busy <= 5; busy++) {
+		check_shares(pairs, busy, busy);
+		check_shares(pairs, busy + 1, busy);
+		check_shares(pairs, SHARES_PAIRS, busy);
+	}
 	free(pairs);
 }
 

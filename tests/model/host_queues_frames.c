@@ -115,14 +115,14 @@ static void check_parked_frames(const struct kv_queue_pair *ring)
 		check_frame(ring, number);
 }
 
-static void test_fair_rings(void)
+static void check_fair_rings(uint32_t count, uint32_t busy)
 {
-	struct kv_queue_pair *rings = new_pairs(3);
-	struct kv_communicator *communicator = begin_communicator(rings, 3);
+	struct kv_queue_pair *rings = new_pairs(count);
+	struct kv_communicator *communicator = begin_communicator(rings, count);
 	uint32_t least, most;
 
-	for (uint32_t turns = 0; turns < 3000; turns++) {
-		for (uint32_t i = 0; i < 3; i++) {
+	for (uint32_t turns = 0; turns < 1500; turns++) {
+		for (uint32_t i = 0; i < busy; i++) {
 			take_answers(&rings[i]);
 			while (rings[i].request_control.published - rings[i].response_control.published < RING_FRAMES)
 				put_frame(&rings[i]);
@@ -130,7 +130,7 @@ static void test_fair_rings(void)
 		turn(communicator);
 	}
 	least = most = rings[0].response_control.published;
-	for (uint32_t i = 1; i < 3; i++) {
+	for (uint32_t i = 1; i < busy; i++) {
 		uint32_t answered = rings[i].response_control.published;
 
 		least = answered < least ? answered : least;
@@ -139,6 +139,16 @@ static void test_fair_rings(void)
 	CHECK(least > 1000 && most - least <= 2 * RING_FRAMES);
 	kv_communicator_destroy(communicator);
 	free(rings);
+}
+
+static void test_fair_rings(void)
+{
+	check_fair_rings(3, 3);
+}
+
+static void test_fair_rings_idle(void)
+{
+	check_fair_rings(8, 3);
 }
 
 static void test_broken_rings(void)
@@ -331,6 +341,7 @@ static void test_wake(void)
 
 static const struct test tests[] = {
 	{ "fair-rings", test_fair_rings },
+	{ "fair-rings-idle", test_fair_rings_idle },
 	{ "broken-rings", test_broken_rings },
 	{ "frames", test_frames },
 	{ "wake", test_wake },

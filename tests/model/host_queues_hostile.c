@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * host_queues_hostile.c - the host's end of its queues while the other end is hostile: entries, records and samples with
- * fields that cannot be, and records that change while they are read.
+ * host_queues_hostile.c - the host's end of its queues while the other end is hostile: entries, records and samples
+ * with fields that cannot be, and records that change while they are read.
  *
  *   host_queues_hostile TEST    one of the names in `tests`
  *

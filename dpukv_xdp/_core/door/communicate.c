@@ -406,16 +406,20 @@ static const struct kv_port socket_port = {
 static uint32_t kv_take_frames(struct kv_communicator *communicator, uint32_t index, struct kv_frame *frames,
 			       uint32_t room);
 
-/* Begin with another ring each time, so that a busy core leaves room for the others. */
+/* The next call begins behind the first ring that gave frames to this one: busy rings get equal shares. */
 static uint32_t kv_ring_port_receive(void *source, struct kv_frame *frames, uint32_t room)
 {
 	struct kv_communicator *communicator = source;
-	uint32_t first = communicator->state->first_ring, count = 0;
+	uint32_t ring = communicator->state->first_ring, count = 0;
 
-	for (uint32_t i = 0; i < communicator->ring_count && count < room; i++)
-		count += kv_take_frames(communicator, (first + i) % communicator->ring_count, frames + count,
-					room - count);
-	communicator->state->first_ring = (first + 1) % communicator->ring_count;
+	for (uint32_t i = 0; i < communicator->ring_count && count < room; i++) {
+		uint32_t taken = kv_take_frames(communicator, ring, frames + count, room - count);
+
+		ring = ring + 1 < communicator->ring_count ? ring + 1 : 0;
+		if (count == 0 && taken)
+			communicator->state->first_ring = ring;
+		count += taken;
+	}
 	return count;
 }
 

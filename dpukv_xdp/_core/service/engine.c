@@ -141,23 +141,24 @@ void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 }
 
 /*
- * Take ready batches from all queue pairs. The next round begins with the pair behind the one that this round begins
- * with: behind the last one looked at, two busy pairs, of which the first nearly fills a round, would keep their order.
+ * Take ready batches from all queue pairs. The next round begins behind the first pair that gave some to this one,
+ * which may have filled it: so busy pairs get equal shares, whichever others are idle.
  */
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round)
 {
 	uint32_t next = engine->next_pair;
 
-	engine->next_pair = next + 1 < engine->pair_count ? next + 1 : 0;
-
 	for (uint32_t i = 0; i < engine->pair_count && round->batches < KV_ROUND_BATCHES; i++) {
 		struct kv_engine_pair *from = &engine->pairs[next];
+		int is_first = round->batches == 0;
 
 		next = next + 1 < engine->pair_count ? next + 1 : 0;
 		if (__builtin_expect(kv_batches_ready(from->pair, from->processed) != 0, 0))
 			kv_round_from_pair(engine, from, round);
 		else if (from->published != from->processed)
 			kv_bus_deliver(from, kv_ticks());
+		if (is_first && round->batches)
+			engine->next_pair = next;
 	}
 }
 
