@@ -189,9 +189,10 @@ static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine,
 	__u32 depth = kv_depth_now(queue, own);
 
 	kv_be_slower(own);
-	if (KV_DEPTH_MIN != KV_DEPTH_MAX)
-		kv_drain(pair, queue, own);
-	if (KV_SENDER_ONLY || KV_READ_ONCE(queue->flushing))
+	if (KV_SENDER_ONLY)
+		return XDP_DROP;
+	kv_drain(pair, queue, own);
+	if (KV_READ_ONCE(queue->flushing))
 		return XDP_DROP;
 	if (kv_oldest_is_finished(pair, queue))
 		return kv_answer_oldest(ctx, engine, end, own);

@@ -12,8 +12,8 @@ enum kv_counter {
 	KV_COUNTER_FRAMES_SENT,		/* response frames */
 	KV_COUNTER_RESPONSES_SENT,	/* responses in those frames */
 	KV_COUNTER_BYTES_SENT,		/* bytes of those frames, Ethernet header included */
-	KV_COUNTER_QP_REQUEST_BYTES,	/* bytes handed to the engine: records, count, payload */
-	KV_COUNTER_QP_RESPONSE_BYTES,	/* bytes handed back by the engine: records, count, payload */
+	KV_COUNTER_QP_REQUEST_BYTES,	/* bytes handed to the engine: records, count, body */
+	KV_COUNTER_QP_RESPONSE_BYTES,	/* bytes handed back by the engine: records, count, long values */
 	KV_COUNTER_PASSED,		/* frames for other programs, passed to the kernel's stack */
 	KV_COUNTER_REDIRECTED,		/* frames given to a host door, which counts their requests */
 	KV_COUNTER_RESPONSES_WAITED,	/* batches answered in their own frame */

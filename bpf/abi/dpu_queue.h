@@ -19,6 +19,7 @@ enum kv_pipeline_limit {
 	KV_WAIT_CLOCK_TURNS = 3500, /* most turns that read it: the verifier allows 8192 jumps in sequence */
 	KV_WAIT_NS = 60000,	    /* longest wait for a response, in ns */
 	KV_STALLED_WAITS = 4,	    /* time-outs in a row after which the core stops waiting for that engine */
+	KV_BACKLOG_MAX = 64,	    /* finished responses from which on the sender helps the frames that carry them */
 	KV_SLOWER_TURNS = 256	    /* most turns of an emulated slower core's pause, about 20 ns each */
 };
 
@@ -102,7 +103,9 @@ struct kv_dpu_queue {
 	__u32 has_time;	      /* whether waits fit behind most frames */
 	__u32 draining;	      /* copy of the field `drain` of struct kv_request_control */
 	__u32 waiting_engine; /* argument of the tail call kv_wait: the engine to wait for */
-	__u64 scratch;	      /* a place for KV_UNKNOWN to read from */
+	__u32 refused;	      /* 1 + number of the last batch whose response no frame could hold */
+	__u32 padding;
+	__u64 scratch; /* a place for KV_UNKNOWN to read from */
 	__u64 stage_ns[KV_STAGES];
 };
 

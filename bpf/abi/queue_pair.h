@@ -18,7 +18,7 @@ enum kv_queue_limit {
 	KV_RECORDS = 16384,	    /* records in each direction of a queue pair; a power of two */
 	KV_REQUEST_SLACK = 352,	    /* request records behind them: KV_BATCH_MAX, and 9 KiB */
 	KV_RESPONSE_SLACK = 576,    /* response records behind them: KV_BATCH_MAX, and 8 KiB */
-	KV_BATCH_RECORDS_MAX = 288, /* most records that a batch takes in either direction, body or values included */
+	KV_BATCH_RECORDS_MAX = 288, /* no batch takes more records in either direction, body or values included */
 	KV_CROWDED_BATCHES =
 		7680, /* batches in flight from which on the next one's source counts, KV_BATCHES * 15/16 */
 	KV_CROWDED_RECORDS = 15360, /* request records in use from which on it counts, KV_RECORDS * 15/16 */

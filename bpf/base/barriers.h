@@ -11,6 +11,15 @@
 /* Read or write a shared word exactly once: another core may change it at any moment. */
 #define KV_READ_ONCE(word) (*(volatile __typeof__(word) *)&(word))
 #define KV_WRITE_ONCE(word, new_value) (*(volatile __typeof__(word) *)&(word) = (new_value))
+/*
+ * Read a shared word before everything that is read after it. On the host the compiler knows how; BPF has no such load,
+ * and x86 needs none: arm64 would.
+ */
+#ifdef KV_HOST_SIDE
+#define KV_READ_ACQUIRE(word) __atomic_load_n(&(word), __ATOMIC_ACQUIRE)
+#else
+#define KV_READ_ACQUIRE(word) KV_READ_ONCE(word)
+#endif
 /* Order stores before it and after it. A compiler barrier is enough on x86; arm64 would need a release store here. */
 #define KV_PUBLISH_BARRIER() asm volatile("" ::: "memory")
 

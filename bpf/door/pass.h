@@ -45,7 +45,7 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 	if (refusal)
 		return kv_drop(queue, refusal);
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
-	if (bpf_xdp_load_bytes(ctx, 0, kv_next_batch(end).records, frame_bytes))
+	if (bpf_xdp_load_bytes(ctx, 0, kv_next_batch(end).records - KV_SAMPLE_RECORDS, frame_bytes))
 		return XDP_ABORTED;
 	kv_next_batch(end).parked->ip_destination = packet->source;
 	queue->counters[KV_COUNTER_REDIRECTED]++;

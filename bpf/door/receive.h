@@ -28,7 +28,10 @@ static __always_inline int kv_take_requests(struct xdp_md *ctx, const struct kv_
 	int count, refusal;
 
 	*body_bytes = 0;
-	refusal = kv_no_room(end, packet->source);
+	if (KV_PROCESS_HERE) /* nothing waits here that another source could have filled the queue pair with */
+		refusal = kv_queue_is_full(end->queue) ? KV_COUNTER_DROP_QUEUE_FULL : 0;
+	else
+		refusal = kv_no_room(end, packet->source);
 	if (refusal)
 		return -refusal;
 	batch = kv_next_batch(end);

@@ -37,8 +37,10 @@ static __always_inline int kv_reply_with_frame(struct xdp_md *ctx, const struct 
 		kv_release_oldest(end);
 		return kv_drop(queue, KV_COUNTER_DROP_BAD_RESPONSE);
 	}
-	if (kv_set_reply_length(ctx, frame_bytes))
+	if (kv_set_reply_length(ctx, frame_bytes)) {
+		queue->refused = queue->answered + 1;
 		return kv_drop(queue, KV_COUNTER_TAIL_REFUSED);
+	}
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);
 	if (bpf_xdp_store_bytes(ctx, 0, &end->pair->responses[record], frame_bytes))
 		return XDP_ABORTED;

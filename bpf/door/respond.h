@@ -83,8 +83,10 @@ static __always_inline int kv_reply_with_oldest(struct xdp_md *ctx, const struct
 {
 	int verdict = kv_write_reply(ctx, end, end->queue->answered, end->queue->records_freed);
 
-	if (verdict == KV_TAIL_REFUSED) /* the sender will send it: its frames can grow */
+	if (verdict == KV_TAIL_REFUSED) { /* the sender will send it: its frames can grow */
+		end->queue->refused = end->queue->answered + 1;
 		return XDP_DROP;
+	}
 	kv_release_oldest(end);
 	return verdict;
 }

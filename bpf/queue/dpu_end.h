@@ -108,7 +108,7 @@ static __always_inline void send_request_queue_to_host(const struct kv_dpu_end *
 		.count = request_count,
 		.has_body = body_bytes != 0,
 		.body_bytes = body_bytes,
-		.first_record = queue->records_taken + KV_SAMPLE_RECORDS,
+		.first_record = queue->records_taken,
 	};
 	end->parked->batches[number].count = request_count;
 	end->parked->batches[number].body_records = body_records;
@@ -138,7 +138,7 @@ static __always_inline int kv_oldest_is_finished(struct kv_queue_pair *pair, str
 
 	if (kv_known_finished(queue))
 		return 1;
-	seen = KV_READ_ONCE(pair->response_control.published);
+	seen = KV_READ_ACQUIRE(pair->response_control.published);
 	finished = seen - queue->answered;
 	if (finished == 0 || finished > kv_batches_in_use(queue))
 		return 0;
@@ -157,11 +157,16 @@ static __always_inline int kv_source_gives_way(const struct kv_dpu_end *end, __u
 	__u32 batches = kv_batches_in_use(queue);
 	__u64 picked;
 
-	if (KV_PROCESS_HERE ||
-	    (batches < KV_CROWDED_BATCHES && queue->records_taken - queue->records_freed < KV_CROWDED_RECORDS))
+	if (batches < KV_CROWDED_BATCHES && queue->records_taken - queue->records_freed < KV_CROWDED_RECORDS)
 		return 0;
 	picked = queue->answered + (__u32)((__u64)bpf_get_prandom_u32() * batches >> 32);
 	return end->parked->batches[picked & KV_BATCH_MASK].ip_destination == source;
+}
+
+/* Return whether no engine serves the queue pair. An engine with unread finished batches counts as alive. */
+static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
+{
+	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
 }
 
 /* Return 0 if there is room for another batch of this source, else the drop counter that says why not. */
@@ -170,12 +175,6 @@ static __always_inline __u32 kv_no_room(const struct kv_dpu_end *end, __u32 sour
 	if (kv_queue_is_full(end->queue))
 		return KV_COUNTER_DROP_QUEUE_FULL;
 	return kv_source_gives_way(end, source) ? KV_COUNTER_DROP_SOURCE_SHARE : 0;
-}
-
-/* Return whether no engine serves the queue pair. An engine with unread finished batches counts as alive. */
-static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
-{
-	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
 }
 
 /* Return 0 if the engine can take another batch of this source, else the drop counter that says why not. */
@@ -235,14 +234,17 @@ static __always_inline void kv_release_oldest(const struct kv_dpu_end *end)
 }
 
 /*
- * Tell the engine whether to wake the sender for all parked responses. Each frame carries only one response, so batches
- * parked in busier times would otherwise stay parked once the core waits for each response.
+ * Tell the engine whether to wake the sender for all parked responses. Each frame brings a batch and carries one
+ * response, so the frames alone never reduce what a pause of the engine, or a response that no frame can hold, has left
+ * parked; nor what busier times have, once the core waits for each response.
  */
 static __always_inline void kv_drain(struct kv_queue_pair *pair, struct kv_dpu_queue *queue,
 				     const struct kv_dpu_queue *own)
 {
-	__u32 draining = own->has_time && kv_batches_in_use(queue) > 1;
+	__u32 draining = kv_known_finished(queue) > KV_BACKLOG_MAX || queue->refused == queue->answered + 1;
 
+	if (KV_DEPTH_MIN != KV_DEPTH_MAX && own->has_time && kv_batches_in_use(queue) > 1)
+		draining = 1;
 	if (queue->draining == draining)
 		return;
 	queue->draining = draining;

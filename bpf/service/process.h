@@ -18,13 +18,12 @@
 #include "store/dpu_store.h"
 
 #define KV_BODY_MASK (KV_OFFSET_MASK & ~7u) /* mask of the offset of a word in a body, or among long values */
-#define KV_LENGTH_MASK KV_OFFSET_MASK
 
-/* Copy between two map values that both have room for KV_LENGTH_MASK bytes. */
+/* Copy between two map values that both have room for KV_OFFSET_MASK bytes. */
 static __always_inline void kv_copy(void *to, __u32 bytes, const void *from)
 {
 	KV_OPAQUE(bytes);
-	bytes &= KV_LENGTH_MASK;
+	bytes &= KV_OFFSET_MASK;
 	bpf_probe_read_kernel(to, bytes, from);
 }
 
@@ -43,12 +42,12 @@ struct kv_batch {
 /* Return the packet's body, and the place for long values. */
 static __always_inline const __u8 *kv_body_of(const struct kv_batch *batch)
 {
-	return (const __u8 *)(batch->requests + kv_records_in_front(0));
+	return (const __u8 *)(batch->requests + KV_BATCH_MAX);
 }
 
 static __always_inline __u8 *kv_values_of(const struct kv_batch *batch)
 {
-	return (__u8 *)(batch->responses + kv_records_in_front(0));
+	return (__u8 *)(batch->responses + KV_BATCH_MAX);
 }
 
 /* Read the count from memory each time: the verifier would walk the code once per value of a number that it knows. */
@@ -419,7 +418,7 @@ static __always_inline __u64 kv_finish_get(struct kv_batch *batch, struct kv_res
 	__u32 room = kv_room_for_value(batch->room);
 	__u32 value_offset, value_bytes, values_offset;
 
-	value_bytes = ((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_LENGTH_MASK;
+	value_bytes = ((const struct kv_item *)(segment + (word & KV_SEGMENT_MASK)))->kv_length & KV_OFFSET_MASK;
 	if (value_bytes > room)
 		return KV_HEADER(KV_OP_GET, KV_INSUFFICIENT_SPACE, 0, 0);
 	value_offset = kv_value_offset(key, word);
@@ -465,7 +464,7 @@ static __always_inline __u64 kv_finish_set(struct kv_batch *batch, const struct 
 					   const struct kv_key *key)
 {
 	__u32 operation = KV_HEADER_OPERATION(KV_READ_ONCE(request->header));
-	__u32 value_bytes = KV_HEADER_VALUE_BYTES(KV_READ_ONCE(request->header)) & KV_LENGTH_MASK;
+	__u32 value_bytes = KV_HEADER_VALUE_BYTES(KV_READ_ONCE(request->header)) & KV_OFFSET_MASK;
 	__u32 capacity = KV_ROUNDUP8(value_bytes + kv_is_below(value_bytes, 1));
 	__u64 word = kv_place_word(batch->store);
 	struct kv_item *item;

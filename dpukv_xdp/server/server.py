@@ -36,6 +36,8 @@ from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import network_order_word
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
+HELD_FRAMES_MIN = 64
+"""Frames of a host door that an engine may hold, however few receive descriptors there are."""
 Queues = list[npt.NDArray[np.void]]
 """Copies of the private sides of all queue pairs: XDP's, then those of each host communication
 engine.
@@ -457,6 +459,7 @@ class Server:
         cleanup.callback(device.close)
         for communicator, source in zip(communicators, device.sources, strict=True):
             communicator.native.port, communicator.native.source = device.port, source
+            communicator.native.frames_max = lib.KV_DPDK_HELD // len(cpus)
         self._past_xdp.append(device)
 
     def _communicator(self, cpu: int, cleanup: contextlib.ExitStack) -> Communicator:
@@ -468,6 +471,10 @@ class Server:
             noted=self._wiring.records_in_frames,
         )
         cleanup.callback(communicator.close)
+        # A socket's memory holds three times its receive descriptors: once for what engines hold.
+        communicator.native.frames_max = max(
+            HELD_FRAMES_MIN, self.config.rx_descriptors // len(self.placement.engines)
+        )
         for engine in self._engines:
             engine.add_pairs(communicator.pair_of(engine.engine_id), 1)
         self._host(cpu).add_communicator(communicator)

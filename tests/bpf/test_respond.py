@@ -506,3 +506,42 @@ def test_with_time_nothing_stays_parked(load: Callable[..., Dpu]) -> None:
     assert dpu.queue()["depth"] == 8
     assert dpu.receive(frame)[0] == Verdict.DROP
     assert dpu.pair()["request_control"]["drain"] == 0
+
+
+@pytest.mark.parametrize("depth", [(0, 0), (0, 4), (4, 4)], ids=str)
+def test_a_backlog_asks_for_the_sender(load: Callable[..., Dpu], depth: tuple[int, int]) -> None:
+    """Frames bring a batch each and carry a response each: alone they never reduce a backlog."""
+    dpu = load(depth=depth)
+    dpu.reset(engine_cpu=CPU)  # XDP never waits for an engine on its own core
+    engine = PlayedEngine(dpu.pair())
+    frame = request_frame([Request.get(b"key")])
+    replies = [Reply(abi.Operation.GET, abi.Result.NOT_FOUND)]
+    waiting = abi.KV_BACKLOG_MAX + 4
+    for _ in range(waiting):
+        assert dpu.receive(frame)[0] == Verdict.DROP
+    for _ in range(waiting):
+        engine.answer(replies)
+    wanted = []
+    for left in range(waiting - 1, abi.KV_BACKLOG_MAX - 3, -1):
+        assert dpu.receive(frame)[0] == Verdict.TX
+        wanted.append((left, int(dpu.pair()["request_control"]["drain"])))
+    # A frame looks at what is known before it carries a response: first at nothing.
+    above = [(left, int(left + 1 > abi.KV_BACKLOG_MAX)) for left, _ in wanted[1:]]
+    assert wanted == [(waiting - 1, 0), *above]
+
+
+def test_a_refused_response_asks_for_the_sender(load: Callable[..., Dpu]) -> None:
+    """Until it has left, whatever is known to be finished."""
+    dpu = load(depth=(4, 4))
+    dpu.reset(engine_cpu=CPU)
+    engine = PlayedEngine(dpu.pair())
+    frame = request_frame([Request.get(b"key")])
+    for _ in range(2):
+        assert dpu.receive(frame)[0] == Verdict.DROP
+    dpu.set_queue(refused=1)
+    assert dpu.receive(frame)[0] == Verdict.DROP
+    assert dpu.pair()["request_control"]["drain"] == 1
+    engine.answer([Reply(abi.Operation.GET, abi.Result.NOT_FOUND)])
+    assert dpu.flush()[0] == Verdict.TX
+    assert dpu.receive(frame)[0] == Verdict.DROP
+    assert dpu.pair()["request_control"]["drain"] == 0

@@ -422,6 +422,36 @@ static void check_restarts(uint32_t number, uint32_t response_record)
 	check_parked(pair);
 }
 
+/* ---- A backlog: the communication engine asks for the sender, which an engine that is never idle wakes, too ---- */
+
+static void check_busy_round(struct kv_sender *sender, uint32_t drain, uint32_t overdue, uint32_t wake)
+{
+	pair->request_control.drain = drain;
+	put_next(pair);
+	CHECK(kv_engine_turn(&engine) == 1);
+	CHECK(sender->overdue[0] == overdue && sender->wake == wake);
+}
+
+static void test_drain(void)
+{
+	struct kv_sender sender = { .cpu = 1 };
+
+	engine.pairs[0].sender = &sender;
+	engine.flush_after_ticks = ~0ULL / 2;
+	begin(new_pairs(1), 1, 1);
+	check_busy_round(&sender, 0, 0, 0);
+	check_busy_round(&sender, 1, 1, 1);
+	/* Woken once for what is parked; again only when it has looked, and the time is over. */
+	check_busy_round(&sender, 1, 1, 1);
+	engine.flush_after_ticks = 0;
+	check_busy_round(&sender, 1, 1, 1);
+	sender.overdue[0] = 0;
+	check_busy_round(&sender, 1, 1, 2);
+	sender.overdue[0] = 0;
+	check_busy_round(&sender, 0, 0, 2);
+	CHECK(engine.stats.wakeups == 2);
+}
+
 static void test_restart(void)
 {
 	static const uint32_t response_records[] = { 0, 100, KV_RECORDS - 1, KV_RECORDS - 1000, -1000u };
@@ -463,6 +493,7 @@ static const struct test tests[] = {
 	{ "wrap", test_wrap },
 	{ "no-room", test_no_room },
 	{ "no-room-samples", test_no_room_samples },
+	{ "drain", test_drain },
 	{ "restart", test_restart },
 };
 

@@ -31,7 +31,7 @@ PROGRAMS = {
 TESTS = {
     "host_queues": (
         *("counter", "rounds", "shares", "samples", "wrap", "no-room", "no-room-samples"),
-        "restart",
+        *("drain", "restart"),
     ),
     "host_queues_hostile": ("hostile", "changes"),
     "host_queues_frames": ("fair-rings", "fair-rings-idle", "broken-rings", "frames", "wake"),

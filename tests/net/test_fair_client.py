@@ -46,6 +46,7 @@ QUEUED = {"rx_descriptors": 8192}
         {"design": "cpu-only", "frames": "udp", **QUEUED},
         {"design": "dual", **QUEUED},
         {"design": "dual", "frames": "ring"},
+        {"design": "dual", "transport": "ringbuf", "frames": "ring"},
         {"design": "shrd", "frames": "ring"},
         {"design": "dpu-only"},
     ],

@@ -67,6 +67,7 @@ struct kv_communicator *kv_communicator_create(uint32_t engines)
 	if (!communicator)
 		return NULL;
 	communicator->engines = engines;
+	communicator->frames_max = KV_BATCHES;
 	communicator->state = calloc(1, sizeof(*communicator->state));
 	communicator->pairs = aligned_alloc(64, engines * sizeof(*communicator->pairs));
 	communicator->queues = calloc(engines, sizeof(*communicator->queues));
@@ -245,6 +246,8 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	verdict = kv_check_headers(&ctx, &packet);
 	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(end.pair, end.queue))
 		verdict = KV_COUNTER_DROP_NO_ENGINE;
+	if (verdict == KV_PARSE_OURS && kv_batches_in_use(end.queue) >= communicator->frames_max)
+		verdict = KV_COUNTER_DROP_QUEUE_FULL;
 	if (verdict != KV_PARSE_OURS) {
 		kv_drop_frame(communicator, frame, packet.engine, verdict);
 		return;
@@ -288,7 +291,10 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	    records + record_bytes > frame->data + frame->bytes)
 		return 0;
 	end = kv_end_of(communicator, note->engine);
-	refusal = kv_refusal(&end, ((const struct kv_parked_batch *)parked)->ip_destination);
+	if (kv_batches_in_use(end.queue) >= communicator->frames_max)
+		refusal = KV_COUNTER_DROP_QUEUE_FULL;
+	else
+		refusal = kv_refusal(&end, ((const struct kv_parked_batch *)parked)->ip_destination);
 	if (refusal) {
 		kv_drop_frame(communicator, frame, note->engine, (int)refusal);
 		return 1;
@@ -475,7 +481,10 @@ static void kv_ring_port_finish(struct kv_communicator *communicator, const stru
 	}
 	if (published != end->published) {
 		send_response_queue_to_dpu(end->pair, end->published);
-		kv_overdue_restart(&end->overdue, kv_ticks());
+		if (__atomic_load_n(&end->pair->request_control.drain, __ATOMIC_RELAXED))
+			kv_wake_for_ring(communicator, (uint32_t)(frame->tag >> 32), kv_ticks());
+		else
+			kv_overdue_restart(&end->overdue, kv_ticks());
 	}
 }
 

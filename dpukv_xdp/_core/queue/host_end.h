@@ -152,7 +152,8 @@ static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_qu
 		return 0;
 	overdue->since_ticks = now_ticks;
 	overdue->woken = 1;
-	__atomic_store_n(&sender->overdue[engine], 1, __ATOMIC_RELEASE);
+	if (__atomic_exchange_n(&sender->overdue[engine], 1, __ATOMIC_ACQ_REL))
+		return 0; /* it has been woken and has not looked yet */
 	kv_sender_wake(sender);
 	return 1;
 }

@@ -57,7 +57,7 @@ void kv_sender_wake(struct kv_sender *sender)
 	syscall(SYS_futex, &sender->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/* Send every finished response of the queue pair, at most KV_SLOTS. Return how many were sent. */
+/* Send every finished response of the queue pair, at most KV_FLUSH_MAX. Return how many were sent. */
 static uint32_t kv_flush_queue_pair(struct kv_sender *sender, uint32_t engine)
 {
 	union {

@@ -69,7 +69,8 @@ struct kv_ahead {
 
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
-static uint32_t kv_wake_for_room(struct kv_engine *engine, struct kv_engine_pair *from);
+static void kv_wake_sender(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks);
+static void kv_hand_on(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
 static int kv_take_sample(struct kv_engine *engine, const struct kv_sample_head *sample, uint32_t sample_bytes,
 			  struct kv_taken_batch *batch);
@@ -130,14 +131,8 @@ uint32_t kv_engine_turn(struct kv_engine *engine)
 /* Wake the senders of responses that have been parked for too long. */
 void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks)
 {
-	for (uint32_t i = 0; i < engine->pair_count; i++) {
-		struct kv_engine_pair *state = &engine->pairs[i];
-
-		if (state->sender)
-			engine->stats.wakeups +=
-				kv_overdue_wake(&state->overdue, state->pair, state->published, state->sender,
-						engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
-	}
+	for (uint32_t i = 0; i < engine->pair_count; i++)
+		kv_wake_sender(engine, &engine->pairs[i], now_ticks);
 }
 
 /*
@@ -184,7 +179,9 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 	}
 	room = kv_response_room(from);
 	if (ready > room)
-		ready = room ? room : kv_wake_for_room(engine, from);
+		ready = room;
+	if (room == 0)
+		kv_wake_sender(engine, from, kv_ticks());
 	for (uint32_t i = 0; i < ready && round->batches < KV_ROUND_BATCHES && requests < KV_ROUND_REQUESTS; i++) {
 		const struct kv_batch_entry *entry = &from->pair->batches[KV_ENTRY(from->processed + i)];
 		struct kv_taken_batch *batch = &round->taken[round->batches++];
@@ -196,17 +193,24 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 	}
 }
 
-/*
- * Have the sender make room for responses if they have been parked for too long: kv_engine_idle() does not look while
- * other queue pairs keep the engine busy. Return 0, the batches that may be processed now.
- */
-static uint32_t kv_wake_for_room(struct kv_engine *engine, struct kv_engine_pair *from)
+/* Wake the sender of the pair's core if responses have been parked for too long. */
+static void kv_wake_sender(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks)
 {
 	if (from->sender)
-		engine->stats.wakeups +=
-			kv_overdue_wake(&from->overdue, from->pair, from->published, from->sender, engine->id,
-					engine->cpu, engine->flush_after_ticks, kv_ticks());
-	return 0;
+		engine->stats.wakeups += kv_overdue_wake(&from->overdue, from->pair, from->published, from->sender,
+							 engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
+}
+
+/*
+ * Responses have just been handed back: frames will carry them, unless the communication engine asks for the sender.
+ * kv_engine_idle() does not look while queue pairs keep the engine busy.
+ */
+static void kv_hand_on(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks)
+{
+	if (__atomic_load_n(&from->pair->request_control.drain, __ATOMIC_RELAXED))
+		kv_wake_sender(engine, from, now_ticks);
+	else
+		kv_overdue_restart(&from->overdue, now_ticks);
 }
 
 /*
@@ -230,7 +234,7 @@ static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round)
 		}
 		if (kv_response_room(batch->from) <= batch->from->in_round) {
 			engine->ring->taken = before;
-			kv_wake_for_room(engine, batch->from);
+			kv_wake_sender(engine, batch->from, kv_ticks());
 			break;
 		}
 		batch->from->in_round++;
@@ -283,7 +287,7 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	}
 	now_ticks = kv_ticks();
 	for (uint32_t i = 0; i < round->batches; i++)
-		kv_overdue_restart(&round->taken[i].from->overdue, now_ticks);
+		kv_hand_on(engine, round->taken[i].from, now_ticks);
 	engine->stats.batches += round->batches;
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
