@@ -19,9 +19,8 @@ enum kv_queue_limit {
 	KV_REQUEST_SLACK = 352,	    /* request records behind them: KV_BATCH_MAX, and 9 KiB */
 	KV_RESPONSE_SLACK = 576,    /* response records behind them: KV_BATCH_MAX, and 8 KiB */
 	KV_BATCH_RECORDS_MAX = 288, /* no batch takes more records in either direction, body or values included */
-	KV_CROWDED_BATCHES =
-		7680, /* batches in flight from which on the next one's source counts, KV_BATCHES * 15/16 */
-	KV_CROWDED_RECORDS = 15360, /* request records in use from which on it counts, KV_RECORDS * 15/16 */
+	KV_CROWDED_BATCHES = 7680,  /* batches in flight from which on a source may have to give way: 15/16 of all */
+	KV_CROWDED_RECORDS = 15360, /* request records in use from which on it may: 15/16 of all */
 	KV_ROUND_BATCHES = 64,	    /* batches in one round of an engine */
 	KV_ROUND_REQUESTS = 256,    /* requests from which on an engine takes no further batch of a pair in a round */
 	KV_INLINE_MAX = 8	    /* bytes of key or value that travel inside a record */
@@ -83,7 +82,7 @@ struct kv_batch_entry {
 	__u8 count;	    /* 0, the paper's RC: requests in the batch; 0: the body is a whole frame for a host door */
 	__u8 has_body;	    /* 1, 1 if the packet's body is behind the records */
 	__u16 body_bytes;   /* 2, of the body or frame */
-	__u32 first_record; /* 4, number of its first record; index = number % KV_RECORDS */
+	__u32 first_record; /* 4, number of the record that it begins at; index = number % KV_RECORDS */
 };
 KV_ASSERT(sizeof(struct kv_batch_entry) == 8);
 

@@ -16,9 +16,9 @@ static __always_inline struct kv_finished_batch kv_finished(const struct kv_dpu_
 							    __u32 first_record);
 
 /*
- * Turn the frame into the response to batch `number`, whose requests begin at record `first_record` less
- * KV_SAMPLE_RECORDS. Return the XDP verdict: XDP_TX, or XDP_DROP with the reason counted. If the frame cannot grow to
- * the response's length, return KV_TAIL_REFUSED; the response stays parked.
+ * Turn the frame into the response to batch `number`, which begins at request record `first_record`. Return the XDP
+ * verdict: XDP_TX, or XDP_DROP with the reason counted. If the frame cannot grow to the response's length, return
+ * KV_TAIL_REFUSED; the response stays parked.
  */
 static __always_inline int kv_write_reply(struct xdp_md *ctx, const struct kv_dpu_end *end, __u32 number,
 					  __u32 first_record)

@@ -415,6 +415,13 @@ def reply_frame(
     return codec.encode_frame(server, client, codec.encode_batch(replies, strict=False), vlan_tag)
 
 
+def records_of(requests: Sequence[Request]) -> int:
+    """Return the records that a batch takes in the queue pair."""
+    body_bytes = sum(codec.item_bytes(len(r.key), len(r.value)) for r in requests)
+    has_body = any(max(len(r.key), len(r.value)) > abi.KV_INLINE_MAX for r in requests)
+    return len(requests) + has_body * -(-body_bytes // abi.SIZE("kv_request"))
+
+
 def patched(frame: bytes, vlan: bool = False, **fields: int | bytes) -> bytes:
     """Return the frame with other values in fields of struct kv_packet_header; integers are written
     in network order.

@@ -12,13 +12,14 @@ from bpf.harness import (
     Dpu,
     PlayedEngine,
     Verdict,
+    records_of,
     reply_frame,
     request_frame,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpukv_xdp.wire import abi, codec
+from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.codec import Endpoint, Reply, Request
 
 RECEIVE, RECEIVE_WHILE_FLUSHING, FLUSH, ENGINE = "receive", "interrupt", "flush", "engine"
@@ -122,13 +123,6 @@ class Model:
         assert counters.get("FRAMES_SENT", 0) == self.answered
         assert counters.get("DROP_SOURCE_SHARE", 0) == self.refused
         assert "DROP_BAD_RESPONSE" not in counters
-
-
-def records_of(requests: list[Request]) -> int:
-    """Return the records that a batch takes in the queue pair."""
-    body_bytes = sum(codec.item_bytes(len(r.key), len(r.value)) for r in requests)
-    has_body = any(len(r.key) > abi.KV_INLINE_MAX for r in requests)
-    return len(requests) + has_body * -(-body_bytes // abi.SIZE("kv_request"))
 
 
 @pytest.mark.parametrize(

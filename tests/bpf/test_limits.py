@@ -19,6 +19,7 @@ from bpf.harness import (
     batch_at,
     expected_replies,
     patched,
+    records_of,
     reply_frame,
     request_frame,
     serving,
@@ -287,7 +288,7 @@ def test_a_full_queue_pair(
     answered.
     """
     dpu = load()
-    assert -(-codec.item_bytes(len(LONG_BODY.key), len(LONG_BODY.value)) // 32) == 8
+    assert records_of([LONG_BODY]) == 1 + 8
     frame = request_frame(requests)
     for number in range(capacity - 1):
         dpu.receive(patched(frame, ip_source=source(number)))

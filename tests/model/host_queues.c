@@ -117,7 +117,7 @@ static void test_rounds(void)
 	/* The share of each, to the batch that goes over it. */
 	check_round(pairs, KV_BATCH_MAX, full, full);
 	check_round(pairs, KV_BATCH_MAX - 1, less_full, less_full);
-	/* Of small batches, as many as have room for their responses, and as the round has. */
+	/* A round takes as many small batches as have room for their responses, and no more than its own size. */
 	check_round(pairs, 1, room, KV_ROUND_BATCHES - room);
 	engine.pair_count = 3;
 	engine.pairs[2].pair = &pairs[2];

@@ -307,6 +307,7 @@ static void test_wake(void)
 		put_frame(&rings[0]);
 	communicator->senders = senders;
 	communicator->ring_engine = RING_ENGINE;
+	CHECK(kv_communicator_begin(communicator, 0) == 0);
 	/* Not before answers have been parked for too long; */
 	communicator->flush_after_ticks = UINT64_MAX;
 	CHECK(wakes_beside_busy(communicator) == 0);

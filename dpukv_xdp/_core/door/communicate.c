@@ -38,8 +38,8 @@ struct kv_communicator_state {
 	void *source; /* the port's source of frames */
 	struct kv_side side;
 	struct kv_frame_ring rings[KV_CPUS_MAX];
-	struct kv_frame *parked[KV_ENGINES_MAX]; /* [KV_BATCHES] for each engine: frames whose batches are with it */
-	struct kv_frame ready[KV_BURST_FRAMES];	 /* frames that are answers ready to be sent */
+	struct kv_frame *held[KV_ENGINES_MAX];	/* [KV_BATCHES] for each engine: frames whose batches are with it */
+	struct kv_frame ready[KV_BURST_FRAMES]; /* frames that are answers ready to be sent */
 	uint32_t ready_count;
 	uint32_t first_ring; /* ring that frames are taken from first */
 	uint32_t cpu;
@@ -74,8 +74,8 @@ struct kv_communicator *kv_communicator_create(uint32_t engines)
 	communicator->parked = calloc(engines, sizeof(*communicator->parked));
 	has_memory = communicator->state && communicator->pairs && communicator->queues && communicator->parked;
 	for (uint32_t i = 0; has_memory && i < engines; i++) {
-		communicator->state->parked[i] = calloc(KV_BATCHES, sizeof(struct kv_frame));
-		has_memory = communicator->state->parked[i] != NULL;
+		communicator->state->held[i] = calloc(KV_BATCHES, sizeof(struct kv_frame));
+		has_memory = communicator->state->held[i] != NULL;
 	}
 	if (!has_memory) {
 		kv_communicator_destroy(communicator);
@@ -91,7 +91,7 @@ void kv_communicator_destroy(struct kv_communicator *communicator)
 	if (!communicator)
 		return;
 	for (uint32_t i = 0; communicator->state && i < communicator->engines; i++)
-		free(communicator->state->parked[i]);
+		free(communicator->state->held[i]);
 	free(communicator->parked);
 	free(communicator->queues);
 	free(communicator->pairs);
@@ -126,6 +126,7 @@ int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu)
 		struct kv_engine_pair *end = &state->rings[i].end;
 
 		end->pair = ring;
+		end->sender = communicator->senders ? &communicator->senders[i] : NULL;
 		end->processed = end->published = ring->response_control.published;
 		kv_responses_begin(end);
 		ring->response_control.engine_cpu = cpu;
@@ -188,12 +189,10 @@ void kv_communicator_idle(struct kv_communicator *communicator, uint64_t now_tic
 
 static void kv_wake_for_ring(struct kv_communicator *communicator, uint32_t index, uint64_t now_ticks)
 {
-	struct kv_engine_pair *end = &communicator->state->rings[index].end;
+	struct kv_communicator_state *state = communicator->state;
 
-	if (communicator->senders)
-		kv_overdue_wake(&end->overdue, end->pair, end->published, &communicator->senders[index],
-				communicator->ring_engine, communicator->state->cpu, communicator->flush_after_ticks,
-				now_ticks);
+	kv_overdue_wake(&state->rings[index].end, communicator->ring_engine, state->cpu,
+			communicator->flush_after_ticks, now_ticks);
 }
 
 /* Start timing the stages of one turn in KV_STAGE_TURNS, before it receives its frames. */
@@ -215,8 +214,9 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 			 const struct kv_frame_note *note);
 static void kv_drop_frame(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine,
 			  int counter);
-static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
+static void kv_hold(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine);
 static struct kv_dpu_end kv_end_of(struct kv_communicator *communicator, uint32_t engine);
+static int kv_engine_takes(const struct kv_communicator *communicator, const struct kv_dpu_end *end);
 
 /* Hand one frame's batch to its engine's request queue, or drop the frame and count the reason. */
 static void kv_accept(struct kv_communicator *communicator, const struct kv_frame *frame)
@@ -244,10 +244,8 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 	}
 	end = kv_end_of(communicator, packet.engine);
 	verdict = kv_check_headers(&ctx, &packet);
-	if (verdict == KV_PARSE_OURS && kv_engine_is_gone(end.pair, end.queue))
-		verdict = KV_COUNTER_DROP_NO_ENGINE;
-	if (verdict == KV_PARSE_OURS && kv_batches_in_use(end.queue) >= communicator->frames_max)
-		verdict = KV_COUNTER_DROP_QUEUE_FULL;
+	if (verdict == KV_PARSE_OURS)
+		verdict = kv_engine_takes(communicator, &end);
 	if (verdict != KV_PARSE_OURS) {
 		kv_drop_frame(communicator, frame, packet.engine, verdict);
 		return;
@@ -257,7 +255,7 @@ static void kv_accept(struct kv_communicator *communicator, const struct kv_fram
 		kv_drop_frame(communicator, frame, packet.engine, -count);
 		return;
 	}
-	kv_park(communicator, frame, packet.engine);
+	kv_hold(communicator, frame, packet.engine);
 	kv_count_batch(end.queue, &packet, count, own);
 	kv_send_batch(&ctx, &packet, &end, count, body_bytes, own);
 }
@@ -284,22 +282,24 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	struct kv_dpu_queue *own = &communicator->queues[0];
 	struct kv_request_batch batch;
 	struct kv_dpu_end end;
-	uint32_t refusal;
+	int verdict;
 
 	if (note->engine >= communicator->engines || note->count == 0 || note->count > KV_BATCH_MAX ||
 	    note->frame_bytes > KV_FRAME_MAX || note->frame_bytes > frame->bytes || body_offset > note->frame_bytes ||
 	    records + record_bytes > frame->data + frame->bytes)
 		return 0;
 	end = kv_end_of(communicator, note->engine);
-	if (kv_batches_in_use(end.queue) >= communicator->frames_max)
-		refusal = KV_COUNTER_DROP_QUEUE_FULL;
-	else
-		refusal = kv_refusal(&end, ((const struct kv_parked_batch *)parked)->ip_destination);
-	if (refusal) {
-		kv_drop_frame(communicator, frame, note->engine, (int)refusal);
+	verdict = kv_engine_takes(communicator, &end);
+	if (verdict == KV_PARSE_OURS) {
+		uint32_t refusal = kv_no_room(&end, ((const struct kv_parked_batch *)parked)->ip_destination);
+
+		verdict = refusal ? (int)refusal : KV_PARSE_OURS;
+	}
+	if (verdict != KV_PARSE_OURS) {
+		kv_drop_frame(communicator, frame, note->engine, verdict);
 		return 1;
 	}
-	kv_park(communicator, frame, note->engine);
+	kv_hold(communicator, frame, note->engine);
 	batch = kv_next_batch(&end);
 	memcpy(batch.parked, parked, sizeof(*batch.parked));
 	memcpy(batch.opaques, opaques, KV_OPAQUE_BYTES(note->count));
@@ -310,12 +310,20 @@ static int kv_take_noted(struct kv_communicator *communicator, const struct kv_f
 	return 1;
 }
 
-/* Remember the frame of the engine's next batch. */
-static void kv_park(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine)
+/* Keep the frame of the engine's next batch. */
+static void kv_hold(struct kv_communicator *communicator, const struct kv_frame *frame, uint32_t engine)
 {
 	uint32_t entry = communicator->queues[engine].published & KV_BATCH_MASK;
 
-	communicator->state->parked[engine][entry] = *frame;
+	communicator->state->held[engine][entry] = *frame;
+}
+
+/* Return KV_PARSE_OURS if the engine is there and may hold another frame, else the drop counter that says why not. */
+static int kv_engine_takes(const struct kv_communicator *communicator, const struct kv_dpu_end *end)
+{
+	if (kv_engine_is_gone(end->pair, end->queue))
+		return KV_COUNTER_DROP_NO_ENGINE;
+	return kv_batches_in_use(end->queue) >= communicator->frames_max ? KV_COUNTER_DROP_QUEUE_FULL : KV_PARSE_OURS;
 }
 
 /* Return this communication engine's end of its queue pair with an engine. */
@@ -342,7 +350,7 @@ static uint32_t kv_answer_engine(struct kv_communicator *communicator, uint32_t 
 	uint32_t count = 0;
 
 	while (kv_batches_in_use(queue) && kv_oldest_is_finished(end.pair, queue)) {
-		struct kv_frame *frame = &state->parked[engine][queue->answered & KV_BATCH_MASK];
+		struct kv_frame *frame = &state->held[engine][queue->answered & KV_BATCH_MASK];
 		struct xdp_md ctx = { frame->reply, frame->reply, frame->reply + frame->room, &state->side };
 		int verdict = kv_write_reply(&ctx, &end, queue->answered, queue->records_freed);
 
@@ -481,10 +489,8 @@ static void kv_ring_port_finish(struct kv_communicator *communicator, const stru
 	}
 	if (published != end->published) {
 		send_response_queue_to_dpu(end->pair, end->published);
-		if (__atomic_load_n(&end->pair->request_control.drain, __ATOMIC_RELAXED))
-			kv_wake_for_ring(communicator, (uint32_t)(frame->tag >> 32), kv_ticks());
-		else
-			kv_overdue_restart(&end->overdue, kv_ticks());
+		kv_hand_on(end, communicator->ring_engine, communicator->state->cpu, communicator->flush_after_ticks,
+			   kv_ticks());
 	}
 }
 

@@ -88,6 +88,12 @@ static inline uint32_t kv_batches_answered(const struct kv_queue_pair *pair)
 	return __atomic_load_n(&pair->request_control.answered, __ATOMIC_ACQUIRE);
 }
 
+/* Return whether the communication engine asks for the sender, see kv_drain(). */
+static inline int kv_is_draining(const struct kv_queue_pair *pair)
+{
+	return __atomic_load_n(&pair->request_control.drain, __ATOMIC_RELAXED) != 0;
+}
+
 /* Begin to number responses where the last of the `processed` batches ended. */
 static inline void kv_responses_begin(struct kv_engine_pair *state)
 {
@@ -126,27 +132,20 @@ static inline void kv_answer(struct kv_engine_pair *state, uint32_t wire_bytes, 
 	state->processed++;
 }
 
-/* Restart the timer: responses have just been handed back. */
-static inline void kv_overdue_restart(struct kv_overdue *overdue, uint64_t now_ticks)
-{
-	overdue->since_ticks = now_ticks;
-	overdue->woken = 0;
-}
-
 /*
- * Wake the sender of the pair's core if a response has been parked for too long. Return whether it was woken.
- * `published` is the number of batches handed back; `here` is the core that this runs on: the communication engine of
- * the same core cannot wait for a response, so it is overdue at once.
+ * Wake the sender of the pair's core, if it has one, if a response has been parked for too long. Return whether it was
+ * woken. `here` is the core that this runs on: the communication engine of the same core cannot wait for a response, so
+ * it is overdue at once.
  */
-static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_queue_pair *pair, uint32_t published,
-				  struct kv_sender *sender, uint32_t engine, uint32_t here, uint64_t wait_ticks,
+static inline int kv_overdue_wake(struct kv_engine_pair *state, uint32_t engine, uint32_t here, uint64_t wait_ticks,
 				  uint64_t now_ticks)
 {
-	if (kv_batches_answered(pair) == published)
+	struct kv_overdue *overdue = &state->overdue;
+	struct kv_sender *sender = state->sender;
+
+	if (!sender || kv_batches_answered(state->pair) == state->published)
 		return 0;
-	if (!overdue->woken && __atomic_load_n(&pair->request_control.drain, __ATOMIC_RELAXED))
-		wait_ticks = 0;
-	if (sender->cpu == here && !overdue->woken)
+	if (!overdue->woken && (kv_is_draining(state->pair) || sender->cpu == here))
 		wait_ticks = 0;
 	if (now_ticks - overdue->since_ticks < wait_ticks)
 		return 0;
@@ -156,6 +155,20 @@ static inline int kv_overdue_wake(struct kv_overdue *overdue, const struct kv_qu
 		return 0; /* it has been woken and has not looked yet */
 	kv_sender_wake(sender);
 	return 1;
+}
+
+/*
+ * Restart the timer: responses have just been handed back, and frames will carry them. Where the communication engine
+ * asks for the sender, wake it instead, as above: who is busy all the time does not look for overdue responses.
+ */
+static inline int kv_hand_on(struct kv_engine_pair *state, uint32_t engine, uint32_t here, uint64_t wait_ticks,
+			     uint64_t now_ticks)
+{
+	if (kv_is_draining(state->pair))
+		return kv_overdue_wake(state, engine, here, wait_ticks, now_ticks);
+	state->overdue.since_ticks = now_ticks;
+	state->overdue.woken = 0;
+	return 0;
 }
 
 #endif /* KV_ABI_CDEF */

@@ -70,7 +70,6 @@ struct kv_ahead {
 static void kv_round_from_pairs(struct kv_engine *engine, struct kv_round *round);
 static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *from, struct kv_round *round);
 static void kv_wake_sender(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks);
-static void kv_hand_on(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks);
 static void kv_round_from_ring(struct kv_engine *engine, struct kv_round *round);
 static int kv_take_sample(struct kv_engine *engine, const struct kv_sample_head *sample, uint32_t sample_bytes,
 			  struct kv_taken_batch *batch);
@@ -196,21 +195,7 @@ static void kv_round_from_pair(struct kv_engine *engine, struct kv_engine_pair *
 /* Wake the sender of the pair's core if responses have been parked for too long. */
 static void kv_wake_sender(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks)
 {
-	if (from->sender)
-		engine->stats.wakeups += kv_overdue_wake(&from->overdue, from->pair, from->published, from->sender,
-							 engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
-}
-
-/*
- * Responses have just been handed back: frames will carry them, unless the communication engine asks for the sender.
- * kv_engine_idle() does not look while queue pairs keep the engine busy.
- */
-static void kv_hand_on(struct kv_engine *engine, struct kv_engine_pair *from, uint64_t now_ticks)
-{
-	if (__atomic_load_n(&from->pair->request_control.drain, __ATOMIC_RELAXED))
-		kv_wake_sender(engine, from, now_ticks);
-	else
-		kv_overdue_restart(&from->overdue, now_ticks);
+	engine->stats.wakeups += kv_overdue_wake(from, engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
 }
 
 /*
@@ -287,7 +272,8 @@ static void kv_round_process(struct kv_engine *engine, const struct kv_round *ro
 	}
 	now_ticks = kv_ticks();
 	for (uint32_t i = 0; i < round->batches; i++)
-		kv_hand_on(engine, round->taken[i].from, now_ticks);
+		engine->stats.wakeups +=
+			kv_hand_on(round->taken[i].from, engine->id, engine->cpu, engine->flush_after_ticks, now_ticks);
 	engine->stats.batches += round->batches;
 	engine->stats.busy_ticks += now_ticks - start_ticks;
 }
