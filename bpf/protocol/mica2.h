@@ -17,53 +17,61 @@
  * Return whether a word where an item should begin is another datagram's batch header. Several datagrams merged into
  * one packet look like that (GSO, GRO); read as an item, the word would have an unknown operation.
  */
-static __always_inline int kv_is_batch_header(__u64 header)
+static __always_inline __u64 kv_is_batch_header(__u64 header)
 {
 	return (header & 0xff00ffffffff00ffULL) == KV_MAGIC_REQUEST;
 }
 
 /* One request, parsed. */
 struct kv_parsed_item {
-	__u32 bytes;   /* bytes in the packet; 0: it runs past the end */
-	__u32 is_long; /* 1: its key or value is too long for a record */
+	__u64 bytes;   /* bytes in the packet; 0: it runs past the end */
+	__u64 is_long; /* 1: its key or value is too long for a record */
 	__u64 key;
 	__u64 value;
 };
 
-/* Parse a request of any lengths. `header` is its header word, read once, and `offset` its place in the body. */
-static __always_inline void kv_parse_item(struct kv_item_header *item, __u64 header, __u32 offset, __u32 body_bytes,
-					  void *data_end, struct kv_parsed_item *parsed)
+/* Return the first `bytes` (0-8) of a little-endian word; the others become 0. Without a branch; any number is safe. */
+static __always_inline __u64 kv_low_bytes(__u64 word, __u64 bytes)
 {
-	__u32 key_bytes = KV_HEADER_KEY_BYTES(header);
-	__u32 value_bytes = KV_HEADER_VALUE_BYTES(header);
-	__u32 key_room = KV_ROUNDUP8(key_bytes);
-	__u64 *words = (__u64 *)(item + 1);
+	__u64 half = (bytes & 15) * 4; /* a single shift by 64 would be undefined */
 
-	parsed->key = 0;
-	parsed->value = 0;
-	parsed->is_long = 0;
-	parsed->bytes = KV_ITEM_HEADER_BYTES + key_room + KV_ROUNDUP8(value_bytes);
+	return word & ~(~0ULL << half << half);
+}
+
+/*
+ * Parse a request of any lengths. `header` is its header word, read once, and `offset` its place in the body. Nearly
+ * without branches: the verifier walks what follows a branch once for each way, in each turn of the caller's loop.
+ */
+static __always_inline void kv_parse_item(const struct kv_item_header *item, __u64 header, __u64 offset,
+					  __u32 body_bytes, const void *data_end, struct kv_parsed_item *parsed)
+{
+	__u64 key_bytes = KV_HEADER_KEY_BYTES(header);
+	__u64 value_bytes = KV_HEADER_VALUE_BYTES(header);
+	__u64 key_room = KV_ROUNDUP8(key_bytes);
+	__u64 key_offset = offset + KV_ITEM_HEADER_BYTES, value_offset = key_offset + key_room;
+	__u64 key_is_long = kv_is_below(KV_INLINE_MAX, key_bytes), value_is_long = kv_is_below(KV_INLINE_MAX, value_bytes);
+	/* A short value behind a long key stays in the body, too: its place in the packet varies. */
+	__u64 value_stays = value_is_long | (key_is_long & kv_is_below(0, value_bytes));
+	const __u64 *words = (const __u64 *)(item + 1);
+	__u64 first = 0, second = 0;
+
+	parsed->bytes = value_offset - offset + KV_ROUNDUP8(value_bytes);
 	if (value_bytes > KV_FRAME_MAX || offset + parsed->bytes > body_bytes) {
 		parsed->bytes = 0;
 		return;
 	}
-	if (key_bytes > KV_INLINE_MAX) {
-		parsed->key = offset + KV_ITEM_HEADER_BYTES;
-		parsed->is_long = 1;
-	} else if (key_bytes && (void *)(words + 1) <= data_end) {
-		parsed->key = KV_LOW_BYTES(words[0], key_bytes);
-	}
-	if (value_bytes > KV_INLINE_MAX) {
-		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
-		parsed->is_long = 1;
-	} else if (value_bytes && key_bytes > KV_INLINE_MAX) {
-		/* A short value behind a long key stays in the body: its place in the packet varies. */
-		parsed->value = offset + KV_ITEM_HEADER_BYTES + key_room;
-	} else if (value_bytes && key_room == 0 && (void *)(words + 1) <= data_end) {
-		parsed->value = KV_LOW_BYTES(words[0], value_bytes);
-	} else if (value_bytes && (void *)(words + 2) <= data_end) {
-		parsed->value = KV_LOW_BYTES(words[1], value_bytes);
-	}
+	if ((void *)(words + 1) <= data_end)
+		first = words[0];
+	if ((void *)(words + 2) <= data_end)
+		second = words[1];
+	KV_OPAQUE(key_is_long);
+	KV_OPAQUE(value_stays);
+	parsed->is_long = key_is_long | value_is_long;
+	parsed->key = kv_low_bytes(first, key_bytes);
+	parsed->key ^= (parsed->key ^ key_offset) * key_is_long;
+	first ^= (first ^ second) * kv_is_below(0, key_bytes); /* the word that a short value is in */
+	parsed->value = kv_low_bytes(first, value_bytes);
+	parsed->value ^= (parsed->value ^ value_offset) * value_stays;
 }
 
 static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_packet *packet,
@@ -81,12 +89,12 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 	void *data_end = (void *)(long)ctx->data_end;
 	__u32 start = packet->header_offset;
 	__u32 body_bytes = packet->body_bytes;
-	__u32 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
+	__u64 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
 	void *body;
 	int count;
 
 	*has_body = 0;
-	count = KV_PROCESS_HERE ? 0 : kv_parse_words(ctx, packet, queue, records, opaques);
+	count = kv_parse_words(ctx, packet, queue, records, opaques);
 	if (count)
 		return count;
 	KV_OPAQUE(start);
@@ -98,36 +106,23 @@ static __always_inline int kv_parse_requests(struct xdp_md *ctx, const struct kv
 		struct kv_request *record = &records[count];
 		struct kv_parsed_item parsed;
 		struct kv_item_header *item;
-		__u64 *words;
 		__u64 header;
 
 		item = body + offset;
-		words = (__u64 *)(item + 1);
 		if ((void *)(item + 1) > data_end)
 			break;
 		header = KV_READ_ONCE(*(__u64 *)item);
-		if (header >> 32 == KV_HEADER(0, 0, 8, 0) >> 32 && (void *)(words + 1) <= data_end) {
-			parsed.key = words[0];
-			parsed.value = 0;
-			parsed.bytes = KV_ITEM_HEADER_BYTES + 8;
-		} else if (header >> 32 == KV_HEADER(0, 0, 8, 8) >> 32 && (void *)(words + 2) <= data_end) {
-			parsed.key = words[0];
-			parsed.value = words[1];
-			parsed.bytes = KV_ITEM_HEADER_BYTES + 16;
-		} else {
-			if (offset && kv_is_batch_header(header))
-				return -KV_COUNTER_DROP_SUPER_PACKET;
-			kv_parse_item(item, header, offset, body_bytes, data_end, &parsed);
-			if (parsed.bytes == 0)
-				return -KV_COUNTER_DROP_TRUNCATED;
-			if (parsed.is_long)
-				queue->scratch = 1;
-		}
+		if (kv_is_below(0, offset) & kv_is_batch_header(header))
+			return -KV_COUNTER_DROP_SUPER_PACKET;
 		record->header = header;
 		record->key_hash = item->key_hash;
+		opaques[count] = item->opaque;
+		kv_parse_item(item, header, offset, body_bytes, data_end, &parsed);
+		if (parsed.bytes == 0)
+			return -KV_COUNTER_DROP_TRUNCATED;
 		record->key = parsed.key;
 		record->value = parsed.value;
-		opaques[count] = item->opaque;
+		queue->scratch |= parsed.is_long;
 		/* Mask it here, so that all paths through one iteration end in the same verifier state. */
 		offset += parsed.bytes;
 		KV_OPAQUE(offset);
@@ -210,7 +205,7 @@ static __always_inline __u32 kv_write_words(struct xdp_md *ctx, __u32 body_offse
 static __always_inline __u32 kv_write_responses(struct xdp_md *ctx, __u32 body_offset, struct kv_dpu_queue *queue,
 						const struct kv_finished_batch *batch)
 {
-	__u32 offset = KV_PROCESS_HERE ? 0 : kv_write_words(ctx, body_offset, queue, batch);
+	__u32 offset = kv_write_words(ctx, body_offset, queue, batch);
 	__u32 i;
 
 	if (offset)

@@ -192,8 +192,7 @@ static __always_inline __u32 kv_refusal(const struct kv_dpu_end *end, __u32 sour
 static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct kv_dpu_queue *queue)
 {
 	__u32 answered = queue->answered;
-	__u64 deadline_ns;
-	int turn;
+	__u64 deadline_ns, turn;
 
 	if (queue->stalled && queue->stalled_at != answered)
 		queue->stalled = 0;
@@ -202,13 +201,13 @@ static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct
 	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_WAIT_TURNS; turn++) {
 		if (KV_READ_ONCE(pair->response_control.published) != answered)
-			return kv_oldest_is_finished(pair, queue);
+			goto changed;
 	}
 	deadline_ns = bpf_ktime_get_ns() + KV_WAIT_NS;
 	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_WAIT_CLOCK_TURNS; turn++) {
 		if (KV_READ_ONCE(pair->response_control.published) != answered)
-			return kv_oldest_is_finished(pair, queue);
+			goto changed;
 		if (bpf_ktime_get_ns() > deadline_ns)
 			break;
 	}
@@ -216,6 +215,9 @@ static __always_inline int kv_wait_for_oldest(struct kv_queue_pair *pair, struct
 	queue->stalled++;
 	queue->stalled_at = answered;
 	return 0;
+
+changed: /* the verifier walks what is done then once, not in each turn */
+	return kv_oldest_is_finished(pair, queue);
 }
 
 /*
