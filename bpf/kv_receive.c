@@ -391,6 +391,11 @@ static __always_inline void *kv_segment_at(__u32 index)
 	return kv_dpu_segments.lookup(&index);
 }
 
+static __always_inline void *kv_short_line_at(__u32 index)
+{
+	return kv_dpu_short_lines.lookup(&index);
+}
+
 static __always_inline void *kv_store_at(__u32 index)
 {
 	return kv_dpu_stores.lookup(&index);

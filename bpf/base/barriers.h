@@ -38,4 +38,12 @@ static __always_inline __u64 kv_is_below(__u64 a, __u64 b)
 	return difference >> 63;
 }
 
+/* Return 1 if a word is 0, else 0. Without a branch. */
+static __always_inline __u64 kv_is_zero(__u64 word)
+{
+	word |= -word;
+	KV_OPAQUE(word);
+	return word >> 63 ^ 1;
+}
+
 #endif

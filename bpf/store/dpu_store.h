@@ -11,6 +11,8 @@
  *				too much of a single one
  *	KV_DPU_SEGMENT_MASK	KV_DPU_SEGMENTS - 1
  *	KV_DPU_LOG_BYTES	bytes of each store's log
+ *	KV_DPU_SHORT_LINES	lines of each inline store (dpu_short_items.h), 0 for a cache; filled in, so that the
+ *				verifier walks a cache's program without them
  *
  * The log is cut into segments, one map value each; no item crosses a segment's end. This store may lose more than the
  * native one: a bucket keeps at most KV_TAG_TURNS items of one 16-bit tag, and of several long keys with the same hash,
@@ -40,11 +42,15 @@ _Static_assert(KV_BUCKET_WAYS == KV_WAY_MASK, "the last word of a bucket is not 
 /* Bytes instead of structures because of bcc, see maps.h. */
 enum {
 	KV_LINE_BYTES = sizeof(struct kv_line),
+	KV_SHORT_LINE_BYTES = sizeof(struct kv_short_line),
 	KV_SEGMENT_ROOM = KV_SEGMENT_BYTES + KV_SEGMENT_SLACK,
 	KV_DPU_STORE_REST = sizeof(struct kv_dpu_store) - sizeof(__u32)
 };
 struct kv_line_bytes {
 	__u8 bytes[KV_LINE_BYTES];
+};
+struct kv_short_line_bytes {
+	__u8 bytes[KV_SHORT_LINE_BYTES];
 };
 struct kv_segment_bytes {
 	__u8 bytes[KV_SEGMENT_ROOM];
@@ -59,6 +65,8 @@ struct kv_dpu_store_bytes {
 BPF_F_TABLE("array", __u32, struct kv_line_bytes, kv_dpu_lines, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
 /* Store 0's segments, then store 1's ... */
 BPF_F_TABLE("array", __u32, struct kv_segment_bytes, kv_dpu_segments, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
+/* struct kv_short_line: store 0's lines, then store 1's ...; a cache has one entry that nothing uses. */
+BPF_F_TABLE("array", __u32, struct kv_short_line_bytes, kv_dpu_short_lines, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
 BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_ENTRIES_AT_LOAD); /* struct kv_dpu_store */
 
 /*
@@ -67,15 +75,15 @@ BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_ENTRIES_AT_LOAD); /* stru
  */
 static __always_inline void *kv_line_at(__u32 index);
 static __always_inline void *kv_segment_at(__u32 index);
-static __always_inline void *kv_store_at(__u32 store_index);
+static __always_inline void *kv_short_line_at(__u32 index);
+static __always_inline void *kv_store_at(__u32 number);
 static __always_inline void *kv_partition_table_at(__u32 index);
 
-/* A request's key: its first eight bytes in a zero-padded word, and the others where the packet has them. */
+/* A request's key: its first eight bytes in a zero-padded word; a long one lies in the packet's body. */
 struct kv_key {
 	__u64 hash;
 	__u64 first_word;
 	__u32 bytes;
-	const __u8 *rest; /* from the ninth byte on, in memory with room for KV_KEY_MAX bytes */
 };
 
 /* An item's word in the index, and its way in the bucket. */
@@ -149,39 +157,39 @@ static __always_inline __u64 kv_bucket_of(__u64 key_hash)
 }
 
 /* Return the line with a way of a bucket. It is never NULL, but the verifier demands a check. */
-static __always_inline struct kv_line *kv_line_of(__u32 store_index, __u32 bucket, __u32 way)
+static __always_inline struct kv_line *kv_line_of(const struct kv_dpu_store *store, __u32 bucket, __u32 way)
 {
 	__u32 index = bucket;
 
 	if (!KV_DPU_SHARED)
-		index += KV_WITH_SETTING(store_index, "*=", KV_DPU_LINES);
+		index += KV_WITH_SETTING(store->number, "*=", KV_DPU_LINES);
 	if (way >= KV_LINE_WORDS)
 		index = KV_WITH_SETTING(index, "+=", KV_DPU_BUCKETS);
 	return kv_line_at(index);
 }
 
-static __always_inline __u64 *kv_way_of(__u32 store_index, __u32 bucket, __u32 way)
+static __always_inline __u64 *kv_way_of(const struct kv_dpu_store *store, __u32 bucket, __u32 way)
 {
-	struct kv_line *line = kv_line_of(store_index, bucket, way);
+	struct kv_line *line = kv_line_of(store, bucket, way);
 
 	way &= KV_LINE_WORDS - 1;
 	return line ? &line->words[way] : 0;
 }
 
 /* Return the segment that a word of the index points into. */
-static __always_inline __u8 *kv_segment_of(__u32 store_index, __u64 word)
+static __always_inline __u8 *kv_segment_of(const struct kv_dpu_store *store, __u64 word)
 {
 	__u32 index = KV_WITH_SETTING(word / KV_SEGMENT_BYTES, "&=", KV_DPU_SEGMENT_MASK);
 
 	if (!KV_DPU_SHARED)
-		index += KV_WITH_SETTING(store_index, "*=", KV_DPU_SEGMENTS);
+		index += KV_WITH_SETTING(store->number, "*=", KV_DPU_SEGMENTS);
 	return kv_segment_at(index);
 }
 
 /* Return the item that a word of the index points to. Any word is allowed, so the caller must compare hash and key. */
-static __always_inline struct kv_item *kv_item_of(__u32 store_index, __u64 word)
+static __always_inline struct kv_item *kv_item_of(const struct kv_dpu_store *store, __u64 word)
 {
-	__u8 *segment = kv_segment_of(store_index, word);
+	__u8 *segment = kv_segment_of(store, word);
 
 	return segment ? (struct kv_item *)(segment + (word & KV_SEGMENT_MASK)) : 0;
 }
@@ -202,7 +210,7 @@ static __always_inline void kv_match_line(const struct kv_line *line, __u32 firs
  * The result is in the map because the verifier tracks the stack: it would walk each outcome separately, and also the
  * values that an earlier loop left in stack slots that clang writes on some paths only ("BPF program is too large").
  */
-static __always_inline void kv_find(__u32 store_index, struct kv_dpu_store *store, const struct kv_key *key)
+static __always_inline void kv_find(struct kv_dpu_store *store, const struct kv_key *key)
 {
 	__u32 bucket = kv_bucket_of(key->hash);
 	__u64 tag = kv_tag_of(key->hash);
@@ -210,17 +218,18 @@ static __always_inline void kv_find(__u32 store_index, struct kv_dpu_store *stor
 	int turn;
 
 	KV_WRITE_ONCE(store->place_own, 0);
+	KV_WRITE_ONCE(store->place_word, 0);
 	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_TAG_TURNS; turn++) {
-		const struct kv_line *line = kv_line_of(store_index, bucket, 0);
+		const struct kv_line *line = kv_line_of(store, bucket, 0);
 		struct kv_place place = {};
 		const struct kv_item *item;
 
-		if (!line)
+		if (!line || (KV_DPU_SHORT_LINES && !KV_READ_ONCE(store->had_long)))
 			break;
 		kv_match_line(line, 0, ways_before, tag, store->tail, &place);
 		if (line->words[KV_LINE_WORDS - 1]) {
-			line = kv_line_of(store_index, bucket, KV_LINE_WORDS);
+			line = kv_line_of(store, bucket, KV_LINE_WORDS);
 			if (line)
 				kv_match_line(line, KV_LINE_WORDS, ways_before, tag, store->tail, &place);
 		}
@@ -229,7 +238,7 @@ static __always_inline void kv_find(__u32 store_index, struct kv_dpu_store *stor
 			break;
 		KV_WRITE_ONCE(store->place_way, place.way);
 		ways_before = KV_READ_ONCE(store->place_way) & KV_WAY_MASK;
-		item = kv_item_of(store_index, place.word);
+		item = kv_item_of(store, place.word);
 		if (item && kv_item_has_key(item, key)) {
 			KV_WRITE_ONCE(store->place_own, 1);
 			break;
@@ -286,24 +295,23 @@ static __always_inline int kv_item_has_key(const struct kv_item *item, const str
 }
 
 /*
- * Return whether a long key equals the item's from the ninth byte on. Without branches, which would cost verifier
- * states.
+ * Return whether a long key equals the item's from the ninth byte on. `text` is the whole key, in memory with room for
+ * KV_KEY_MAX bytes. Without branches, which would cost verifier states.
  */
-static __always_inline int kv_rest_is_equal(const struct kv_item *item, const struct kv_key *key)
+static __always_inline int kv_rest_is_equal(const struct kv_item *item, const __u8 *text, __u32 key_bytes)
 {
-	__u32 whole_words = key->bytes / 8;
-	__u32 last_bytes = key->bytes % 8;
-	__u32 last_offset = key->bytes & ~7u & KV_KEY_MAX;
-	__u64 different = *(const __u64 *)((const __u8 *)item->words + last_offset) ^
-			  *(const __u64 *)(key->rest - 8 + last_offset);
+	__u32 whole_words = key_bytes / 8;
+	__u32 last_bytes = key_bytes % 8;
+	__u32 last_offset = key_bytes & ~7u & KV_KEY_MAX;
+	__u64 different =
+		*(const __u64 *)((const __u8 *)item->words + last_offset) ^ *(const __u64 *)(text + last_offset);
 	int i;
 
 	different = different << (56 - 8 * last_bytes)
 			      << 8; /* drop the bytes behind the key; a single shift by 64 would be undefined */
 #pragma clang loop unroll(full)
 	for (i = 1; i < KV_KEY_WORDS - 1; i++)
-		different |=
-			(item->words[i] ^ *(const __u64 *)(key->rest + (i - 1) * 8)) & -kv_is_below(i, whole_words);
+		different |= (item->words[i] ^ *(const __u64 *)(text + i * 8)) & -kv_is_below(i, whole_words);
 	return different == 0;
 }
 
@@ -348,11 +356,11 @@ static __always_inline void kv_look_for_oldest(const struct kv_line *line, __u32
 					       struct kv_way_choice *choice);
 
 /* Return the way for a new key's word: that of a dead item, else a free one, else that of the oldest item. */
-static __always_inline __u32 kv_way_for_new(__u32 store_index, struct kv_dpu_store *store, __u64 key_hash)
+static __always_inline __u32 kv_way_for_new(struct kv_dpu_store *store, __u64 key_hash)
 {
 	__u32 bucket = kv_bucket_of(key_hash);
-	const struct kv_line *first = kv_line_of(store_index, bucket, 0);
-	const struct kv_line *second = kv_line_of(store_index, bucket, KV_LINE_WORDS);
+	const struct kv_line *first = kv_line_of(store, bucket, 0);
+	const struct kv_line *second = kv_line_of(store, bucket, KV_LINE_WORDS);
 	struct kv_way_choice choice = {};
 
 	if (!first || !second)
@@ -400,11 +408,11 @@ static __always_inline void kv_look_for_oldest(const struct kv_line *line, __u32
 /* ---- Removing ---- */
 
 /* Clear the word that kv_find() found. The bucket's last word takes its place, so that words in use stay a prefix. */
-static __always_inline void kv_remove_word(__u32 store_index, const struct kv_dpu_store *store, __u64 key_hash)
+static __always_inline void kv_remove_word(const struct kv_dpu_store *store, __u64 key_hash)
 {
 	__u32 bucket = kv_bucket_of(key_hash);
-	const struct kv_line *first = kv_line_of(store_index, bucket, 0);
-	const struct kv_line *second = kv_line_of(store_index, bucket, KV_LINE_WORDS);
+	const struct kv_line *first = kv_line_of(store, bucket, 0);
+	const struct kv_line *second = kv_line_of(store, bucket, KV_LINE_WORDS);
 	__u64 *last, *hole;
 	__u32 last_way = KV_WAY_MASK; /* -1 in four bits */
 	int i;
@@ -415,8 +423,8 @@ static __always_inline void kv_remove_word(__u32 store_index, const struct kv_dp
 	for (i = 0; i < KV_LINE_WORDS; i++)
 		last_way += kv_is_below(0, first->words[i] >> 1) + kv_is_below(0, second->words[i] >> 1);
 	KV_OPAQUE(last_way);
-	last = kv_way_of(store_index, bucket, last_way & KV_WAY_MASK);
-	hole = kv_way_of(store_index, bucket, kv_place_way(store));
+	last = kv_way_of(store, bucket, last_way & KV_WAY_MASK);
+	hole = kv_way_of(store, bucket, kv_place_way(store));
 	if (!last || !hole)
 		return;
 	*hole = *last;
@@ -424,21 +432,22 @@ static __always_inline void kv_remove_word(__u32 store_index, const struct kv_dp
 }
 
 /*
- * Forget all items by moving the tail so far ahead that no word is alive. Return 0 if the cleanup must go on first, see
- * kv_cleanup().
+ * Forget all items by moving the tail so far ahead that no word is alive, and raising the lines' epoch. Return 0 if the
+ * cleanup must go on first, see kv_cleanup().
  */
 static __always_inline int kv_forget_all(struct kv_dpu_store *store)
 {
 	if (store->tail - store->round_tail > KV_ROUND_BYTES_MAX)
 		return 0;
 	store->tail = (store->tail | (KV_SEGMENT_BYTES - 1)) + 1 + KV_DPU_LOG_BYTES;
+	store->epoch++;
 	return 1;
 }
 
 /* ---- Cleanup ---- */
 
-static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_store *store,
-					    const struct kv_dpu_queue *queue);
+static __always_inline void kv_clean_bucket(struct kv_dpu_store *store, const struct kv_dpu_queue *queue);
+static __always_inline void kv_clean_short_line(struct kv_dpu_store *store);
 
 /*
  * Drop the words of dead items: one bucket for each item that this batch appended, up to KV_CLEANUP_BUCKETS. Each dead
@@ -451,8 +460,7 @@ static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_sto
  * A word dies when the tail is at most 2^32 bytes past it, or by a RESET, and is dropped within one round from then on,
  * which touches two of these: less than 2^47 + 2^45 bytes past it.
  */
-static __always_inline void kv_cleanup(__u32 store_index, struct kv_dpu_store *store, __u64 appended,
-				       const struct kv_dpu_queue *queue)
+static __always_inline void kv_cleanup(struct kv_dpu_store *store, __u64 appended, const struct kv_dpu_queue *queue)
 {
 	__u64 due = appended;
 	int i;
@@ -462,13 +470,14 @@ static __always_inline void kv_cleanup(__u32 store_index, struct kv_dpu_store *s
 		if (due == 0)
 			break;
 		due--;
-		kv_clean_bucket(store_index, store, queue);
+		kv_clean_bucket(store, queue);
+		if (KV_DPU_SHORT_LINES)
+			kv_clean_short_line(store);
 	}
 }
 
 /* Move the live words of the next bucket to its front and clear the others. */
-static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_store *store,
-					    const struct kv_dpu_queue *queue)
+static __always_inline void kv_clean_bucket(struct kv_dpu_store *store, const struct kv_dpu_queue *queue)
 {
 	__u32 bucket = store->cleaned++ % KV_DPU_BUCKETS;
 	__u32 kept = KV_UNKNOWN_ZERO(queue);
@@ -478,7 +487,7 @@ static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_sto
 	store->round_tail ^= (store->round_tail ^ store->tail) & begins_round;
 	KV_KEEP_LOOP
 	for (turn = 0; turn < KV_BUCKET_WAYS; turn++) {
-		__u64 *words = kv_way_of(store_index, bucket, turn);
+		__u64 *words = kv_way_of(store, bucket, turn);
 		__u64 word;
 
 		if (!words)
@@ -493,7 +502,7 @@ static __always_inline void kv_clean_bucket(__u32 store_index, struct kv_dpu_sto
 		}
 		KV_OPAQUE(kept);
 		kept &= KV_WAY_MASK;
-		words = kv_way_of(store_index, bucket, kept);
+		words = kv_way_of(store, bucket, kept);
 		if (words)
 			*words = word;
 		kept++;

@@ -65,11 +65,13 @@ SETTINGS_AT_LOAD = (
     "KV_PREPARE_OVERLAPS",
     "KV_SLOWER_PERCENT",
     "KV_DPU_STORES",
+    "KV_DPU_SHORT_ENTRIES",
     "KV_DPU_BUCKETS",
     "KV_DPU_LINES",
     "KV_DPU_SEGMENTS",
     "KV_DPU_SEGMENT_MASK",
     "KV_DPU_LOG_BYTES",
+    "KV_DPU_SHORT_LINES",
 )
 """Settings that are filled in at load time; compiled code has their index instead of a value."""
 ENTRIES_AT_LOAD = {
@@ -79,6 +81,7 @@ ENTRIES_AT_LOAD = {
     "kv_request_rings": ("KV_ENGINES",),
     "kv_dpu_lines": ("KV_DPU_STORES", "KV_DPU_LINES"),
     "kv_dpu_segments": ("KV_DPU_STORES", "KV_DPU_SEGMENTS"),
+    "kv_dpu_short_lines": ("KV_DPU_STORES", "KV_DPU_SHORT_ENTRIES"),
     "kv_dpu_stores": ("KV_DPU_STORES",),
 }
 """The settings whose product is the number of entries of a map."""

@@ -78,6 +78,8 @@ def _server_builds() -> Iterator[Build]:
         *({"profile": profile} for profile in PROFILES),
         *({"engines": 2, "profile": profile} for profile in PROFILES),
         {"engines": 2, "access": "crcw"},
+        {"store": "inline"},
+        *({"store": "inline", "engines": 2, "profile": profile} for profile in PROFILES),
     ]
     for design in DESIGNS:
         for change in changes:

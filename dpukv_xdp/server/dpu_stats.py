@@ -8,7 +8,8 @@ from dpukv_xdp.wire import abi
 
 HIDDEN = (
     "lock", "owner", "round_tail", "wire_bytes", "values_bytes", "scratch", "place_word",
-    "place_way", "place_own", "counts",
+    "place_way", "place_own", "epoch", "short_number", "short_way", "had_long", "short_home",
+    "short_marks", "number", "counts",
 )  # fmt: skip
 """Fields of struct kv_dpu_store that are not one counter each."""
 

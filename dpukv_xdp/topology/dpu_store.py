@@ -9,6 +9,8 @@ from dpukv_xdp.wire import abi
 BUCKETS_MAX = 1 << 26
 SEGMENTS_MIN = 2  # with one, the verifier knows every offset and explores each: see bpf/store/
 SEGMENTS_MAX = 1 << 15
+LOG_BYTES_PER_ITEM = 64
+"""Log bytes for an item of an inline store's index, as in the host's (_core/store/store.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +20,25 @@ class DpuStoreSizes:
     buckets: int
     segments: int
     """64 KiB each; a power of two."""
+    short_lines: int = 0
+    """Lines of an inline store; 0 for a cache."""
 
     @classmethod
-    def of(cls, items: int, log_bytes: int) -> "DpuStoreSizes":
+    def of(cls, items: int, log_bytes: int, *, is_inline: bool = False) -> "DpuStoreSizes":
         """Return the sizes for about `items` items and a log of at least `log_bytes`, as the host's
-        store has them.
+        store has them. An inline store has lines for the items, and an index for its log's.
 
         Raises UsageError for more than BPF maps should hold.
         """
         least = max(-(-log_bytes // abi.KV_SEGMENT_BYTES), SEGMENTS_MIN)
         segments = 1 << (least - 1).bit_length()
-        sizes = cls(-(-items // abi.KV_ITEMS_PER_BUCKET), segments)
-        if sizes.buckets > BUCKETS_MAX or segments > SEGMENTS_MAX:
+        indexed, short_lines = items, 0
+        if is_inline:
+            indexed = min(items, log_bytes // LOG_BYTES_PER_ITEM + 1)
+            lines = -(-items * 8 // abi.KV_SHORT_ITEMS_PER_8_LINES)
+            short_lines = -(-lines // abi.KV_SHORT_GROUP) * abi.KV_SHORT_GROUP
+        sizes = cls(-(-indexed // abi.KV_ITEMS_PER_BUCKET), segments, short_lines)
+        if max(sizes.buckets, short_lines) > BUCKETS_MAX or segments > SEGMENTS_MAX:
             raise UsageError(
                 f"a store in XDP cannot be laid out for {items} items and a log of {log_bytes} "
                 f"bytes: {BUCKETS_MAX * abi.KV_ITEMS_PER_BUCKET} items and "
@@ -40,7 +49,9 @@ class DpuStoreSizes:
     def memory_bytes(self) -> int:
         """Return the kernel memory that the maps of one store take."""
         segment_bytes = abi.KV_SEGMENT_BYTES + abi.KV_SEGMENT_SLACK
-        return 2 * self.buckets * abi.SIZE("kv_line") + self.segments * segment_bytes
+        lines_bytes = 2 * self.buckets * abi.SIZE("kv_line")
+        short_bytes = self.short_lines * abi.SIZE("kv_short_line")
+        return lines_bytes + short_bytes + self.segments * segment_bytes
 
     def settings(self, response_bytes_max: int, stores: int) -> dict[str, int]:
         """Return the settings of bpf/store/dpu_store.h and bpf/service/process.h.
@@ -55,5 +66,7 @@ class DpuStoreSizes:
             "KV_DPU_SEGMENTS": self.segments,
             "KV_DPU_SEGMENT_MASK": self.segments - 1,
             "KV_DPU_LOG_BYTES": self.segments * abi.KV_SEGMENT_BYTES,
+            "KV_DPU_SHORT_LINES": self.short_lines,
+            "KV_DPU_SHORT_ENTRIES": max(self.short_lines, 1),
             "KV_RESPONSE_BYTES_MAX": response_bytes_max,
         }

@@ -145,7 +145,7 @@ def dpu_store_sizes(config: ServerConfig) -> DpuStoreSizes:
     BPF maps hold.
     """
     parts = 1 if dpu_store_count(config) == 1 else config.engines
-    return DpuStoreSizes.of(*_share(config, parts))
+    return DpuStoreSizes.of(*_share(config, parts), is_inline=config.store == "inline")
 
 
 def dpu_store_count(config: ServerConfig) -> int:

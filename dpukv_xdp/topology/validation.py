@@ -110,10 +110,10 @@ def _check_store(config: ServerConfig, design: Design) -> None:
         f"are in separate memories that only their owners reach: use --access erew",
     )
     _require(
-        config.store == "cache" or "dpu" not in design.processing,
+        config.store != "lossless" or "dpu" not in design.processing,
         "store",
         f"--store {config.store} does not go with design {design.name}, which keeps items in BPF "
-        f"maps, and those are always a cache: use --store cache",
+        f"maps, and those may evict: use --store cache or inline",
     )
 
 

@@ -53,6 +53,8 @@ LAST_VALUE_BYTES = abi.KV_VALUE_MAX
 
 
 CPUS = max(CPU, OTHER_CPU) + 1
+SHORT_LINES = 64
+"""Lines of the usual inline store, 192 places: enough for the keys of a test."""
 SMALL_SEGMENTS = 2
 """Segments of the smallest log: 128 KiB."""
 
@@ -67,10 +69,14 @@ class XdpStore:
         stores: int | None = None,
         buckets: int = 1 << 10,
         segments: int = 64,
+        short_lines: int = 0,
         response_bytes_max: int = RESPONSE_BYTES_MAX,
     ) -> None:
-        """`stores` is the number of stores; None is one per engine."""
+        """`stores` is the number of stores; None is one per engine. Without `short_lines` they are
+        caches.
+        """
         self.engines = engines
+        self.has_lines = short_lines > 0
         self.stores = engines if stores is None else stores
         names = {
             "KV_ENGINES": engines,
@@ -87,10 +93,15 @@ class XdpStore:
             "KV_TRANSFER_PER_REQUEST": 0,
             "KV_PREPARE_OVERLAPS": 1,
             "KV_SLOWER_PERCENT": 0,
-            **DpuStoreSizes(buckets, segments).settings(response_bytes_max, self.stores),
+            **DpuStoreSizes(buckets, segments, short_lines).settings(
+                response_bytes_max, self.stores
+            ),
         }
         self._loaded = loader.load("kv_receive.c", ["kv_receive"], names)
         self.lines = self._mapped("kv_dpu_lines", "kv_line", self.stores * 2 * buckets)
+        self.short_lines = self._mapped(
+            "kv_dpu_short_lines", "kv_short_line", self.stores * max(short_lines, 1)
+        )
         self.partitions = self._mapped("kv_partitions", "kv_partition_table", 1)[0]
         self.memory = loader.map_memory(
             self._loaded.map_fd("kv_queue_pairs"), "struct kv_queue_pair", engines * CPUS
@@ -103,7 +114,8 @@ class XdpStore:
 
     def reset(self) -> None:
         """Restore the state after loading."""
-        self.lines.view(np.uint64)[:] = 0
+        for lines in (self.lines, self.short_lines):
+            lines.view(np.uint64)[:] = 0
         self.set_access()
         for engine in range(self.stores):
             self.write_store(np.zeros(1, abi.dtype("kv_dpu_store"))[0], engine)
@@ -203,9 +215,9 @@ def load_store() -> Iterator[Callable[..., XdpStore]]:
         store.close()
 
 
-@pytest.fixture
-def xdp(load_store: Callable[..., XdpStore]) -> XdpStore:
-    return load_store()
+@pytest.fixture(params=[0, SHORT_LINES], ids=["cache", "inline"])
+def xdp(load_store: Callable[..., XdpStore], request: pytest.FixtureRequest) -> XdpStore:
+    return load_store(short_lines=request.param)
 
 
 def request(
@@ -463,12 +475,9 @@ def test_increment(xdp: XdpStore, key_bytes: int) -> None:
     batch = [request(OPS.INCREMENT, key, three) for _ in range(10)]
     last = xdp.replies(batch)[-1]
     assert (last.result, last.value) == (abi.Result.SUCCESS, (31).to_bytes(8, "little"))
-    assert xdp.counted("increment_found", "increment_notfound", "errors", "appended") == [
-        11,
-        1,
-        0,
-        1,
-    ]
+    counted = {"increment_found": 11, "increment_notfound": 1, "errors": 0, "set_new": 1}
+    counted["set_moved"] = 0
+    assert dict(zip(counted, xdp.counted(*counted), strict=True)) == counted
 
 
 @pytest.mark.parametrize("key_bytes", [1, 8, 9, 255])
@@ -596,8 +605,9 @@ def test_long_keys_of_one_hash_are_told_apart(xdp: XdpStore, differs_at: int) ->
     assert int(xdp.store()["set_evicted"]) == 1
 
 
-def test_keys_of_one_tag(xdp: XdpStore) -> None:
+def test_keys_of_one_tag(load_store: Callable[..., XdpStore]) -> None:
     """A bucket keeps TAG_TURNS of them, including the one stored last, and no stale value."""
+    xdp = load_store()
     keys = [bytes([65 + i]) * 8 for i in range(6)]
     hashes = [i << 50 for i in range(6)]  # one bucket, one tag (0, which counts as 1)
     for turn in range(3):
@@ -607,6 +617,153 @@ def test_keys_of_one_tag(xdp: XdpStore) -> None:
             values = [xdp.get(k, h) for k, h in zip(keys, hashes, strict=True)]
             assert sum(value is not None for value in values) <= TAG_TURNS
             assert all(value in (None, b"%d" % turn, b"%d" % (turn - 1)) for value in values)
+
+
+# ---- The lines of an inline store ----------------------------------------------------------------
+
+PLACES = abi.KV_SHORT_GROUP * abi.KV_SHORT_ITEMS
+"""Items that a group can hold."""
+
+
+@pytest.fixture
+def inline(load_store: Callable[..., XdpStore]) -> XdpStore:
+    return load_store(short_lines=SHORT_LINES)
+
+
+def hash_at_home(home: int) -> int:
+    """Return a hash whose home is this line."""
+    return -(-(home << 32) // SHORT_LINES) << 16
+
+
+def short_items(xdp: XdpStore) -> dict[bytes, tuple[int, int]]:
+    """Return the short items' keys with their lines and homes, as the lengths state them."""
+    lines, epoch = xdp.short_lines, xdp.store()["epoch"]
+    return {
+        int(line["items"][way]["key"]).to_bytes(8, "little")[: length & 15]: (
+            number,
+            number ^ (length >> 8),
+        )
+        for number, line in enumerate(lines)
+        for way, length in enumerate(map(int, line["lengths"]))
+        if length and line["version"] == epoch
+    }
+
+
+@pytest.mark.parametrize("home", [0, 1, 5, 7, 8, SHORT_LINES - 1])
+@pytest.mark.parametrize("count", [1, 3, 4, PLACES - 1, PLACES, PLACES + 1, PLACES + 7])
+def test_a_group_is_filled_and_then_evicts(inline: XdpStore, home: int, count: int) -> None:
+    """Nearest lines first; in a full group a new item replaces one of its own home line."""
+    others = {b"other%d" % i: hash_at_home(i) for i in range(SHORT_LINES) if i // 8 != home // 8}
+    for key, key_hash in others.items():
+        inline.set(key, key, key_hash)
+    keys = [b"%07d" % i for i in range(count)]
+    for key in keys:
+        inline.set(key, key[::-1], hash_at_home(home))
+        assert inline.get(key, hash_at_home(home)) == key[::-1]
+    held = {key: inline.get(key, hash_at_home(home)) for key in keys}
+    kept = {key: value for key, value in held.items() if value is not None}
+    assert all(value == key[::-1] for key, value in kept.items())
+    assert len(kept) == min(count, PLACES)
+    evicted = max(count - PLACES, 0)
+    assert inline.counted("set_evicted", "set_new") == [evicted, count + len(others) - evicted]
+    assert all(inline.get(key, key_hash) == key for key, key_hash in others.items())
+    placed = short_items(inline)
+    assert {placed[key][1] for key in kept} == {home}
+    lines = sorted({placed[key][0] ^ home for key in kept})
+    assert lines == list(range(min(-(-count // abi.KV_SHORT_ITEMS), abi.KV_SHORT_GROUP)))
+    marks = sum(1 << distance for distance in lines if distance)
+    assert int(inline.short_lines["other_lines"][home]) == marks
+
+
+def test_a_mark_goes_with_the_last_item_of_its_home(inline: XdpStore) -> None:
+    key_hash = hash_at_home(3)
+    keys = [b"%d" % i for i in range(2 * abi.KV_SHORT_ITEMS)]
+    for key in keys:
+        inline.set(key, b"v", key_hash)
+    for left, key in reversed(list(enumerate(keys))):
+        assert inline.one(OPS.DELETE, key, key_hash=key_hash) == (abi.Result.SUCCESS, b"")
+        has_mark = left > abi.KV_SHORT_ITEMS
+        assert int(inline.short_lines["other_lines"][3]) == (1 << 1 if has_mark else 0)
+        assert inline.get(key, key_hash) is None
+    assert not short_items(inline)
+
+
+def test_an_evicted_item_s_home_loses_its_mark(inline: XdpStore) -> None:
+    """The victim lies in the new item's home line, and has another home."""
+    for i in range(abi.KV_SHORT_ITEMS + 1):  # the last one goes into line 1
+        inline.set(b"a%d" % i, b"v", hash_at_home(0))
+    for i in range(PLACES):
+        inline.set(b"b%d" % i, b"w", hash_at_home(1))
+    found = [inline.get(b"a%d" % i, hash_at_home(0)) for i in range(abi.KV_SHORT_ITEMS + 1)]
+    away = [key for key, (number, home) in short_items(inline).items() if home == 0 and number]
+    assert found.count(b"v") == abi.KV_SHORT_ITEMS + len(away)
+    assert bool(inline.short_lines["other_lines"][0]) == bool(away)
+
+
+@pytest.mark.parametrize("key_bytes", [1, 7, 8])
+@pytest.mark.parametrize("short", [0, 1, 7, 8])
+@pytest.mark.parametrize("long", [9, 16, 900])
+def test_an_item_moves_between_line_and_log(
+    inline: XdpStore, key_bytes: int, short: int, long: int
+) -> None:
+    """It is in one of them only, whatever its value's length was before."""
+    key = bytes(range(1, key_bytes + 1))
+    inline.set(key, b"s" * short)
+    for turn in range(3):
+        inline.set(key, b"l" * long)
+        assert key not in short_items(inline)
+        assert inline.get(key) == b"l" * long
+        assert inline.one(OPS.ADD, key, b"no") == (abi.Result.EXISTS, b"")
+        inline.set(key, bytes([turn]) * short)
+        assert key in short_items(inline)
+        assert not inline.lines["words"].any()
+        assert inline.get(key) == bytes([turn]) * short
+        assert inline.one(OPS.ADD, key, b"n" * long) == (abi.Result.EXISTS, b"")
+    assert inline.counted("set_new", "set_moved", "set_nooverwrite") == [1, 6, 6]
+    assert inline.one(OPS.DELETE, key) == (abi.Result.SUCCESS, b"")
+    assert inline.get(key) is None
+    assert inline.one(OPS.DELETE, key) == (abi.Result.NOT_FOUND, b"")
+
+
+@pytest.mark.parametrize("lines", [8, 16, SHORT_LINES])
+def test_every_line_is_visited_before_the_epoch_returns(
+    load_store: Callable[..., XdpStore], lines: int
+) -> None:
+    """RESET only raises the epoch; each batch with one also renews some lines."""
+    xdp = load_store(short_lines=lines)
+    store = xdp.store()
+    store["epoch"] = 2**32 - 2
+    xdp.write_store(store)
+    for i in range(lines * 2):
+        xdp.set(b"%d" % i, b"old")
+    assert short_items(xdp)
+    for turn in range(lines // abi.KV_SHORT_GROUP):
+        assert xdp.one(OPS.RESET, b"") == (abi.Result.SUCCESS, b"")
+        assert all(xdp.get(b"%d" % i) is None for i in range(lines * 2))
+        xdp.set(b"new", b"%d" % turn)
+        assert xdp.get(b"new") == b"%d" % turn
+    assert set(short_items(xdp)) == {b"new"}
+    assert not np.any(xdp.short_lines["version"] > 2**31), "a line of before the wrap is left"
+    assert int(xdp.store()["epoch"]) == (2**32 - 2 + lines // abi.KV_SHORT_GROUP) % 2**32
+
+
+def test_stale_lines_are_empty_to_everybody(inline: XdpStore) -> None:
+    """A RESET before each operation: no mark, length or note of before has an effect."""
+    key_hash = hash_at_home(9)
+    for operation in (OPS.GET, OPS.TEST, OPS.DELETE, OPS.INCREMENT, OPS.ADD, OPS.SET):
+        for i in range(PLACES + 2):
+            inline.set(b"%d" % i, b"eight ok", key_hash)
+        inline.set(b"0", b"a long value of before", key_hash)
+        assert inline.one(OPS.RESET, b"") == (abi.Result.SUCCESS, b"")
+        stores = operation in (OPS.ADD, OPS.SET)
+        result = abi.Result.SUCCESS if stores else abi.Result.NOT_FOUND
+        for key in (b"0", b"5", b"20"):
+            value = b"eight ok" if stores or operation == OPS.INCREMENT else b""
+            assert inline.one(operation, key, value, key_hash) == (result, b"")
+            assert inline.get(key, key_hash) == (b"eight ok" if stores else None)
+        wanted = {key: (9, 9) for key in (b"0", b"5", b"20")} if stores else {}
+        assert short_items(inline) == wanted
+        assert inline.one(OPS.RESET, b"") == (abi.Result.SUCCESS, b"")
 
 
 # ---- Losing --------------------------------------------------------------------------------------
@@ -687,13 +844,19 @@ class NativeTwin:
         read: bool = True,
         write: bool = True,
         reset_allowed: bool = True,
+        is_inline: bool = False,
     ) -> None:
         """`owners` are the partitions' engines: this one is number 0."""
         self.memory = ffi.new("struct kv_queue_pair[1]")
         self.pair = queue_pairs_view(self.memory, 1)[0]
         options = ffi.new(
             "struct kv_store_options *",
-            {"item_count": 1 << 12, "log_bytes": 1 << 22, "move_to_head": 1 << 16},
+            {
+                "item_count": 1 << 12,
+                "log_bytes": 1 << 22,
+                "move_to_head": 1 << 16,
+                "kind": lib.KV_STORE_INLINE if is_inline else lib.KV_STORE_CACHE,
+            },
         )
         self._store = Store(options)
         self._partitions = ffi.new("struct kv_partition_table *")
@@ -779,19 +942,22 @@ def latest(xdp: XdpStore, count: int) -> tuple[Any, Any, Answer]:
     return requests[:count], body, answer
 
 
-@pytest.mark.parametrize("response_bytes_max", [RESPONSE_BYTES_MAX, 1452, 300])
+@pytest.mark.parametrize(
+    ("short_lines", "response_bytes_max"),
+    [(0, RESPONSE_BYTES_MAX), (0, 1452), (0, 300), (SHORT_LINES, RESPONSE_BYTES_MAX)],
+)
 def test_records_are_the_native_engines(
-    load_store: Callable[..., XdpStore], response_bytes_max: int
+    load_store: Callable[..., XdpStore], short_lines: int, response_bytes_max: int
 ) -> None:
     """Both also refuse the same requests for lack of room in the response."""
-    xdp = load_store(response_bytes_max=response_bytes_max)
+    xdp = load_store(short_lines=short_lines, response_bytes_max=response_bytes_max)
     compared = []
 
     @settings(max_examples=120, deadline=None)
     @given(batches())
     def compare(found: list[list[Request]]) -> None:
         xdp.reset()
-        twin = NativeTwin(response_bytes_max)
+        twin = NativeTwin(response_bytes_max, is_inline=bool(short_lines))
         try:
             for batch in found:
                 xdp.run(batch)
@@ -885,14 +1051,16 @@ def result_of(records: bytes) -> int:
     return records[abi.offset("kv_item_header", "result")]
 
 
-@pytest.mark.parametrize("reset_allowed", [True, False])
+@pytest.mark.parametrize(
+    ("short_lines", "reset_allowed"), [(0, True), (0, False), (SHORT_LINES, True)]
+)
 def test_every_case_is_decided_alike(
-    load_store: Callable[..., XdpStore], reset_allowed: bool
+    load_store: Callable[..., XdpStore], short_lines: int, reset_allowed: bool
 ) -> None:
     """The same requests through XDP and through the host's engine, field by field."""
-    xdp = load_store(response_bytes_max=ROOM)
+    xdp = load_store(short_lines=short_lines, response_bytes_max=ROOM)
     xdp.set_access(reset_allowed=reset_allowed)
-    twin = NativeTwin(ROOM, reset_allowed=reset_allowed)
+    twin = NativeTwin(ROOM, reset_allowed=reset_allowed, is_inline=bool(short_lines))
     hold = [request(OPS.SET, key, value) for key, value in HELD.items()]
     clear = [request(OPS.DELETE, key) for key in {case.key for case in CASES} - {b""}]
     try:
@@ -1069,7 +1237,7 @@ def test_two_cores_share_a_partition(xdp: XdpStore) -> None:
     assert frames + busy == 2 * frames_each
     assert min(answered.values()) > frames_each // 2
     assert int(store["batches"]) == frames
-    assert int(store["requests"]) == int(store["appended"]) == 8 * frames
+    assert int(store["requests"]) == int(store["set_new"] + store["set_evicted"]) == 8 * frames
     assert int(store["owner"]) == 0
 
 
@@ -1110,6 +1278,8 @@ def test_statistics(xdp: XdpStore) -> None:
         "set_inplace": 3, "set_moved": 1, "set_evicted": 0, "set_refused": 0, "appended": 2,
         "owner": 0,
     }  # fmt: skip
+    if xdp.has_lines:  # the item goes to the log and comes back
+        counted |= {"set_inplace": 2, "set_moved": 2, "appended": 1}
     assert dict(zip(counted, xdp.counted(*counted), strict=True)) == counted
 
 

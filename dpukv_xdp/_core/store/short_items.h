@@ -29,40 +29,6 @@
 
 #include "store/hot_path.h"
 
-enum kv_short_limit {
-	KV_SHORT_ITEMS = 3,		/* items in a line */
-	KV_SHORT_GROUP = 8,		/* lines in a group; a power of two, and at most the bits of `other_lines` */
-	KV_SHORT_ITEMS_PER_8_LINES = 14 /* items that a table is sized for: 1.75 for each line */
-};
-
-struct kv_short_line {
-	uint32_t version;		  /*  0, odd while an item of this home is being written, in shared mode */
-	uint16_t lengths[KV_SHORT_ITEMS]; /*  4, of the items in this line, see KV_SHORT_LENGTHS; 0: free */
-	uint8_t other_lines;		  /* 10, bit d: line home ^ d has items of this home */
-	uint8_t next_victim;		  /* 11, place to be taken next if the group is full */
-	uint8_t had_long;		  /* 12, 1: a key of this home has had a long value, and may be in the index;
-					   *     only a RESET in exclusive mode clears it */
-	uint8_t is_taken;		  /* 13, of a group's first line: 1 while a writer has the group */
-	uint8_t padding[2];		  /* 14 */
-	struct {
-		__u64 key;
-		__u64 value;
-	} items[KV_SHORT_ITEMS]; /* 16 */
-};
-_Static_assert(sizeof(struct kv_short_line) == 64, "a line is a cache line");
-_Static_assert((KV_SHORT_GROUP & (KV_SHORT_GROUP - 1)) == 0 && KV_SHORT_GROUP <= 8,
-	       "a group's lines are bits of a byte");
-
-/* The parts of an item's lengths that a lookup compares. A build without the distance tests the tests. */
-#ifndef KV_SHORT_COMPARED
-#define KV_SHORT_COMPARED (~0xf0u)
-#endif
-
-/* Lengths of an item in a line that is `distance` from its home. */
-#define KV_SHORT_LENGTHS(key_bytes, value_bytes, distance) ((key_bytes) | (value_bytes) << 4 | (distance) << 8)
-#define KV_SHORT_KEY_AND_DISTANCE(lengths) ((lengths)&KV_SHORT_COMPARED)
-#define KV_SHORT_VALUE_BYTES(lengths) ((lengths) >> 4 & 0xf)
-#define KV_SHORT_DISTANCE(lengths) ((lengths) >> 8)
 #define KV_SHORT_ASK_INDEX (-1) /* result of kv_short_get8(): ask kv_store_get() */
 
 /* Return the lines of a table for so many items: whole groups. */
