@@ -251,6 +251,7 @@ class Bench:
                 "response": run.received("bytes") / max(responses, 1),
             },
             "server_counters": run.server_counters(),
+            "link_counters": run.link_counters(),
             "xdp_mode": None if self.attachment is None else self.attachment["mode"],
         }
         return {**result, "limit": limit_of(result)}

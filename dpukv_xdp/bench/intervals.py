@@ -60,12 +60,19 @@ class Interval:
 
     def server_counters(self) -> dict[str, int] | None:
         """Return the growth of the communication engine's counters; None for a remote server."""
+        return self._growth_of("counters")
+
+    def link_counters(self) -> dict[str, int] | None:
+        """Return what the server's link lost, by cause; None for a remote server."""
+        return self._growth_of("link")
+
+    def _growth_of(self, part: str) -> dict[str, int] | None:
         if self.server_before is None or self.server_after is None:
             return None
-        before = self.server_before["counters"]
+        before = self.server_before[part]
         return {
             name: count - before[name]
-            for name, count in self.server_after["counters"].items()
+            for name, count in self.server_after[part].items()
             if count != before[name]
         }
 

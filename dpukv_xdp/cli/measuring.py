@@ -146,6 +146,8 @@ def bench(
         print_notes(console, [result])
         if result["server_counters"]:
             console.print(counters_table(result["server_counters"], "communication engine"))
+        if result["link_counters"]:
+            console.print(counters_table(result["link_counters"], "the server's link"))
 
 
 @click.command()

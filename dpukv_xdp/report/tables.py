@@ -204,6 +204,7 @@ def stats_tables(stats: dict[str, Any]) -> list[Table]:
     for title, each in (("store in XDP", "dpu_stores"), ("AF_XDP socket", "sockets")):
         parts += [(part, f"{title} {index}") for index, part in enumerate(stats[each])]
     parts += [(part, f"source {index} of frames") for index, part in enumerate(stats["past_xdp"])]
+    parts.append((stats["link"], "link"))
     tables = []
     for part, title in parts:
         counts = {name: count for name, count in part.items() if _is_counter(name, count)}

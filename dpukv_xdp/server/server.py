@@ -101,6 +101,8 @@ class Server:
                 f"{self.interface.name} up'"
             )
         with contextlib.ExitStack() as cleanup:
+            self._link = nic.LinkCounters(self.interface.name)
+            cleanup.callback(self._link.close)
             self._load(cleanup)
             self._start_senders(cleanup)
             self._make_engines(cleanup)
@@ -232,6 +234,7 @@ class Server:
             "senders": self._senders.stats() if self._senders else None,
             "sockets": [socket.stats() for socket in self._sockets],
             "past_xdp": [source.stats() for source in self._past_xdp],
+            "link": self._link.growth(),
             "xdp": {"run_time_ns": run_time_ns, "run_count": run_count},
             "napi": queues.napi_threads(self.interface.name) if self.config.dpu_cpus else None,
             "ticks_per_second": self._ticks_per_second,

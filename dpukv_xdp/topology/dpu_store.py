@@ -7,6 +7,8 @@ from dpukv_xdp.base.errors import UsageError
 from dpukv_xdp.wire import abi
 
 BUCKETS_MAX = 1 << 26
+SHORT_LINES_MAX = 2 * BUCKETS_MAX
+"""As many as a cache's index has. bpf/store/dpu_short_items.h says why 2^29 would be too many."""
 SEGMENTS_MIN = 2  # with one, the verifier knows every offset and explores each: see bpf/store/
 SEGMENTS_MAX = 1 << 15
 LOG_BYTES_PER_ITEM = 64
@@ -38,11 +40,13 @@ class DpuStoreSizes:
             lines = -(-items * 8 // abi.KV_SHORT_ITEMS_PER_8_LINES)
             short_lines = -(-lines // abi.KV_SHORT_GROUP) * abi.KV_SHORT_GROUP
         sizes = cls(-(-indexed // abi.KV_ITEMS_PER_BUCKET), segments, short_lines)
-        if max(sizes.buckets, short_lines) > BUCKETS_MAX or segments > SEGMENTS_MAX:
+        most = BUCKETS_MAX * abi.KV_ITEMS_PER_BUCKET
+        if is_inline:
+            most = SHORT_LINES_MAX * abi.KV_SHORT_ITEMS_PER_8_LINES // 8
+        if items > most or sizes.buckets > BUCKETS_MAX or segments > SEGMENTS_MAX:
             raise UsageError(
                 f"a store in XDP cannot be laid out for {items} items and a log of {log_bytes} "
-                f"bytes: {BUCKETS_MAX * abi.KV_ITEMS_PER_BUCKET} items and "
-                f"{SEGMENTS_MAX * abi.KV_SEGMENT_BYTES} bytes are the most"
+                f"bytes: {most} items and {SEGMENTS_MAX * abi.KV_SEGMENT_BYTES} bytes are the most"
             )
         return sizes
 

@@ -32,8 +32,10 @@ from dpukv_xdp.wire import abi
 from dpukv_xdp.wire.hashing import hash_key
 
 ROWS = DESIGNS.values()
-INLINE_DESIGNS = ("lat", "dual")
-"""Designs that are tried with an inline store too: one store for one engine, and a shared one."""
+INLINE_DESIGNS = ("lat", "dual", "shrd")
+"""Designs that are tried with an inline store too: one store for one engine, a shared one, and one
+in XDP beside one on the host.
+"""
 LONG_MTU = 3506
 """MTU of the longest frames, KV_FRAME_MAX: they have no room for appended records."""
 PACKET_LOG_BYTES = 4096

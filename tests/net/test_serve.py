@@ -34,6 +34,7 @@ from net.serving import (
     pinned,
     serving,
     serving_child,
+    set_link,
 )
 
 from dpukv_xdp.base.errors import KeyValueError
@@ -41,6 +42,7 @@ from dpukv_xdp.base.patience import patient
 from dpukv_xdp.client.client import Client
 from dpukv_xdp.discovery.directory import server_name
 from dpukv_xdp.kernel.namespaces import in_namespace, spawn
+from dpukv_xdp.kernel.nic import NO_PROGRAM_FD
 from dpukv_xdp.lab import lab as labs
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.report.tables import stats_tables
@@ -325,6 +327,22 @@ def test_counters_can_be_read_while_it_serves(lab: Lab) -> None:
         for text in (f"server {name}", "drop_magic", "communication engine", "get_found"):
             assert text in said
         assert "drop_truncated" not in said, "what is 0 is left out"
+
+
+def test_an_answer_that_the_link_loses_is_counted(lab: Lab) -> None:
+    """A veth end without an XDP program has no ring that answers could be put into."""
+    probe = codec.encode_frame(*ends(lab), codec.encode_batch([Request.probe()]))
+    with serving(lab) as server, Wire(lab.client) as wire:
+        wire.exchange(probe)
+        assert not any(server.stats()["link"].values())
+        set_link(lab.client, xdp_fd=NO_PROGRAM_FD)
+        wire.send(probe)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline and not server.stats()["link"]["tx_dropped"]:
+            time.sleep(0.001)
+        lost = {name: count for name, count in server.stats()["link"].items() if count}
+        assert lost == {"tx_dropped": 1}
+        assert "link" in {str(table.title) for table in stats_tables(server.stats())}
 
 
 @pytest.mark.parametrize("design", ["dpu-only", "cpu-only", "dual", "shrd"])

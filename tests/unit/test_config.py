@@ -207,6 +207,29 @@ def test_192_mi_items_of_8_8_bytes_fit_into_12_gib() -> None:
     assert 7 * sizing.GIB < sizing.store_bytes(inline) <= 40 * inline.items
 
 
+def test_an_inline_store_in_xdp_takes_as_much_memory_as_the_host_s() -> None:
+    """Both have the same lines; XDP's log and index are rounded up."""
+    for items in (1, 14, 15, 1 << 20, 100 << 20):
+        stores = [
+            sizing.store_bytes(ServerConfig(design=design, items=items, store="inline"))
+            for design in ("lat", "dpu-only")
+        ]
+        slack = (64 << 20) // abi.KV_SEGMENT_BYTES * abi.KV_SEGMENT_SLACK
+        assert stores[0] <= stores[1] <= 2 * max(stores[0] - items * 36, 0) + items * 37 + slack
+
+
+MOST_INLINE_ITEMS = 234_881_024
+"""Items for which a store in XDP has 2^27 lines."""
+
+
+def test_the_most_items_of_an_inline_store_in_xdp() -> None:
+    config = ServerConfig(design="dpu-only", items=MOST_INLINE_ITEMS, store="inline")
+    assert sizing.dpu_store_sizes(config).short_lines == 1 << 27
+    config = ServerConfig(design="dpu-only", items=MOST_INLINE_ITEMS + 1, store="inline")
+    with pytest.raises(UsageError, match=f"{MOST_INLINE_ITEMS} items"):
+        sizing.dpu_store_sizes(config)
+
+
 @pytest.mark.parametrize(
     ("settings", "access"),
     [
@@ -229,7 +252,6 @@ def test_access_modes(settings: dict[str, Any], access: str) -> None:
         ({"design": "shrd", "access": "crew"}, "--access erew"),
         ({"design": "dpu-only", "store": "lossless"}, "--store cache"),
         ({"design": "shrd", "store": "lossless"}, "--store cache"),
-        ({"design": "dpu-only", "store": "inline"}, "--store cache"),
         ({"engines": 3, "partitions": 2}, "3 (one for each engine) to 256"),
         ({"partitions": 257}, "to 256"),
         ({"move_to_head": 1.01}, "0 to 1"),
