@@ -24,7 +24,7 @@ SOURCES = [
 ]
 YIELDS = ROOT / "tests/model/store_threads_yield.c"
 # gcc warns that ThreadSanitizer ignores fences: they order atomic accesses only, so it needs none.
-FLAGS = ["-std=gnu11", "-g", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-tsan"]
+FLAGS = ["-std=gnu11", "-g1", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-tsan"]
 
 # Values of KV_STORE_UNCHECKED in keep_apart.h and lossless.c.
 CHECK_VERSION, CHECK_OVERTAKEN, CHECK_WRITERS, CHECK_LOCK, CHECK_TAKEN = 1, 2, 4, 8, 16
