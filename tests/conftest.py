@@ -15,6 +15,15 @@ from dpukv_xdp.native import probes
 
 PRIVILEGED_SUITES = {"bpf", "net", "perf"}
 SHARES_CORES = "shares_cores"
+LONGEST_FILES = (
+    *("bpf/test_budget.py", "bpf/test_dpu_store.py", "unit/test_recommend.py"),
+    *("net/test_installed.py", "bpf/test_compiler.py", "unit/test_model.py"),
+    *("model/test_store.py", "net/test_directory.py", "model/test_store_threads.py"),
+    *("net/test_doctor.py", "fuzz/test_store_fuzz.py", "model/test_host_queues.py"),
+    *("unit/test_reproduce.py", "net/test_socket.py", "unit/test_kernels.py"),
+    *("unit/test_peers.py", "unit/test_workload.py", "model/test_store_memory.py"),
+)
+"""Files whose tests take 10 s or more in parallel on two cores, the longest first."""
 TESTS_DIR = Path(__file__).parent
 
 
@@ -45,10 +54,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the suites that need no root."""
+    """Mark the tests of the suites that need no root; start the longest files first in parallel.
+
+    One that begins last would run on while the other processes have nothing left to do.
+    """
     for item in items:
         if suite_of(item) not in PRIVILEGED_SUITES:
             item.add_marker(SHARES_CORES)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        files = [(TESTS_DIR / name).resolve(strict=True) for name in LONGEST_FILES]
+        ranks = {file: rank for rank, file in enumerate(files)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

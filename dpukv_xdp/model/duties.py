@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import simpy
@@ -16,6 +17,8 @@ from dpukv_xdp.model.world import Batch, Core, Duty, Events, World
 from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.wire import abi
 
+REQUEST_BYTES = abi.SIZE("kv_request")
+RESPONSE_BYTES = abi.SIZE("kv_response")
 PAUSED_TRANSFER = 100
 """Number of the transfer before which an engine pauses; it falls into the warm-up."""
 
@@ -72,13 +75,9 @@ class Client(Duty):
             endpoint = self.endpoints[0]
             if len(self.endpoints) > 1:
                 (endpoint,) = world.random.choices(self.endpoints, self.weights)
-            world.wire_in.send(
-                costs.wire_ns(batch.packets, batch.requests),
-                0.0,
-                lambda batch=batch, endpoint=endpoint: endpoint(batch),  # type: ignore[misc]
-            )
+            world.wire_in.send(world.batch_wire_ns, 0.0, partial(endpoint, batch))
 
-    def answered(self, batch: Batch) -> None:
+    def answered(self, batch: Batch, _: simpy.Event | None = None) -> None:
         """Take a batch's answer."""
         self.free += 1
         self.world.count(batch)
@@ -99,11 +98,11 @@ class Door(Duty):
         """Free descriptors: packets that the NIC may still bring to a host's door."""
         core.duties.append(self)
 
-    def arrive(self, batch: Batch) -> None:
+    def arrive(self, batch: Batch, _: simpy.Event | None = None) -> None:
         self.arrived.append(batch)
         self.core.wake()
 
-    def arrive_at_nic(self, batch: Batch) -> None:
+    def arrive_at_nic(self, batch: Batch, _: simpy.Event | None = None) -> None:
         """Take a whole frame and send it over the bus as soon as it gets a descriptor."""
         self.in_nic.append(batch)
         self._bring()
@@ -113,11 +112,8 @@ class Door(Duty):
             self._bring_one(self.in_nic.popleft())
 
     def _bring_one(self, batch: Batch) -> None:
-        costs = self.world.costs
         self.descriptors -= batch.packets
-        size = costs.packet_bytes(batch.packets, batch.requests)
-        times_ns = costs.bus.times_ns(size, batch.requests)
-        self.world.bus_to_host.send(*times_ns, lambda: self.arrive(batch))
+        self.world.bus_to_host.send(*self.world.batch_bus_ns, partial(self.arrive, batch))
 
     def is_ready(self) -> bool:
         return bool(self.arrived)
@@ -204,7 +200,7 @@ class OffloadedDoor(Door):
                 answered += yield from self._carry()
         self.world.respond(answered, self.side)
 
-    def finished(self, transfer: Transfer) -> None:
+    def finished(self, transfer: Transfer, _: simpy.Event | None = None) -> None:
         """Note that a transfer's responses are in the response queue."""
         transfer.is_done = True
         transfer.done_ns = self.world.env.now
@@ -239,10 +235,10 @@ class OffloadedDoor(Door):
 
     def _post(self, transfer: Transfer) -> None:
         transfer.posted_ns = self.world.env.now
-        size = transfer.requests() * abi.SIZE("kv_request") + 1
+        requests = transfer.requests()
         self.world.to_processing(self.side).send(
-            *self.world.costs.bus.times_ns(size, transfer.requests()),
-            lambda: self.processor.arrive(transfer),
+            *self.world.costs.bus.times_ns(requests * REQUEST_BYTES + 1, requests),
+            partial(self.processor.arrive, transfer),
         )
 
     def _carry(self) -> Generator[simpy.Event, Any, list[Batch]]:
@@ -263,7 +259,7 @@ class Engine(Duty):
         self.served = 0
         core.duties.append(self)
 
-    def arrive(self, transfer: Transfer) -> None:
+    def arrive(self, transfer: Transfer, _: simpy.Event | None = None) -> None:
         self.world.transferred(transfer.posted_ns)
         self.queue.append(transfer)
         self.core.wake()
@@ -281,9 +277,9 @@ class Engine(Duty):
         # Serving waits for the bus, so a slower core does not lengthen it.
         serve_ns = costs.serve.of(1, requests) / self.core.slowdown
         yield from self.core.spend(_sum(transfer.batches, self.process) + serve_ns)
-        size = requests * abi.SIZE("kv_response") + 1
         self.world.to_processing(self.side).send(
-            *costs.bus.times_ns(size, requests), lambda: transfer.door.finished(transfer)
+            *costs.bus.times_ns(requests * RESPONSE_BYTES + 1, requests),
+            partial(transfer.door.finished, transfer),
         )
 
 
@@ -301,7 +297,7 @@ class Forward(Duty):
             self.burst_ns = world.costs.two_doors_burst_ns
         core.duties.append(self)
 
-    def arrive(self, batch: Batch) -> None:
+    def arrive(self, batch: Batch, _: simpy.Event | None = None) -> None:
         self.arrived.append(batch)
         self.core.wake()
 

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -34,6 +35,8 @@ STALL_NS = 1e9
 """Simulated time without an answer that shows a mistake in the model."""
 
 Events = Generator[simpy.Event, Any, None]
+Call = Callable[[simpy.Event | None], None]
+"""What happens at a time; takes the event of that time, which it may ignore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class Batch:
     packets: int
     requests: int
     sent_ns: float
-    answered: Callable[["Batch"], None]
+    answered: Callable[["Batch", simpy.Event | None], None]
     """Called with the batch when its answer has reached the client."""
 
 
@@ -103,7 +106,7 @@ class Core:
         world.cores.append(self)
         world.env.process(self._run())
 
-    def wake(self) -> None:
+    def wake(self, _: simpy.Event | None = None) -> None:
         """Wake the core if it idles: a duty may be ready."""
         if self._idle is not None:
             idle, self._idle = self._idle, None
@@ -114,7 +117,7 @@ class Core:
         if cost_ns > 0:
             spent_ns = cost_ns * self.slowdown * self.world.vary()
             self.busy_ns += spent_ns
-            yield self.world.env.timeout(spent_ns)
+            yield simpy.Timeout(self.world.env, spent_ns)
 
     def _run(self) -> Events:
         while True:
@@ -143,17 +146,17 @@ class Lane:
         self._free_at_ns = 0.0
         world.lanes.append(self)
 
-    def send(self, service_ns: float, spacing_ns: float, deliver: Callable[[], None]) -> None:
+    def send(self, service_ns: float, spacing_ns: float, deliver: Call) -> None:
         now_ns = self.world.env.now
-        start_ns = max(now_ns, self._free_at_ns)
-        taken_ns = max(service_ns, spacing_ns)
+        start_ns = self._free_at_ns if self._free_at_ns > now_ns else now_ns
+        taken_ns = spacing_ns if spacing_ns > service_ns else service_ns
         self._free_at_ns = start_ns + taken_ns
         self.busy_ns += taken_ns
         delay_ns = start_ns + service_ns + self.latency_ns - now_ns
         if delay_ns > 0:
             self.world.after(delay_ns, deliver)
         else:
-            deliver()
+            deliver(None)
 
 
 class Duty:
@@ -210,6 +213,13 @@ class World:
         self.window_batches = max(math.ceil(machine.window / costs.batch_packets), 1)
         self.batch_packets = max(round(machine.window / self.window_batches), 1)
         self.batch_requests = self.batch_packets * machine.requests_per_packet
+        # All batches are alike.
+        self.batch_wire_ns = costs.wire_ns(self.batch_packets, self.batch_requests)
+        self.batch_bus_ns = costs.bus.times_ns(
+            costs.packet_bytes(self.batch_packets, self.batch_requests), self.batch_requests
+        )
+        self._shape = 1 / costs.variation**2 if costs.variation else 0.0
+        self._scale = 1 / self._shape if self._shape else 0.0
 
     def run(self) -> Observation:
         """Warm up, then run blocks until the confidence interval is narrow enough."""
@@ -251,15 +261,13 @@ class World:
 
     def vary(self) -> float:
         """Return a random factor with mean 1."""
-        variation = self.costs.variation
-        if not variation:
+        if not self._shape:
             return 1.0
-        shape = 1 / variation**2
-        return self.random.gammavariate(shape, 1 / shape)
+        return self.random.gammavariate(self._shape, self._scale)
 
-    def after(self, delay_ns: float, call: Callable[[], None]) -> None:
+    def after(self, delay_ns: float, call: Call) -> None:
         """Call a function after a simulated delay."""
-        self.env.timeout(delay_ns).callbacks.append(lambda event: call())
+        simpy.Timeout(self.env, delay_ns).callbacks.append(call)
 
     def count(self, batch: Batch) -> None:
         """Count an answered batch."""
@@ -284,11 +292,7 @@ class World:
             requests[side] = requests.get(side, 0) + sum(batch.requests for batch in batches)
         for batch in batches:
             if side == "host":
-                size = self.costs.packet_bytes(batch.packets, batch.requests)
-                self.bus_to_dpu.send(
-                    *self.costs.bus.times_ns(size, batch.requests),
-                    lambda batch=batch: self._onto_wire(batch),  # type: ignore[misc]
-                )
+                self.bus_to_dpu.send(*self.batch_bus_ns, partial(self._onto_wire, batch))
             else:
                 self._onto_wire(batch)
 
@@ -296,12 +300,8 @@ class World:
         """Return the bus direction that leads away from a side."""
         return self.bus_to_host if side == "dpu" else self.bus_to_dpu
 
-    def _onto_wire(self, batch: Batch) -> None:
-        self.wire_out.send(
-            self.costs.wire_ns(batch.packets, batch.requests),
-            0.0,
-            lambda: batch.answered(batch),
-        )
+    def _onto_wire(self, batch: Batch, _: simpy.Event | None = None) -> None:
+        self.wire_out.send(self.batch_wire_ns, 0.0, partial(batch.answered, batch))
 
     def _answer(self, batches: int) -> int:
         self.block_requests = 0

@@ -20,7 +20,7 @@ SOURCES = [
     *(CORE / "store").glob("*.c"),
     CORE / "base" / "hash.c",
 ]
-FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
+FLAGS = ["-std=gnu11", "-g1", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
 
 
 @pytest.fixture(scope="module")

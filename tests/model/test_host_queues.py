@@ -37,7 +37,8 @@ TESTS = {
     "host_queues_frames": ("fair-rings", "fair-rings-idle", "broken-rings", "frames", "wake"),
 }
 FLAGS = [
-    *("-std=gnu11", "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-fno-strict-aliasing"),
+    *("-std=gnu11", "-g1", "-O2", "-Wall", "-Wextra", "-Werror"),
+    *("-pthread", "-fno-strict-aliasing"),
     *("-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all"),
 ]
 """-O2, at which a compiler may read a record twice. Fields of frames are not aligned."""

@@ -116,7 +116,7 @@ def test_a_program_that_is_refused_is_reported_with_its_line(
     tmp_path: Path, text: str, says: str, remedy: str
 ) -> None:
     source = tmp_path / "broken.c"
-    source.write_text("#include <linux/bpf.h>\n" + text)
+    source.write_text(text)
     run = subprocess.run(
         [sys.executable, "-P", "-c", DOCTOR_OF, str(source), "doctor"],
         capture_output=True,
