@@ -49,8 +49,8 @@ static __always_inline void kv_parse_item(const struct kv_item_header *item, __u
 	__u64 value_bytes = KV_HEADER_VALUE_BYTES(header);
 	__u64 key_room = KV_ROUNDUP8(key_bytes);
 	__u64 key_offset = offset + KV_ITEM_HEADER_BYTES, value_offset = key_offset + key_room;
-	__u64 key_is_long = kv_is_below(KV_INLINE_MAX, key_bytes),
-	      value_is_long = kv_is_below(KV_INLINE_MAX, value_bytes);
+	__u64 key_is_long = kv_is_below(KV_INLINE_MAX, key_bytes);
+	__u64 value_is_long = kv_is_below(KV_INLINE_MAX, value_bytes);
 	/* A short value behind a long key stays in the body, too: its place in the packet varies. */
 	__u64 value_stays = value_is_long | (key_is_long & kv_is_below(0, value_bytes));
 	const __u64 *words = (const __u64 *)(item + 1);

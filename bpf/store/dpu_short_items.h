@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * dpu_short_items.h - the lines of an inline store in XDP: a key of at most 8 bytes with a value of at most 8 bytes lies
- * in a line, everything else in index and log (dpu_store.h). Layout, groups and eviction are those of the native core
+ * dpu_short_items.h - the lines of an inline store in XDP: an item of at most 8/8 bytes lies in a line, everything else
+ * in index and log (dpu_store.h). Layout, groups and eviction are those of the native core
  * (dpukv_xdp/_core/store/short_items.h). A key is in a line or in the index, never in both.
  *
  * The frame's core has the store to itself, so a line needs no version for readers. Its `version` is the store's epoch
