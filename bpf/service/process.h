@@ -534,17 +534,25 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 
 /* ---- Short keys of an inline store ---- */
 
-/* Look for a short key in its lines. Return whether the request is finished there: a long value leaves them. */
+/*
+ * Look for a short key in its lines. Return whether the request is finished there: a long value leaves them. Whoever
+ * enters a long value has to look into the index first, because kv_find() keeps the items of one tag few.
+ */
 static __always_inline int kv_is_in_lines(struct kv_batch *batch, const struct kv_request *request)
 {
+	struct kv_dpu_store *store = batch->store;
+
 	if (!KV_DPU_SHORT_LINES)
 		return 0;
-	KV_WRITE_ONCE(batch->store->short_way, 0);
-	KV_WRITE_ONCE(batch->store->had_long, 1);
+	KV_WRITE_ONCE(store->short_way, 0);
+	KV_WRITE_ONCE(store->had_long, 1);
 	if (KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header)) > KV_INLINE_MAX)
 		return 0;
-	kv_find_short(batch->store, request);
-	if (!kv_short_is_found(batch->store))
+	kv_find_short(store, request);
+	KV_WRITE_ONCE(store->had_long,
+		      store->had_long |
+			      kv_is_below(KV_INLINE_MAX, KV_HEADER_VALUE_BYTES(KV_READ_ONCE(request->header))));
+	if (!kv_short_is_found(store))
 		return 0;
 	return KV_HEADER_OPERATION(KV_READ_ONCE(request->header)) != KV_OP_SET ||
 	       KV_HEADER_VALUE_BYTES(KV_READ_ONCE(request->header)) <= KV_INLINE_MAX;
@@ -564,6 +572,10 @@ static __always_inline __u64 kv_finish_in_line(struct kv_batch *batch, const str
 	if (!line)
 		return KV_HEADER(operation, KV_ERROR, 0, 0);
 	if (operation == KV_OP_ADD) {
+		if (value_bytes > KV_VALUE_MAX) {
+			store->set_refused++;
+			return KV_HEADER(KV_OP_ADD, KV_INSUFFICIENT_SPACE, 0, 0);
+		}
 		store->set_nooverwrite++;
 		return KV_HEADER(KV_OP_ADD, KV_PRESENT_ADD, 0, 0);
 	}

@@ -138,7 +138,6 @@ static __always_inline void kv_renew_short_line(const struct kv_dpu_store *store
 	for (i = 0; i < KV_SHORT_ITEMS; i++)
 		line->lengths[i] = 0;
 	line->other_lines = 0;
-	line->next_victim = 0;
 	line->had_long = 0;
 }
 

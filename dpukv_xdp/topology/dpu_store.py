@@ -36,7 +36,7 @@ class DpuStoreSizes:
         segments = 1 << (least - 1).bit_length()
         indexed, short_lines = items, 0
         if is_inline:
-            indexed = min(items, log_bytes // LOG_BYTES_PER_ITEM + 1)
+            indexed = min(items, segments * abi.KV_SEGMENT_BYTES // LOG_BYTES_PER_ITEM + 1)
             lines = -(-items * 8 // abi.KV_SHORT_ITEMS_PER_8_LINES)
             short_lines = -(-lines // abi.KV_SHORT_GROUP) * abi.KV_SHORT_GROUP
         sizes = cls(-(-indexed // abi.KV_ITEMS_PER_BUCKET), segments, short_lines)

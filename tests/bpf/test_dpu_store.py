@@ -766,6 +766,155 @@ def test_stale_lines_are_empty_to_everybody(inline: XdpStore) -> None:
         assert inline.one(OPS.RESET, b"") == (abi.Result.SUCCESS, b"")
 
 
+SHARED_TAG = [hash_at_home(home) | 7 for home in range(TAG_TURNS + 1)]
+"""Hashes of one bucket (of 16) and one tag, each with a home of its own."""
+
+
+@pytest.mark.parametrize("last", [b"long value of the second time", b"short"])
+def test_no_key_is_hidden_in_the_index(load_store: Callable[..., XdpStore], last: bytes) -> None:
+    """The first long value of a home, too, looks for the items of its tag, which must stay few: a
+    hidden item would be entered again, and answer after the other had been deleted.
+    """
+    xdp = load_store(buckets=16, segments=SMALL_SEGMENTS, short_lines=SHORT_LINES)
+    keys = [b"key %d" % i for i in range(len(SHARED_TAG))]
+    for key, key_hash in zip(keys, SHARED_TAG, strict=True):
+        xdp.set(key, b"long value of " + key, key_hash)
+    for turn, (key, key_hash) in enumerate(zip(keys, SHARED_TAG, strict=True)):
+        others = zip(keys, SHARED_TAG, strict=True)
+        xdp.set(key, last, key_hash)
+        for other, other_hash in list(others)[turn + 1 :]:
+            xdp.one(OPS.DELETE, other, key_hash=other_hash)
+        xdp.one(OPS.DELETE, key, key_hash=key_hash)
+        assert xdp.get(key, key_hash) is None
+    assert not short_items(xdp)
+
+
+class Lossy:
+    """A dict of a cache's values: a miss is allowed and noted, a wrong value never."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+
+    def check(self, asked: Request, reply: codec.Reply) -> None:
+        """Check a reply, and follow what the request has done."""
+        known, results = self.values.get(asked.key), abi.Result
+        if asked.operation == OPS.RESET:
+            assert reply.result == results.SUCCESS
+            self.values.clear()
+        elif asked.operation == OPS.SET or reply.result in (results.NOT_FOUND, results.SUCCESS):
+            self._follow(asked, reply, known)
+        elif asked.operation == OPS.ADD:
+            assert reply.result == results.EXISTS
+            assert known is not None
+        else:
+            assert reply.result in (results.ERROR, results.INSUFFICIENT_SPACE)
+
+    def _follow(self, asked: Request, reply: codec.Reply, known: bytes | None) -> None:
+        if reply.result == abi.Result.NOT_FOUND:
+            self.values.pop(asked.key, None)
+            return
+        assert reply.result == abi.Result.SUCCESS
+        if asked.operation in (OPS.SET, OPS.ADD):
+            self.values[asked.key] = asked.value
+            return
+        assert known is not None, "a deleted or lost value has come back"
+        if asked.operation == OPS.GET:
+            assert reply.value == known
+        elif asked.operation == OPS.INCREMENT:
+            self.values[asked.key] = added(known, asked.value)
+            assert reply.value == self.values[asked.key]
+        elif asked.operation == OPS.DELETE:
+            del self.values[asked.key]
+
+
+LENGTHS = (0, 1, 7, 8, 8, 8, 9, 16, 300)
+CHOSEN = [OPS.SET] * 9 + [OPS.GET] * 5 + [OPS.ADD, OPS.TEST, OPS.DELETE, OPS.INCREMENT] * 2
+
+
+def random_batch(
+    random: np.random.Generator, pool: Sequence[tuple[bytes, int]], requests_per_reset: int
+) -> list[Request]:
+    """Return up to 20 requests on keys of the pool; sometimes several in a row on one key."""
+    batch: list[Request] = []
+    free_bytes = BATCH_BYTES
+    for opaque in range(int(random.integers(1, 20))):
+        key, key_hash = pool[int(random.integers(0, len(pool)))]
+        if batch and random.integers(0, 3) == 0:
+            key, key_hash = batch[-1].key, batch[-1].key_hash
+        operation = CHOSEN[int(random.integers(0, len(CHOSEN)))]
+        operation = operation if random.integers(0, requests_per_reset) else OPS.RESET
+        size = 8 if operation == OPS.INCREMENT else LENGTHS[int(random.integers(0, len(LENGTHS)))]
+        value = random.bytes(size) if operation in WITH_VALUE else b""
+        free_bytes -= codec.item_bytes(len(key), len(value))
+        if free_bytes >= 0:
+            batch.append(request(operation, key, value, key_hash, opaque))
+    return batch
+
+
+def check_marks(xdp: XdpStore) -> None:
+    """Each home's marks name exactly the lines that hold items of it; no item is there twice."""
+    marks = [0] * len(xdp.short_lines)
+    placed = list(short_items(xdp).values())
+    for number, home in placed:
+        marks[home] |= (1 << (number ^ home)) & ~1
+    epoch = xdp.store()["epoch"]
+    for number, line in enumerate(xdp.short_lines):
+        assert marks[number] == (int(line["other_lines"]) if line["version"] == epoch else 0)
+    used = xdp.short_lines["lengths"][xdp.short_lines["version"] == epoch]
+    assert len(placed) == np.count_nonzero(used)
+
+
+@pytest.mark.parametrize("tags", [1, 2, 1000])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_nothing_stale_is_answered(
+    load_store: Callable[..., XdpStore], seed: int, tags: int
+) -> None:
+    """A small table, a log that wraps, few tags, RESETs, and an epoch that wraps."""
+    lines = 16
+    xdp = load_store(buckets=3, segments=SMALL_SEGMENTS, short_lines=lines)
+    store = xdp.store()
+    store["epoch"] = 2**32 - 3
+    xdp.write_store(store)
+    random = np.random.default_rng(seed)
+    pool = []
+    for i in range(60):
+        home = int(random.integers(0, lines)) << 32
+        key = b"%d " % i * int(random.integers(1, 6))
+        pool.append((key, -(-home // lines) << 16 | int(random.integers(0, tags))))
+    model = Lossy()
+    for _ in range(150):
+        batch = random_batch(random, pool, requests_per_reset=100)
+        for asked, reply in zip(batch, xdp.replies(batch), strict=True):
+            model.check(asked, reply)
+        check_marks(xdp)
+
+
+@pytest.mark.parametrize(("lines", "buckets"), [(8, 5), (64, 38)])
+def test_lines_are_used_as_the_native_core_s(
+    load_store: Callable[..., XdpStore], lines: int, buckets: int
+) -> None:
+    """Stores of equal sizes give equal bytes and counts, evictions and moves included."""
+    xdp = load_store(buckets=buckets, short_lines=lines)
+    random = np.random.default_rng(lines)
+    items = lines * abi.KV_SHORT_ITEMS_PER_8_LINES // 8
+    pool = [
+        (b"%07d" % i, -(-(int(random.integers(0, lines)) << 32) // lines) << 16 | i + 1)
+        for i in range(6 * items)
+    ]
+    twin = NativeTwin(RESPONSE_BYTES_MAX, is_inline=True, items=items)
+    names = (*COUNTERS, "set_evicted")
+    try:
+        for _ in range(400):
+            batch = random_batch(random, pool, requests_per_reset=3000)
+            assert xdp.run(batch)[0] == Verdict.TX
+            records, body, answer = latest(xdp, len(batch))
+            assert meaningful(answer) == meaningful(twin.process(records, body))
+            assert xdp.counted(*names) == twin.counted(*names)
+        assert min(xdp.counted("set_evicted", "set_moved")) > 10
+    finally:
+        twin.close()
+
+
 # ---- Losing --------------------------------------------------------------------------------------
 
 
@@ -845,6 +994,7 @@ class NativeTwin:
         write: bool = True,
         reset_allowed: bool = True,
         is_inline: bool = False,
+        items: int = 1 << 12,
     ) -> None:
         """`owners` are the partitions' engines: this one is number 0."""
         self.memory = ffi.new("struct kv_queue_pair[1]")
@@ -852,7 +1002,7 @@ class NativeTwin:
         options = ffi.new(
             "struct kv_store_options *",
             {
-                "item_count": 1 << 12,
+                "item_count": items,
                 "log_bytes": 1 << 22,
                 "move_to_head": 1 << 16,
                 "kind": lib.KV_STORE_INLINE if is_inline else lib.KV_STORE_CACHE,
