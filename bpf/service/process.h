@@ -144,7 +144,7 @@ static __always_inline void kv_touch_lines(const struct kv_batch *batch)
 		if (i >= kv_request_count(batch))
 			break;
 		if (KV_HEADER_KEY_BYTES(request->header) <= KV_INLINE_MAX) {
-			struct kv_short_line *line = kv_short_line_of(batch->store, kv_short_home(request->key_hash));
+			struct kv_short_line *line = kv_short_line_at(kv_short_home(batch->store, request->key_hash));
 
 			if (line)
 				KV_TOUCH(line->items[0].key);
@@ -311,7 +311,7 @@ static __always_inline __u64 *kv_guessed_value(const struct kv_batch *batch, con
 /* Return the value of the request's 8/8 item in its home line, or NULL if there is none. */
 static __always_inline __u64 *kv_value_in_line(const struct kv_batch *batch, const struct kv_request *request)
 {
-	struct kv_short_line *line = kv_short_line_of(batch->store, kv_short_home(request->key_hash));
+	struct kv_short_line *line = kv_short_line_at(kv_short_home(batch->store, request->key_hash));
 	__u64 way;
 
 	if (!line)

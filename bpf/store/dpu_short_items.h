@@ -15,18 +15,18 @@
 
 /* ---- A key's group ---- */
 
-/* Return the number of the key's home line. */
-static __always_inline __u32 kv_short_home(__u64 key_hash)
-{
-	return KV_WITH_SETTING(KV_STORE_BUCKET_HASH(key_hash), "*=", KV_DPU_SHORT_LINES) >> 32;
-}
-
-/* Return a line by its number. It is never NULL, but the verifier demands a check. */
-static __always_inline struct kv_short_line *kv_short_line_of(const struct kv_dpu_store *store, __u32 number)
+/* Return the number of a line of this store in the map of all stores' lines. Groups do not straddle stores. */
+static __always_inline __u32 kv_short_number(const struct kv_dpu_store *store, __u32 line)
 {
 	if (!KV_DPU_SHARED)
-		number += KV_WITH_SETTING(store->number, "*=", KV_DPU_SHORT_LINES);
-	return kv_short_line_at(number);
+		line += KV_WITH_SETTING(store->number, "*=", KV_DPU_SHORT_LINES);
+	return line;
+}
+
+/* Return the number of the key's home line. */
+static __always_inline __u32 kv_short_home(const struct kv_dpu_store *store, __u64 key_hash)
+{
+	return kv_short_number(store, KV_WITH_SETTING(KV_STORE_BUCKET_HASH(key_hash), "*=", KV_DPU_SHORT_LINES) >> 32);
 }
 
 static __always_inline __u64 kv_short_is_current(const struct kv_dpu_store *store, const struct kv_short_line *line)
@@ -61,8 +61,8 @@ static __always_inline void kv_find_short(struct kv_dpu_store *store, const stru
 	const struct kv_short_line *line;
 	__u64 distance, is_current;
 
-	KV_WRITE_ONCE(store->short_home, kv_short_home(request->key_hash));
-	line = kv_short_line_of(store, KV_READ_ONCE(store->short_home));
+	KV_WRITE_ONCE(store->short_home, kv_short_home(store, request->key_hash));
+	line = kv_short_line_at(KV_READ_ONCE(store->short_home));
 	if (!line)
 		return;
 	is_current = kv_short_is_current(store, line);
@@ -75,7 +75,7 @@ static __always_inline void kv_find_short(struct kv_dpu_store *store, const stru
 
 		if (!(KV_READ_ONCE(store->short_marks) >> distance & 1))
 			continue;
-		line = kv_short_line_of(store, number);
+		line = kv_short_line_at(number);
 		if (!line)
 			break;
 		found = kv_short_match(store, line, request->key, KV_HEADER_KEY_BYTES(KV_READ_ONCE(request->header)),
@@ -99,7 +99,7 @@ static __always_inline struct kv_short_line *kv_short_place(const struct kv_dpu_
 {
 	*way = KV_READ_ONCE(store->short_way) - 1;
 	KV_OPAQUE(*way);
-	return *way < KV_SHORT_ITEMS ? kv_short_line_of(store, KV_READ_ONCE(store->short_number)) : 0;
+	return *way < KV_SHORT_ITEMS ? kv_short_line_at(KV_READ_ONCE(store->short_number)) : 0;
 }
 
 /* ---- Writing ---- */
@@ -121,7 +121,7 @@ static __always_inline void kv_clear_short(const struct kv_dpu_store *store)
 		is_last &= 1 ^ (kv_is_below(0, line->lengths[i]) &
 				kv_is_zero(KV_SHORT_DISTANCE(line->lengths[i]) ^ distance));
 	KV_OPAQUE(is_last);
-	home = kv_short_line_of(store, KV_READ_ONCE(store->short_number) ^ distance);
+	home = kv_short_line_at(KV_READ_ONCE(store->short_number) ^ distance);
 	if (home)
 		home->other_lines &= ~((kv_is_below(0, distance) & is_last) << distance);
 }
@@ -158,7 +158,7 @@ static __always_inline void kv_put_short(struct kv_dpu_store *store, const struc
 		store->set_new += 1 ^ was_long;
 		store->set_moved += was_long;
 	} else {
-		line = kv_short_line_of(store, number);
+		line = kv_short_line_at(number);
 		if (!line)
 			return;
 		KV_WRITE_ONCE(store->short_number, number);
@@ -177,7 +177,7 @@ static __always_inline void kv_put_short(struct kv_dpu_store *store, const struc
 	line->items[way].key = request->key;
 	line->items[way].value = request->value;
 	line->lengths[way] = KV_SHORT_LENGTHS(KV_HEADER_KEY_BYTES(header), KV_HEADER_VALUE_BYTES(header), distance);
-	line = kv_short_line_of(store, KV_READ_ONCE(store->short_home));
+	line = kv_short_line_at(KV_READ_ONCE(store->short_home));
 	if (line)
 		line->other_lines |= kv_is_below(0, distance) << distance;
 }
@@ -191,7 +191,7 @@ static __always_inline void kv_choose_short_place(struct kv_dpu_store *store)
 	KV_KEEP_LOOP
 	for (distance = 0; distance < KV_SHORT_GROUP; distance++) {
 		__u32 number = KV_READ_ONCE(store->short_home) ^ distance;
-		const struct kv_short_line *line = kv_short_line_of(store, number);
+		const struct kv_short_line *line = kv_short_line_at(number);
 		__u64 is_used, way = 0;
 		int i;
 
@@ -215,7 +215,7 @@ static __always_inline void kv_choose_short_place(struct kv_dpu_store *store)
 /* Note in the home that kv_find_short() looked at that the index may have a key of it. */
 static __always_inline void kv_mark_long(struct kv_dpu_store *store)
 {
-	struct kv_short_line *line = kv_short_line_of(store, KV_READ_ONCE(store->short_home));
+	struct kv_short_line *line = kv_short_line_at(KV_READ_ONCE(store->short_home));
 
 	if (!line)
 		return;
@@ -229,7 +229,8 @@ static __always_inline void kv_mark_long(struct kv_dpu_store *store)
  */
 static __always_inline void kv_clean_short_line(struct kv_dpu_store *store)
 {
-	struct kv_short_line *line = kv_short_line_of(store, store->short_cleaned++ % KV_DPU_SHORT_LINES);
+	struct kv_short_line *line =
+		kv_short_line_at(kv_short_number(store, store->short_cleaned++ % KV_DPU_SHORT_LINES));
 
 	if (line)
 		kv_renew_short_line(store, line);

@@ -75,7 +75,7 @@ BPF_ARRAY(kv_dpu_stores, struct kv_dpu_store_bytes, KV_ENTRIES_AT_LOAD); /* stru
  */
 static __always_inline void *kv_line_at(__u32 index);
 static __always_inline void *kv_segment_at(__u32 index);
-static __always_inline void *kv_short_line_at(__u32 index);
+static __always_inline void *kv_short_line_at(__u32 number);
 static __always_inline void *kv_store_at(__u32 number);
 static __always_inline void *kv_partition_table_at(__u32 index);
 
