@@ -37,9 +37,10 @@ struct kv_item {
 KV_ASSERT(sizeof(struct kv_item) == 16);
 
 enum kv_short_limit {
-	KV_SHORT_ITEMS = 3,		/* items in a line */
-	KV_SHORT_GROUP = 8,		/* lines in a group; a power of two, and at most the bits of `other_lines` */
-	KV_SHORT_ITEMS_PER_8_LINES = 14 /* items that a table is sized for: 1.75 for each line */
+	KV_SHORT_ITEMS = 3,		 /* items in a line */
+	KV_SHORT_GROUP = 8,		 /* lines in a group; a power of two, and at most the bits of `other_lines` */
+	KV_SHORT_ITEMS_PER_8_LINES = 14, /* items that a table is sized for: 1.75 for each line */
+	KV_SHORT_LOG_BYTES_PER_ITEM = 64 /* for which the index has room: none takes less than 40, and most take more */
 };
 
 /* A short item in a line, both parts zero padded. */
@@ -48,16 +49,19 @@ struct kv_short_item {
 	__u64 value;
 };
 
-/* A line of an inline store: dpukv_xdp/_core/store/short_items.h says how lines are used. */
+/*
+ * A line of an inline store: dpukv_xdp/_core/store/short_items.h says how lines are used. `version`: on the host it is
+ * odd while an item of this home is being written, in shared mode; in XDP it is the store's epoch when the line was
+ * last written. `had_long` is 1 if a key of this home has had a long value, and may be in the index; only a RESET in
+ * exclusive mode clears it.
+ */
 struct kv_short_line {
-	__u32 version; /*  0, on the host odd while an item of this home is being written, in shared mode;
-				      *     in XDP the store's epoch when the line was last written */
+	__u32 version;		       /*  0 */
 	__u16 lengths[KV_SHORT_ITEMS]; /*  4, of the items in this line, see KV_SHORT_LENGTHS; 0: free */
 	__u8 other_lines;	       /* 10, bit d: line home ^ d has items of this home */
 	__u8 next_victim;	       /* 11, place to be taken next if the group is full */
-	__u8 had_long;		       /* 12, 1: a key of this home has had a long value, and may be in the index;
-				      *     only a RESET in exclusive mode clears it */
-	__u8 is_taken;		       /* 13, of a group's first line, on the host: 1 while a writer has the group */
+	__u8 had_long;		       /* 12 */
+	__u8 is_taken;		       /* 13, of a group's first line, on the host: a writer has the group */
 	__u8 padding[2];	       /* 14 */
 	struct kv_short_item items[KV_SHORT_ITEMS]; /* 16 */
 };

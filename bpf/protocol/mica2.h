@@ -30,7 +30,7 @@ struct kv_parsed_item {
 	__u64 value;
 };
 
-/* Return the first `bytes` (0-8) of a little-endian word; the others become 0. Without a branch; any number is safe. */
+/* Return the first `bytes` (0-8) of a little-endian word; KV_LOW_BYTES() cannot take 0. Any number is defined. */
 static __always_inline __u64 kv_low_bytes(__u64 word, __u64 bytes)
 {
 	__u64 half = (bytes & 15) * 4; /* a single shift by 64 would be undefined */

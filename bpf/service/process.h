@@ -535,8 +535,8 @@ static __always_inline __u64 kv_finish_increment(struct kv_batch *batch, const s
 /* ---- Short keys of an inline store ---- */
 
 /*
- * Look for a short key in its lines. Return whether the request is finished there: a long value leaves them. Whoever
- * enters a long value has to look into the index first, because kv_find() keeps the items of one tag few.
+ * Look for a short key in its lines. Return whether the request is finished there: a long value leaves them. A request
+ * that stores a long value always looks into the index first, because that look-up keeps the items of one tag few.
  */
 static __always_inline int kv_is_in_lines(struct kv_batch *batch, const struct kv_request *request)
 {

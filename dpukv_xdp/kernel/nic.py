@@ -90,7 +90,8 @@ class Attachment:
 
 
 class LinkCounters:
-    """What an interface has lost since this object was made. Usable from any network namespace.
+    """Counts the frames that an interface has lost since this object was made. Usable from any
+    network namespace.
 
     A veth end counts as `tx_dropped` what the ring of its peer had no room for, 256 frames, also
     frames that XDP sent.
@@ -98,7 +99,7 @@ class LinkCounters:
 
     _COLUMNS = ("rx_errors", "rx_dropped", "tx_errors", "tx_dropped")
     _PLACES = (2, 3, 10, 11)
-    """Of these columns in /proc/net/dev: see proc_pid_net(5)."""
+    """Their positions among the numbers of a line of /proc/net/dev: see proc_pid_net(5)."""
 
     def __init__(self, interface: str) -> None:
         self._interface = interface

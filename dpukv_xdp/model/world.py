@@ -36,7 +36,7 @@ STALL_NS = 1e9
 
 Events = Generator[simpy.Event, Any, None]
 Call = Callable[[simpy.Event | None], None]
-"""What happens at a time; takes the event of that time, which it may ignore."""
+"""A function to call at a simulated time; it gets the event of that time, which it may ignore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

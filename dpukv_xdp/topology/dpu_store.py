@@ -11,8 +11,6 @@ SHORT_LINES_MAX = 2 * BUCKETS_MAX
 """As many as a cache's index has. bpf/store/dpu_short_items.h says why 2^29 would be too many."""
 SEGMENTS_MIN = 2  # with one, the verifier knows every offset and explores each: see bpf/store/
 SEGMENTS_MAX = 1 << 15
-LOG_BYTES_PER_ITEM = 64
-"""Log bytes for an item of an inline store's index, as in the host's (_core/store/store.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,8 @@ class DpuStoreSizes:
         segments = 1 << (least - 1).bit_length()
         indexed, short_lines = items, 0
         if is_inline:
-            indexed = min(items, segments * abi.KV_SEGMENT_BYTES // LOG_BYTES_PER_ITEM + 1)
+            log_items = segments * abi.KV_SEGMENT_BYTES // abi.KV_SHORT_LOG_BYTES_PER_ITEM
+            indexed = min(items, log_items + 1)
             lines = -(-items * 8 // abi.KV_SHORT_ITEMS_PER_8_LINES)
             short_lines = -(-lines // abi.KV_SHORT_GROUP) * abi.KV_SHORT_GROUP
         sizes = cls(-(-indexed // abi.KV_ITEMS_PER_BUCKET), segments, short_lines)

@@ -476,7 +476,7 @@ def test_increment(xdp: XdpStore, key_bytes: int) -> None:
     last = xdp.replies(batch)[-1]
     assert (last.result, last.value) == (abi.Result.SUCCESS, (31).to_bytes(8, "little"))
     counted = {"increment_found": 11, "increment_notfound": 1, "errors": 0, "set_new": 1}
-    counted["set_moved"] = 0
+    counted |= {"set_moved": 0, "appended": 0 if xdp.has_lines and key_bytes <= 8 else 1}
     assert dict(zip(counted, xdp.counted(*counted), strict=True)) == counted
 
 
@@ -630,9 +630,9 @@ def inline(load_store: Callable[..., XdpStore]) -> XdpStore:
     return load_store(short_lines=SHORT_LINES)
 
 
-def hash_at_home(home: int) -> int:
-    """Return a hash whose home is this line."""
-    return -(-(home << 32) // SHORT_LINES) << 16
+def hash_at_home(home: int, lines: int = SHORT_LINES) -> int:
+    """Return a hash whose home is this line, with a tag of 0."""
+    return -(-(home << 32) // lines) << 16
 
 
 def short_items(xdp: XdpStore) -> dict[bytes, tuple[int, int]]:
@@ -789,6 +789,21 @@ def test_no_key_is_hidden_in_the_index(load_store: Callable[..., XdpStore], last
     assert not short_items(xdp)
 
 
+@pytest.mark.parametrize("short_lines", [0, SHORT_LINES])
+@pytest.mark.parametrize("value_bytes", [LAST_VALUE_BYTES, LAST_VALUE_BYTES + 1])
+def test_an_add_that_is_too_long_is_refused_also_where_the_key_is_there(
+    load_store: Callable[..., XdpStore], short_lines: int, value_bytes: int
+) -> None:
+    room = abi.KV_FRAME_MAX - abi.SIZE("kv_packet_header")
+    xdp = load_store(short_lines=short_lines, response_bytes_max=room)
+    xdp.set(b"8 bytes.", b"v")
+    is_refused = value_bytes > LAST_VALUE_BYTES
+    result = abi.Result.INSUFFICIENT_SPACE if is_refused else abi.Result.EXISTS
+    assert xdp.one(OPS.ADD, b"8 bytes.", b"x" * value_bytes) == (result, b"")
+    assert xdp.counted("set_refused", "set_nooverwrite") == [int(is_refused), int(not is_refused)]
+    assert xdp.get(b"8 bytes.") == b"v"
+
+
 class Lossy:
     """A dict of a cache's values: a miss is allowed and noted, a wrong value never."""
 
@@ -878,9 +893,9 @@ def test_nothing_stale_is_answered(
     random = np.random.default_rng(seed)
     pool = []
     for i in range(60):
-        home = int(random.integers(0, lines)) << 32
+        key_hash = hash_at_home(int(random.integers(0, lines)), lines)
         key = b"%d " % i * int(random.integers(1, 6))
-        pool.append((key, -(-home // lines) << 16 | int(random.integers(0, tags))))
+        pool.append((key, key_hash | int(random.integers(0, tags))))
     model = Lossy()
     for _ in range(150):
         batch = random_batch(random, pool, requests_per_reset=100)
@@ -898,7 +913,7 @@ def test_lines_are_used_as_the_native_core_s(
     random = np.random.default_rng(lines)
     items = lines * abi.KV_SHORT_ITEMS_PER_8_LINES // 8
     pool = [
-        (b"%07d" % i, -(-(int(random.integers(0, lines)) << 32) // lines) << 16 | i + 1)
+        (b"%07d" % i, hash_at_home(int(random.integers(0, lines)), lines) | i + 1)
         for i in range(6 * items)
     ]
     twin = NativeTwin(RESPONSE_BYTES_MAX, is_inline=True, items=items)
@@ -1388,6 +1403,8 @@ def test_two_cores_share_a_partition(xdp: XdpStore) -> None:
     assert min(answered.values()) > frames_each // 2
     assert int(store["batches"]) == frames
     assert int(store["requests"]) == int(store["set_new"] + store["set_evicted"]) == 8 * frames
+    if not xdp.has_lines:
+        assert int(store["appended"]) == 8 * frames
     assert int(store["owner"]) == 0
 
 

@@ -24,8 +24,6 @@
 
 /* Largest log: neither a lap nor a round of the cleanup may come near 2^48, where offsets repeat. */
 #define LOG_BYTES_MAX (1ULL << 46)
-/* Log bytes for an item of an inline store's index: none there is shorter than 40 bytes, and most are longer. */
-#define LOG_BYTES_PER_ITEM 64
 #define CLEANUP_SHIFT_MIN 3
 
 static uint64_t span_of(const struct kv_store_options *options);
@@ -120,7 +118,7 @@ static uint64_t span_of(const struct kv_store_options *options)
 
 static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all)
 {
-	uint64_t in_log = options->log_bytes / LOG_BYTES_PER_ITEM + 1;
+	uint64_t in_log = options->log_bytes / KV_SHORT_LOG_BYTES_PER_ITEM + 1;
 	int is_inline = options->kind == KV_STORE_INLINE;
 	uint64_t items = is_inline && in_log < options->item_count ? in_log : options->item_count;
 	uint64_t buckets = (items + KV_ITEMS_PER_BUCKET - 1) / KV_ITEMS_PER_BUCKET;
