@@ -11,7 +11,9 @@
 #include "door/drop.h"
 #include "door/pass.h"
 #include "door/receive.h"
+#include "door/reject.h"
 #include "door/reply.h"
+#include "queue/heartbeat.h"
 #if KV_PROCESS_HERE
 #include "service/process.h"
 #endif
@@ -27,6 +29,7 @@ static __always_inline int kv_serve_by_socket(struct xdp_md *ctx, const struct k
 					      const struct kv_dpu_end *end, struct kv_dpu_queue *own);
 static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv_packet *packet,
 					     const struct kv_dpu_end *end, struct kv_dpu_queue *own);
+static __always_inline int kv_serve_without_engine(struct xdp_md *ctx, const struct kv_dpu_end *end);
 static __always_inline int kv_answer_here(struct xdp_md *ctx, const struct kv_packet *packet,
 					  const struct kv_dpu_end *end, __u32 request_count, struct kv_dpu_queue *own);
 static __always_inline int kv_answer_something(struct xdp_md *ctx, __u32 engine, const struct kv_dpu_end *end,
@@ -66,7 +69,10 @@ int kv_receive(struct xdp_md *ctx)
 	return kv_serve(ctx, &packet, &end, own);
 }
 
-/* Serve a frame for one of our ports: the engine and the settings choose one of four ways. Return the XDP verdict. */
+/*
+ * Serve a frame for one of our ports: the engine and the settings choose one of four ways, and a fifth if the engine is
+ * on the host and silent. Return the XDP verdict.
+ */
 static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet, const struct kv_dpu_end *end,
 				    struct kv_dpu_queue *own)
 {
@@ -74,14 +80,19 @@ static __always_inline int kv_serve(struct xdp_md *ctx, struct kv_packet *packet
 
 	/* Hide whether there is a VLAN tag: the verifier would walk the program once with it and once without. */
 	packet->header_offset = KV_UNKNOWN(end->queue, packet->header_offset) & KV_VLAN_BYTES;
-	if (packet->engine >= KV_DPU_ENGINES)
+	if (packet->engine >= KV_DPU_ENGINES) {
+		if (kv_engine_is_silent(packet->engine, end->queue))
+			return kv_serve_without_engine(ctx, end);
 		return kv_serve_at_door(ctx, packet, end, own);
+	}
 	verdict = kv_check_headers(ctx, packet);
 	if (verdict != KV_PARSE_OURS)
 		return kv_drop(end->queue, verdict);
 	kv_stage_end(own, KV_STAGE_RECEIVE);
 	if (KV_PROCESS_HERE)
 		return kv_serve_here(ctx, packet, end, own);
+	if (kv_engine_is_silent(packet->engine, end->queue))
+		return kv_serve_without_engine(ctx, end);
 	if (KV_TRANSPORT == KV_TRANSPORT_AF_XDP)
 		return kv_serve_by_socket(ctx, packet, end, own);
 	return kv_serve_by_queue(ctx, packet, end, own);
@@ -129,8 +140,6 @@ static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv
 	__u32 body_bytes;
 	int count;
 
-	if (kv_engine_is_gone(end->pair, end->queue))
-		return kv_drop(end->queue, KV_COUNTER_DROP_NO_ENGINE);
 	count = kv_take_requests(ctx, packet, end, &body_bytes);
 	if (count <= 0)
 		return kv_drop(end->queue, -count);
@@ -140,6 +149,46 @@ static __always_inline int kv_serve_by_queue(struct xdp_md *ctx, const struct kv
 	if (kv_send_batch(ctx, packet, end, count, body_bytes, own))
 		return XDP_ABORTED;
 	return kv_answer_something(ctx, packet->engine, end, own);
+}
+
+/*
+ * Have the frame rejected or pass it on: no engine would process it. The kernel empties an array of programs when no
+ * process has it any more; so for a server that was killed the tail call fails, and the kernel's stack refuses the
+ * frame. Return the XDP verdict.
+ */
+static __always_inline int kv_serve_without_engine(struct xdp_md *ctx, const struct kv_dpu_end *end)
+{
+	if (KV_WHEN_SILENT == KV_SILENT_REJECT)
+		kv_programs.call(ctx, KV_PROGRAM_REJECT);
+	end->queue->counters[KV_COUNTER_PASSED_NO_ENGINE]++;
+	return XDP_PASS;
+}
+
+/*
+ * Tail call of kv_receive for a frame whose engine is silent: answer it with rejections. It is a program of its own so
+ * that kv_receive stays short for the verifier.
+ */
+int kv_reject(struct xdp_md *ctx)
+{
+	struct kv_packet packet = {};
+	struct kv_dpu_queue *own;
+	struct kv_dpu_end end;
+	__u32 index = bpf_get_smp_processor_id();
+	int verdict;
+
+	own = (struct kv_dpu_queue *)kv_dpu_queues.lookup(&index);
+	if (!own)
+		return XDP_ABORTED;
+	if (kv_find_engine(ctx, &packet) == KV_PARSE_PASS)
+		return XDP_ABORTED;
+	index += KV_WITH_SETTING(packet.engine, "*=", KV_CPUS);
+	if (!kv_look_up(&index, &end))
+		return XDP_ABORTED;
+	packet.header_offset = KV_UNKNOWN(end.queue, packet.header_offset) & KV_VLAN_BYTES;
+	verdict = kv_check_headers(ctx, &packet); /* frames for a host door come unchecked */
+	if (verdict != KV_PARSE_OURS)
+		return kv_drop(end.queue, verdict);
+	return kv_answer_rejected(ctx, &packet, end.queue, own);
 }
 
 /* Process a batch and turn the frame into its response. Only this core uses the queue pair, at both of its ends. */
@@ -377,6 +426,12 @@ static __always_inline void *kv_ring_of(__u32 engine)
 #else
 	return NULL;
 #endif
+}
+
+/* Return an engine's heartbeat, or NULL. */
+static __always_inline const struct kv_heartbeat *kv_heartbeat_of(__u32 engine)
+{
+	return kv_heartbeats.lookup(&engine);
 }
 
 #if KV_PROCESS_HERE

@@ -14,6 +14,7 @@
 
 #include "abi/counters.h"
 #include "abi/dpu_queue.h"
+#include "abi/heartbeat.h"
 #include "abi/histogram.h"
 #include "abi/limits.h"
 #include "abi/load.h"

@@ -19,6 +19,8 @@ enum kv_counter {
 	KV_COUNTER_RESPONSES_WAITED,	/* batches answered in their own frame */
 	KV_COUNTER_RESPONSES_CARRIED,	/* batches answered in a later frame */
 	KV_COUNTER_RESPONSES_FLUSHED,	/* batches answered by the sender because no frame followed */
+	KV_COUNTER_RESPONSES_REJECTED,	/* batches rejected in their own frame because their engine is silent */
+	KV_COUNTER_PASSED_NO_ENGINE,	/* frames passed to the kernel's stack because their engine is silent */
 	KV_COUNTER_WAIT_TIMEOUTS,	/* waits for the engine that ran out of time */
 	KV_COUNTER_TAIL_REFUSED,	/* responses left to the sender: the frame could not grow */
 	KV_COUNTER_DROP_IP_HEADER,	/* IP options, or lengths that do not match the frame */

@@ -70,7 +70,7 @@ KV_ASSERT(sizeof(struct kv_request_control) == 64);
 /* One cache line, written by the processing engine only. */
 struct kv_response_control {
 	__u32 published;  /*  0, batches processed; storing it hands back a batch */
-	__u16 alive;	  /*  4, 1 while an engine serves this queue pair */
+	__u16 alive;	  /*  4, 1 while an engine serves this queue pair, for a host door of the same process */
 	__u16 engine_cpu; /*  6, the engine's core: a communication engine on the same core must not wait for it */
 	__u64 ready;	  /*  8, as in struct kv_request_control */
 	__u8 padding[48]; /* 16 */

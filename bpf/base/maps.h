@@ -18,12 +18,15 @@
  *	KV_SENDER_ONLY	1: responses leave by the sender program kv_send alone
  *	KV_TRANSFER_PER_REQUEST	1: hand over each request separately instead of the batch
  *	KV_PREPARE_OVERLAPS	0: prepare the response before the batch is handed over, not while the host works
+ *	KV_SILENT_NS	time without a heartbeat after which an engine counts as silent; 0: only one that has ended
+ *	KV_WHEN_SILENT	enum kv_when_silent: what becomes of the frames for a silent engine
  *	KV_SLOWER_PERCENT	emulated slower cores: time added to the program's own, in percent
  */
 #ifndef KV_MAPS_H
 #define KV_MAPS_H
 
 #include "abi/dpu_queue.h"
+#include "abi/heartbeat.h"
 #include "abi/partitions.h"
 #include "abi/queue_pair.h"
 #include "base/side.h"
@@ -61,8 +64,10 @@ BPF_F_TABLE("array", __u32, struct kv_queue_pair_bytes, kv_queue_pairs, KV_ENTRI
 /* struct kv_dpu_queue, which statistics copy, and struct kv_parked: private to the communication engine. */
 BPF_ARRAY(kv_dpu_queues, struct kv_dpu_queue_bytes, KV_ENTRIES_AT_LOAD);
 BPF_ARRAY(kv_parked, struct kv_parked_bytes, KV_ENTRIES_AT_LOAD);
+/* Signs of life of the processing engines, by engine. */
+BPF_F_TABLE("array", __u32, struct kv_heartbeat, kv_heartbeats, KV_ENTRIES_AT_LOAD, BPF_F_MMAPABLE);
 /* Tail calls of kv_receive. */
-enum kv_program { KV_PROGRAM_WAIT = 0, KV_PROGRAMS };
+enum kv_program { KV_PROGRAM_REJECT = 0, KV_PROGRAM_WAIT = 1, KV_PROGRAMS };
 BPF_PROG_ARRAY(kv_programs, KV_PROGRAMS);
 /* Index of the queue pair that kv_send serves next. */
 BPF_ARRAY(kv_sender_turn, __u32, 1);

@@ -41,7 +41,7 @@ static __always_inline int kv_pass_frame(struct xdp_md *ctx, const struct kv_pac
 			return XDP_ABORTED;
 		return kv_redirect(ctx, queue);
 	}
-	refusal = kv_refusal(end, packet->source);
+	refusal = kv_no_room(end, packet->source);
 	if (refusal)
 		return kv_drop(queue, refusal);
 	frame_bytes = kv_copy_bytes(frame_bytes, KV_OFFSET_MASK);

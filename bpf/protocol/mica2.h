@@ -188,6 +188,53 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 	return KV_UNKNOWN(queue, i);
 }
 
+/*
+ * Overwrite all requests of the packet with their rejections, which are never longer. Return how many, or a negated drop
+ * counter, by which time some may have been overwritten.
+ */
+static __always_inline int kv_reject_requests(struct xdp_md *ctx, const struct kv_packet *packet,
+					      struct kv_dpu_queue *queue)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 start = packet->header_offset;
+	__u64 offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
+	__u64 reply_offset = KV_UNKNOWN_ZERO(queue) & KV_OFFSET_MASK;
+	void *body;
+	__u64 i;
+
+	KV_OPAQUE(start);
+	start &= KV_VLAN_BYTES;
+	body = (void *)(long)ctx->data + start + KV_PACKET_HEADER_BYTES;
+	KV_KEEP_LOOP
+	for (i = 0; i < KV_BATCH_MAX; i++) {
+		struct kv_item_header *item = body + offset, *reply = body + reply_offset;
+		__u64 header, key_hash, opaque;
+
+		if ((void *)(item + 1) > data_end || (void *)(reply + 1) > data_end)
+			break;
+		header = KV_READ_ONCE(*(__u64 *)item);
+		key_hash = KV_READ_ONCE(item->key_hash);
+		opaque = KV_READ_ONCE(item->opaque);
+		if (kv_is_below(0, offset) & kv_is_batch_header(header))
+			return -KV_COUNTER_DROP_SUPER_PACKET;
+		offset += KV_ITEM_HEADER_BYTES + KV_ROUNDUP8(KV_HEADER_KEY_BYTES(header)) +
+			  KV_ROUNDUP8(KV_HEADER_VALUE_BYTES(header));
+		if (offset > packet->body_bytes)
+			return -KV_COUNTER_DROP_TRUNCATED;
+		*(__u64 *)reply = KV_HEADER(KV_HEADER_OPERATION(header), KV_REJECTED, 0, 0);
+		reply->key_hash = key_hash;
+		*(__u64 *)&reply->opaque = opaque;
+		reply_offset += KV_ITEM_HEADER_BYTES;
+		KV_OPAQUE(offset);
+		offset &= KV_OFFSET_MASK;
+		KV_OPAQUE(reply_offset);
+		reply_offset &= KV_OFFSET_MASK;
+	}
+	if (i == KV_BATCH_MAX && offset + KV_ITEM_HEADER_BYTES <= packet->body_bytes)
+		return -KV_COUNTER_DROP_BATCH_LENGTH;
+	return KV_UNKNOWN(queue, i);
+}
+
 /* ---- Responses ---- */
 
 /* A finished batch: its requests, which a response repeats in part, and its responses. */

@@ -163,7 +163,10 @@ static __always_inline int kv_source_gives_way(const struct kv_dpu_end *end, __u
 	return end->parked->batches[picked & KV_BATCH_MASK].ip_destination == source;
 }
 
-/* Return whether no engine serves the queue pair. An engine with unread finished batches counts as alive. */
+/*
+ * Return whether no engine serves the queue pair of a host door. An engine with unread finished batches counts as
+ * alive. XDP, whose engines are in another process, goes by their heartbeats: queue/heartbeat.h.
+ */
 static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
 {
 	return !kv_known_finished(queue) && !KV_READ_ONCE(pair->response_control.alive);
@@ -175,14 +178,6 @@ static __always_inline __u32 kv_no_room(const struct kv_dpu_end *end, __u32 sour
 	if (kv_queue_is_full(end->queue))
 		return KV_COUNTER_DROP_QUEUE_FULL;
 	return kv_source_gives_way(end, source) ? KV_COUNTER_DROP_SOURCE_SHARE : 0;
-}
-
-/* Return 0 if the engine can take another batch of this source, else the drop counter that says why not. */
-static __always_inline __u32 kv_refusal(const struct kv_dpu_end *end, __u32 source)
-{
-	if (kv_engine_is_gone(end->pair, end->queue))
-		return KV_COUNTER_DROP_NO_ENGINE;
-	return kv_no_room(end, source);
 }
 
 /*

@@ -32,6 +32,7 @@ BENCH_INCLUDES = (*NATIVE_INCLUDES, '"load/kv_bench.h"')
 CDEF_LIBBPF = """
 enum { BPF_MAP_TYPE_ARRAY = ..., BPF_MAP_TYPE_PERCPU_ARRAY = ..., BPF_MAP_TYPE_ARRAY_OF_MAPS = ...,
 	BPF_MAP_TYPE_RINGBUF = ..., BPF_F_MMAPABLE = ... };
+enum { BPF_XDP = ... };
 enum { BPF_PROG_TYPE_XDP = ..., BPF_OBJ_NAME_LEN = ..., BPF_STATS_RUN_TIME = ... };
 struct bpf_map_info { __u32 type, key_size, value_size, max_entries, map_flags, btf_id,
 	btf_key_type_id, btf_value_type_id; ...; };
@@ -40,6 +41,7 @@ struct bpf_prog_info { __u32 id; char name[...]; __u64 run_time_ns, run_cnt; ...
 struct bpf_map_create_opts { size_t sz; __u32 btf_fd, btf_key_type_id, btf_value_type_id,
 	inner_map_fd, map_flags; ...; };
 struct bpf_prog_load_opts { size_t sz; __u32 log_level, log_size; char *log_buf; ...; };
+struct bpf_link_create_opts { size_t sz; __u32 flags; ...; };
 struct bpf_xdp_query_opts { size_t sz; __u32 drv_prog_id, hw_prog_id, skb_prog_id; ...; };
 int bpf_map_create(int type, const char *name, __u32 key_size, __u32 value_size,
 	__u32 max_entries, const struct bpf_map_create_opts *options);
@@ -51,6 +53,8 @@ int bpf_prog_get_fd_by_id(__u32 id);
 int bpf_obj_get_info_by_fd(int fd, void *info, __u32 *info_size);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
+int bpf_link_create(int prog_fd, int target_fd, int attach_type,
+	const struct bpf_link_create_opts *options);
 int bpf_enable_stats(int type);
 int bpf_xdp_query(int ifindex, int flags, struct bpf_xdp_query_opts *options);
 int libbpf_num_possible_cpus(void);

@@ -23,6 +23,7 @@ struct kv_host {
 	uint64_t stall_ns; /* pause in each KV_STALL_PERIOD_MS, off the core; 0 for none. Any thread may set it */
 	uint64_t stall_period_ticks; /* KV_STALL_PERIOD_MS in ticks; 0: not yet measured */
 	uint64_t stalled_ticks;	     /* start of the last pause, in ticks */
+	uint64_t beat_ns;	     /* latest heartbeat of its engines */
 };
 
 /* Run until `stop` is set. Call it on the core's own, pinned thread. */

@@ -18,6 +18,8 @@ from dpukv_xdp.topology.schema import (
     STORE_KINDS,
     TRANSFERS,
     TRANSPORTS,
+    WHEN_KILLED,
+    WHEN_SILENT,
 )
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -156,6 +158,21 @@ server_options = together(
         "--flush-after-us",
         type=Number("flush_after_us"),
         help="Time until a parked response is flushed (30).",
+    ),
+    click.option(
+        "--silent-after-ms",
+        type=Number("silent_after_ms"),
+        help="Time without a heartbeat that makes an engine count as dead (80).",
+    ),
+    click.option(
+        "--when-killed",
+        type=click.Choice(WHEN_KILLED),
+        help="Have the kernel detach the XDP programs of a killed server, or keep them (detach).",
+    ),
+    click.option(
+        "--when-silent",
+        type=click.Choice(WHEN_SILENT),
+        help="Answer requests for a dead engine with REJECTED, or pass their frames on (reject).",
     ),
 )
 

@@ -36,9 +36,14 @@ class AttachmentRecord(msgspec.Struct, frozen=True):
 
 
 def register_attachment(
-    interface: str, program_fd: int, *, modes: tuple[str, ...] = nic.DEFAULT_MODES
+    interface: str,
+    program_fd: int,
+    *,
+    modes: tuple[str, ...] = nic.DEFAULT_MODES,
+    goes_with_process: bool = False,
 ) -> nic.Attachment:
-    """Register a program and attach it as nic.attach_xdp does, so that it is removed after a kill.
+    """Register a program and attach it as nic.attach_xdp does, so that it is removed after a kill:
+    by the kernel at once if it `goes_with_process`, else by the next command that looks.
 
     Stale programs of dead processes are removed first, and NAPI_PROGRAM is replaced. Raises the
     errors of nic.attach_xdp.
@@ -59,7 +64,13 @@ def register_attachment(
     with register.Locked():
         register.write(path, record)
     try:
-        return nic.attach_xdp(interface, program_fd, modes=modes, instead_of=napi)
+        return nic.attach_xdp(
+            interface,
+            program_fd,
+            modes=modes,
+            instead_of=napi,
+            goes_with_process=goes_with_process and napi is None,
+        )
     except BaseException:
         _take_off(record)
         path.unlink(missing_ok=True)
@@ -69,6 +80,13 @@ def register_attachment(
 def release_attachment(attachment: nic.Attachment) -> bool:
     """Detach our program; return whether it was attached."""
     path = _path(namespace_inode(), attachment.index, attachment.program_id)
+    if attachment.link_fd is not None:
+        was_there = any(
+            p.program_id == attachment.program_id for p in nic.programs(attachment.index)
+        )
+        os.close(attachment.link_fd)
+        path.unlink(missing_ok=True)
+        return was_there
     record = register.read(path, AttachmentRecord)
     if record is None:  # the register has been emptied
         return nic.detach_xdp(attachment.index, attachment.program_id)

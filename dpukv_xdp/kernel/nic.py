@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 """Network interfaces: their properties, offloads and XDP programs.
 
-Every function works in the network namespace of the calling thread. Programs are attached by
-netlink, so they stay when their process is killed; attachments.py registers them for the cleanup.
+Every function works in the network namespace of the calling thread. A program that is attached by
+a BPF link goes when its process ends, however that happens. One that is attached by netlink stays;
+attachments.py registers it for the cleanup.
 """
 
 import errno
@@ -87,6 +88,8 @@ class Attachment:
     """`native` or `generic`."""
     native_refused: str | None = None
     """Why the driver refused native mode, as one sentence; None if it did not or was not asked."""
+    link_fd: int | None = None
+    """Descriptor of the BPF link that attaches it; None if netlink has attached it."""
 
 
 class LinkCounters:
@@ -206,10 +209,13 @@ def attach_xdp(
     *,
     modes: tuple[str, ...] = DEFAULT_MODES,
     instead_of: int | None = None,
+    goes_with_process: bool = False,
 ) -> Attachment:
     """Attach our program in the first of `modes` that the interface accepts, and verify it.
 
-    It may replace the program with the id `instead_of`. Raises BusyError, with nothing changed, if
+    It may replace the program with the id `instead_of`. With `goes_with_process` a BPF link holds
+    it, which the kernel removes when the process ends and which nobody else can take off: close
+    `link_fd` to detach. Raises BusyError, with nothing changed, if
     another program is attached; UsageError if there is no such interface; MissingError without the
     privilege; DpukvError if the interface accepts no mode.
     """
@@ -217,10 +223,14 @@ def attach_xdp(
     program_id = program_info(program_fd)[0]
     refusals: list[str] = []
     for mode in modes:
+        native_refused = "; ".join(refusals) or None
+        if goes_with_process:
+            link_fd = _try_link(interface, index, program_fd, mode)
+            if link_fd is not None:
+                return Attachment(interface, index, program_id, mode, native_refused, link_fd)
         refusal = _try_attach(interface, index, program_fd, mode, instead_of)
         if refusal is None:
             _verify_attached(interface, index, program_id, mode)
-            native_refused = "; ".join(refusals) or None
             return Attachment(interface, index, program_id, mode, native_refused)
         refusals.append(f"{interface} refused {mode} XDP: {refusal}")
     raise DpukvError("; ".join(refusals))
@@ -228,7 +238,7 @@ def attach_xdp(
 
 def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD) -> bool:
     """Detach the program if the interface runs it, or replace it with a successor; return whether
-    the interface ran it.
+    that was done. A program that a BPF link holds stays: it goes with the link's process.
 
     The kernel compares and removes in one step, so another owner's program is never removed.
     """
@@ -243,11 +253,9 @@ def detach_xdp(index: int, program_id: int, *, successor_fd: int = NO_PROGRAM_FD
     try:
         _set_xdp(index, successor_fd, flags, expected_fd)
     except NetlinkError as error:
-        if error.code in (
-            errno.ENODEV,
-            errno.EEXIST,
-            errno.ENOENT,
-        ):  # went, or was replaced, meanwhile
+        if error.code in (errno.ENODEV, errno.EEXIST, errno.ENOENT):  # went, or was replaced
+            return False
+        if error.code == errno.EBUSY:  # a link holds it
             return False
         raise
     finally:
@@ -294,6 +302,21 @@ def _veth_peer(netlink: IPRoute, interface: str) -> VethPeer | None:
     if _kind_of(link) != "veth":
         return None
     return VethPeer(link.get_attr("IFLA_LINK"), link.get_attr("IFLA_LINK_NETNSID"))
+
+
+def _try_link(interface: str, index: int, program_fd: int, mode: str) -> int | None:
+    """Attach a program by a BPF link and return the link's descriptor; None if the kernel refuses,
+    which tells the driver's reason by netlink only.
+    """
+    options = ffi.new("struct bpf_link_create_opts *")
+    options.sz, options.flags = ffi.sizeof("struct bpf_link_create_opts"), XDP_MODE_FLAGS[mode]
+    link_fd = lib.bpf_link_create(program_fd, index, lib.BPF_XDP, options)
+    if link_fd >= 0:
+        return int(link_fd)
+    if link_fd in (-errno.EBUSY, -errno.EEXIST):
+        for other in programs(index):
+            raise BusyError(interface, other.program_id, other.name)
+    return None
 
 
 def _try_attach(

@@ -31,12 +31,14 @@ class ProcessingEngine:
         bus_latency_us: float = 0.0,
         bus_gbytes_per_s: float = 0.0,
         ring: Any = ffi.NULL,
+        heartbeat: Any = ffi.NULL,
     ) -> None:
         """Set up the engine's C structure.
 
         `stores` has this engine's handle on each partition's store. `partitions` is a struct
         kv_partition_table whose owners may change; `takes_all` says to ignore the owners. `ring` is
-        a struct kv_ringbuf that delivers requests instead of queue pairs, or NULL.
+        a struct kv_ringbuf that delivers requests instead of queue pairs, or NULL. `heartbeat` is
+        the struct kv_heartbeat that XDP reads, or NULL.
         """
         ticks_per_us = lib.kv_ticks_per_second() / 1e6
         engine = ffi.new("struct kv_engine *")
@@ -45,7 +47,7 @@ class ProcessingEngine:
         engine.takes_all = takes_all
         for partition, store in enumerate(stores):
             engine.stores[partition] = store.handle
-        engine.ring = ring
+        engine.ring, engine.heartbeat = ring, heartbeat
         engine.id, engine.cpu = engine_id, cpu
         engine.response_bytes_max = response_bytes_max
         engine.flush_after_ticks = int(flush_after_us * ticks_per_us)
@@ -59,7 +61,7 @@ class ProcessingEngine:
         self.engine_id = engine_id
         self.cpu = cpu
         self.stores = stores
-        self._parts = [partitions]  # cffi does not keep objects alive that only C refers to
+        self._parts = [partitions, heartbeat]  # only C refers to them: cffi would free them
 
     def add_pairs(self, pairs: Any, count: int, senders: Any = ffi.NULL) -> None:
         """Serve `count` queue pairs of a C array.

@@ -24,6 +24,7 @@ from dpukv_xdp.topology.schema import (
     RESPOND_WAYS,
     TRANSFERS,
     TRANSPORTS,
+    WHEN_SILENT,
     ServerConfig,
 )
 from dpukv_xdp.wire import abi
@@ -78,6 +79,7 @@ def _server_builds() -> Iterator[Build]:
         *({"profile": profile} for profile in PROFILES),
         *({"engines": 2, "profile": profile} for profile in PROFILES),
         {"engines": 2, "access": "crcw"},
+        *({"when_silent": what} for what in WHEN_SILENT),
         {"store": "inline"},
         *({"store": "inline", "engines": 2, "profile": profile} for profile in PROFILES),
     ]

@@ -264,6 +264,9 @@ class Server:
         self._write_partitions()
         pair_count = len(self.placement.engines) * self._cpus
         self._pairs = self._map("kv_queue_pairs", "kv_queue_pair", pair_count, cleanup)
+        self._heartbeats = self._map(
+            "kv_heartbeats", "kv_heartbeat", len(self.placement.engines), cleanup
+        )
         self._ticks_per_second = int(lib.kv_ticks_per_second())
 
     def _write_partitions(self) -> None:
@@ -349,6 +352,7 @@ class Server:
                 bus_latency_us=crosses_bus * self._profile.bus_latency_us,
                 bus_gbytes_per_s=crosses_bus * self._profile.bus_gbytes_per_s,
                 ring=self._request_ring(place.engine, cleanup),
+                heartbeat=self._heartbeats + place.engine,
             )
             if self._wiring.serves_pairs(place):
                 senders = self._senders.array if self._senders else ffi.NULL
@@ -503,6 +507,7 @@ class Server:
             self.interface.name,
             self._programs.programs["kv_receive"],
             modes=("generic",) if deaf_peer else nic.DEFAULT_MODES,
+            goes_with_process=self.config.when_killed == "detach",
         )
         cleanup.callback(release_attachment, attachment)
         self.attachment = replace(attachment, native_refused=deaf_peer or attachment.native_refused)
@@ -518,7 +523,11 @@ class Server:
         """
         pass_fd = nic.load_pass_program()
         cleanup.callback(os.close, pass_fd)
-        self.attachment = register_attachment(self.interface.name, pass_fd)
+        self.attachment = register_attachment(
+            self.interface.name,
+            pass_fd,
+            goes_with_process=self.config.when_killed == "detach",
+        )
         cleanup.callback(release_attachment, self.attachment)
 
     def _place_receive_queues(self, cleanup: contextlib.ExitStack) -> None:

@@ -18,6 +18,8 @@ TRANSPORTS = {
     "af_xdp": "KV_TRANSPORT_AF_XDP",
 }
 """Names in bpf/abi of the configuration's transports."""
+WHEN_SILENT = {"reject": "KV_SILENT_REJECT", "pass": "KV_SILENT_PASS"}
+"""Names in bpf/abi of what happens to the frames for a silent engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Wiring:
         needs_frame_rings = bool(behind_host) and config.frames == "ring"
         is_past_xdp = bool(behind_host) and config.frames in FRAMES_PAST_XDP
         parks_batches = (sends_records and not records_in_frames) or needs_frame_rings
+        needs_host = sends_records or (bool(behind_host) and not is_past_xdp)
         processes_here = any(place.processing == "dpu" for place in behind_dpu)
         if config.respond == "sender" and parks_batches:
             respond: tuple[str, ...] = ("kv_send",)
@@ -60,7 +63,7 @@ class Wiring:
             respond = ("kv_flush",) if parks_batches or processes_here else ()
         return cls(
             programs=("kv_receive", *respond),
-            tail_calls=("kv_wait",) if parks_batches else (),
+            tail_calls=(*(needs_host * ("kv_reject",)), *(parks_batches * ("kv_wait",))),
             dpu_engines=len(behind_dpu),
             sends_records=sends_records,
             processes_here=processes_here,
@@ -76,7 +79,8 @@ class Wiring:
         One that has no effect gets a value that makes the program short, whatever the
         configuration, so that less is verified.
         """
-        parks_batches = bool(self.tail_calls)
+        parks_batches = "kv_wait" in self.tail_calls
+        has_beats = bool(self.tail_calls)
         depth_min, depth_max = config.depths() if parks_batches else (0, 0)
         sends_by_queue = self.sends_records and not self.records_in_frames
         transport = config.transport if self.sends_records else "ring"
@@ -96,6 +100,8 @@ class Wiring:
             "KV_TRANSFER_PER_REQUEST": int(config.transfer == "request" and sends_by_queue),
             "KV_PREPARE_OVERLAPS": int(config.prepare == "overlap" or not sends_by_queue),
             "KV_SLOWER_PERCENT": config.profile_row().slower_percent,
+            "KV_SILENT_NS": round(config.silent_after_ms * 1e6) if has_beats else 0,
+            "KV_WHEN_SILENT": getattr(abi, WHEN_SILENT[config.when_silent]) if has_beats else 0,
             **(
                 sizing.dpu_store_sizes(config).settings(
                     self.response_bytes_max(interface), stores=sizing.dpu_store_count(config)

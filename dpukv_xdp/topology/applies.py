@@ -58,6 +58,13 @@ def _parks(values: Values) -> bool:
     return by_records or (_has_host_door(values) and values["frames"] == "ring")
 
 
+def _asks_host(values: Values) -> bool:
+    """Whether XDP needs an engine on the host for some frames."""
+    return _hands_over(values) or (
+        _has_host_door(values) and values["frames"] not in FRAMES_PAST_XDP
+    )
+
+
 def _has_sockets(values: Values) -> bool:
     by_records = _hands_over(values) and values["transport"] == "af_xdp"
     return by_records or (_has_host_door(values) and values["frames"] == "af_xdp")
@@ -88,6 +95,7 @@ FLOOR_IGNORES = (
     *("design", "port", "engines", "access", "allow_reset", "dpu_cpus", "respond", "transport"),
     *("frames", "dpdk_device", "socket_mode", "rx_descriptors", "host_share", "transfer"),
     *("prepare", "send", "profile", "depth", "flush_after_us", "move_to_head", "log_bytes"),
+    *("silent_after_ms", "when_silent", "when_killed"),
     *("workload", "distribution", "requests_per_packet", "window", "rate", "stall", "seconds"),
     *("seed", "queues", "mtu"),
 )
@@ -117,6 +125,11 @@ RULES = (
         "acts on stores in the host's memory",
     ),
     Rule(("respond", "flush_after_us"), _parks, "acts on requests that XDP hands to the host"),
+    Rule(
+        ("silent_after_ms", "when_silent"),
+        _asks_host,
+        "acts on frames for which XDP needs an engine on the host",
+    ),
     Rule(
         ("depth",),
         lambda v: _parks(v) and v["respond"] in ("adaptive", "pipeline"),

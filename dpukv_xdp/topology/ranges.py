@@ -82,6 +82,7 @@ SETTINGS = {
     ),
     "depth": Range(0, abi.KV_PIPELINE_MAX, "batches"),
     "flush_after_us": Range(1, 1e6, "microseconds", is_whole=False),
+    "silent_after_ms": Range(20, 60000, "milliseconds", is_whole=False),
 }
 """Ranges of ServerConfig's numbers. Limits that depend on the design are in validation.py."""
 

@@ -26,6 +26,10 @@ from dpukv_xdp.topology.ranges import flag_of
 
 Respond = Literal["adaptive", "wait", "pipeline", "sender"]
 RESPOND_WAYS: tuple[Respond, ...] = get_args(Respond)
+WhenSilent = Literal["reject", "pass"]
+WHEN_SILENT: tuple[WhenSilent, ...] = get_args(WhenSilent)
+WhenKilled = Literal["detach", "keep"]
+WHEN_KILLED: tuple[WhenKilled, ...] = get_args(WhenKilled)
 Transport = Literal["ring", "ringbuf", "af_xdp"]
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 Frames = Literal["af_xdp", "ring", "udp", "dpdk"]
@@ -125,6 +129,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Most batches that stay parked until a later frame carries their responses."""
     flush_after_us: float = 30.0
     """Microseconds after which the sender sends a response that no frame has carried."""
+    silent_after_ms: float = 80.0
+    """Milliseconds without a heartbeat after which XDP takes an engine for dead or stopped."""
+    when_silent: WhenSilent = "reject"
+    """What XDP does with requests for such an engine: answer REJECTED, or pass their frames to the
+    kernel's stack, which refuses them by ICMP unless another program listens on the port."""
+    when_killed: WhenKilled = "detach"
+    """What becomes of the XDP programs when the server's process is killed: the kernel detaches
+    them at once, or they keep running, so that engines in XDP go on serving, and frames for engines
+    on the host are passed to the kernel's stack."""
 
     def row(self) -> Design:
         """Return the design's row of the table."""

@@ -48,6 +48,10 @@ ANSWER_SECONDS = patient(5.0)
 """Time-out of a real engine, which needs microseconds."""
 
 
+TAIL_CALLS = ["kv_reject", "kv_wait"]
+"""The programs of enum kv_program in bpf/base/maps.h, in its order."""
+
+
 class Verdict(IntEnum):
     """The verdicts of enum xdp_action in <linux/bpf.h>."""
 
@@ -97,6 +101,8 @@ class Dpu:
         port: int = PORT,
         address: str = "0.0.0.0",
         depth: tuple[int, int] = (abi.KV_PIPELINE_MAX, abi.KV_PIPELINE_MAX),
+        silent_ns: int = 0,
+        when_silent: int = abi.KV_SILENT_REJECT,
         source: str = "kv_receive.c",
     ) -> None:
         """`depth` is (KV_DEPTH_MIN, KV_DEPTH_MAX); `source` a file in bpf/ or an absolute path."""
@@ -115,15 +121,21 @@ class Dpu:
             "KV_TRANSFER_PER_REQUEST": 0,
             "KV_PREPARE_OVERLAPS": 1,
             "KV_SLOWER_PERCENT": 0,
+            "KV_SILENT_NS": silent_ns,
+            "KV_WHEN_SILENT": when_silent,
         }
-        self.engines, self.cpus = engines, cpus
-        self._loaded = loader.load(source, ["kv_receive", "kv_flush"], settings, ["kv_wait"])
+        self.engines, self.cpus, self.port = engines, cpus, port
+        self._loaded = loader.load(source, ["kv_receive", "kv_flush"], settings, TAIL_CALLS)
         self.receive_fd = self._loaded.programs["kv_receive"]
         self.flush_fd = self._loaded.programs["kv_flush"]
         count = engines * cpus
         element = "struct kv_queue_pair"
         self.memory = loader.map_memory(self._loaded.map_fd("kv_queue_pairs"), element, count)
         self.pairs = queue_pairs_view(self.memory, count)
+        self.heartbeats = loader.map_memory(
+            self._loaded.map_fd("kv_heartbeats"), "struct kv_heartbeat", engines
+        )
+        """A sign of life of each engine, which is read and written in place."""
         self.partitions = loader.map_memory(
             self._loaded.map_fd("kv_partitions"), "struct kv_partition_table", 1
         )
@@ -144,7 +156,8 @@ class Dpu:
             blank[field] = start % 2**32
             self.pairs["request_control"][field] = start % 2**32
         self.pairs["response_control"]["published"] = start % 2**32
-        self.pairs["response_control"]["alive"] = alive
+        for engine in range(self.engines):
+            self.heartbeats[engine].beat_ns = int(alive)
         self.pairs["response_control"]["engine_cpu"] = engine_cpu
         for index in range(self.engines * self.cpus):
             self._write(index, blank)
@@ -152,6 +165,11 @@ class Dpu:
             tuple(range(self.engines)), concurrent_read=False, concurrent_write=False
         )
         ffi.memmove(self.partitions, table.tobytes(), table.nbytes)
+
+    def set_beat(self, beat_ns: int, engine: int = 0) -> None:
+        """Set an engine's heartbeat, and let XDP look at it with the next frame."""
+        self.heartbeats[engine].beat_ns = beat_ns
+        self.set_queue(engine, looked_at_tick=0)
 
     def receive(self, frame: bytes) -> tuple[Verdict, bytes]:
         """Run kv_receive on a frame; return the verdict and the resulting frame."""
@@ -341,6 +359,7 @@ def serving(
                 partitions=dpu.partitions,
                 response_bytes_max=response_bytes_max,
                 flush_after_us=flush_after_us,
+                heartbeat=dpu.heartbeats + engine_id,
             )
             engine.add_pairs(dpu.memory + engine_id * dpu.cpus, dpu.cpus, senders.array)
             host.add_engine(engine)
@@ -481,7 +500,7 @@ def traffic_counters(frame: bytes, reply: bytes) -> dict[str, int]:
     }
 
 
-WAYS_OUT = ("RESPONSES_WAITED", "RESPONSES_CARRIED", "RESPONSES_FLUSHED")
+WAYS_OUT = tuple(f"RESPONSES_{way}" for way in ("WAITED", "CARRIED", "FLUSHED", "REJECTED"))
 
 
 def without_ways_out(counters: Mapping[str, int]) -> dict[str, int]:

@@ -93,6 +93,8 @@ class XdpStore:
             "KV_TRANSFER_PER_REQUEST": 0,
             "KV_PREPARE_OVERLAPS": 1,
             "KV_SLOWER_PERCENT": 0,
+            "KV_SILENT_NS": 0,
+            "KV_WHEN_SILENT": abi.KV_SILENT_REJECT,
             **DpuStoreSizes(buckets, segments, short_lines).settings(
                 response_bytes_max, self.stores
             ),

@@ -153,7 +153,12 @@ def _udp_port(frame: bytes, field: str) -> int:
 class Wire:
     """The client's end of the link, for whole frames; a context manager."""
 
-    def __init__(self, end: End, ports: range = range(PORT, PORT + 1)) -> None:
+    def __init__(
+        self,
+        end: End,
+        ports: range = range(PORT, PORT + 1),
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         """`ports` are the server's; frames from other ports are ignored."""
         self._ports = ports
         with in_namespace(end.namespace):
@@ -161,7 +166,7 @@ class Wire:
                 socket.AF_PACKET, socket.SOCK_RAW, socket.htons(UDP_AND_IP[0])
             )
             self._socket.bind((end.interface, UDP_AND_IP[0]))
-        self._socket.settimeout(TIMEOUT_SECONDS)
+        self._socket.settimeout(timeout_seconds)
 
     def send(self, frame: bytes) -> None:
         """Send a frame."""

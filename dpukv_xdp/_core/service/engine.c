@@ -108,7 +108,15 @@ int kv_engine_begin(struct kv_engine *engine)
 
 void kv_engine_end(struct kv_engine *engine)
 {
+	kv_engine_beat(engine, 0);
 	kv_engine_set_alive(engine, 0);
+}
+
+/* Show XDP a sign of life; 0 shows that no engine runs any more. */
+void kv_engine_beat(struct kv_engine *engine, uint64_t now_ns)
+{
+	if (engine->heartbeat)
+		__atomic_store_n(&engine->heartbeat->beat_ns, now_ns, __ATOMIC_RELEASE);
 }
 
 /* Process one round. Return how many batches it had. */

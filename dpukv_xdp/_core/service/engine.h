@@ -3,6 +3,7 @@
 #ifndef KV_ENGINE_H
 #define KV_ENGINE_H
 
+#include "abi/heartbeat.h"
 #include "abi/operation_table.h"
 #include "abi/partitions.h"
 #include "queue/bus.h"
@@ -32,8 +33,9 @@ struct kv_engine {
 	struct kv_store *stores[KV_PARTITIONS_MAX]; /* the engine's handle on each partition's store */
 	uint32_t partition_count;		    /* partitions in the table; constant */
 	uint32_t partition_step;		    /* 2^32 / partition_count, rounded up; set by kv_engine_begin() */
-	uint32_t takes_all;	 /* 1: it is the only engine, or all may read and write: the owner is not checked */
-	struct kv_ringbuf *ring; /* source of requests instead of the pairs, or NULL */
+	uint32_t takes_all; /* 1: it is the only engine, or all may read and write: the owner is not checked */
+	struct kv_heartbeat *heartbeat; /* sign of life for XDP, or NULL */
+	struct kv_ringbuf *ring;	/* source of requests instead of the pairs, or NULL */
 	uint32_t id;
 	uint32_t cpu; /* core that this engine runs on */
 	uint32_t pair_count;
@@ -50,11 +52,13 @@ struct kv_engine {
 
 /*
  * The engine's part in the loop of a host core. kv_engine_begin() returns 0 or -EINVAL; kv_engine_turn() returns how
- * many batches it processed; kv_engine_idle() looks for overdue responses.
+ * many batches it processed; kv_engine_idle() looks for overdue responses; kv_engine_beat()
+ * shows that it lives.
  */
 int kv_engine_begin(struct kv_engine *engine);
 uint32_t kv_engine_turn(struct kv_engine *engine);
 void kv_engine_idle(struct kv_engine *engine, uint64_t now_ticks);
+void kv_engine_beat(struct kv_engine *engine, uint64_t now_ns);
 void kv_engine_end(struct kv_engine *engine);
 
 #endif
