@@ -28,6 +28,8 @@ enum kv_counter {
 	KV_COUNTER_DROP_UDP_LENGTH,	/* UDP length does not match the IP length */
 	KV_COUNTER_DROP_FRAME_LENGTH,	/* shorter than a packet header with one request, or over KV_FRAME_MAX */
 	KV_COUNTER_DROP_MAGIC,		/* the batch header's magic is not KV_MAGIC_REQUEST */
+	KV_COUNTER_DROP_FOREIGN_MAC,	/* not sent to the interface's own MAC address */
+	KV_COUNTER_DROP_MARTIAN,	/* from an address or a port that no client can have */
 	KV_COUNTER_DROP_TRUNCATED,	/* a request's key or value runs past the end */
 	KV_COUNTER_DROP_BATCH_LENGTH,	/* more than KV_BATCH_MAX requests */
 	KV_COUNTER_DROP_NO_ENGINE,	/* no processing engine serves the port */

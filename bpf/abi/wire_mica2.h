@@ -17,7 +17,10 @@ enum kv_frame_constant {
 	KV_IP_VERSION_IHL = 0x45,
 	KV_IP_TTL = 64,
 	KV_IP_FRAGMENT_MASK = 0x3fff, /* more-fragments and the offset, not don't-fragment */
-	KV_IP_PROTOCOL_UDP = 17
+	KV_IP_PROTOCOL_UDP = 17,
+	KV_FIRST_HOST = 0x01000000, /* 1.0.0.0: below are addresses of this network (RFC 1122) */
+	KV_LOOPBACK_NET = 127,
+	KV_CLIENT_PORTS_END = 1024 /* MICA2 numbers the ports of its clients and servers from 0: those may be equal */
 };
 
 /* All headers before the requests: Ethernet, IPv4, UDP, batch. Unaligned, because an Ethernet header has 14 bytes. */
@@ -68,6 +71,9 @@ KV_ASSERT(sizeof(struct kv_item_header) == 24);
 #define KV_ETH_BYTES 14
 #define KV_IP_BYTES 20
 #define KV_UDP_BYTES 8
+#define KV_FIRST_MULTICAST 0xe0000000u /* 224.0.0.0: from here on an address is no single host's */
+/* Bit that says that the Ethernet source is a group, in the first eight bytes of a frame as one word. */
+#define KV_MAC_SOURCE_IS_GROUP (1ULL << 48)
 
 #define KV_HEADER(operation, result, key_bytes, value_bytes) \
 	((__u64)(operation) | (__u64)(result) << 8 | (__u64)(value_bytes) << 32 | (__u64)(key_bytes) << 56)

@@ -13,6 +13,8 @@
  *	KV_CPUS		cores that may run the communication engine
  *	KV_PORT		first UDP port
  *	KV_ADDRESS	server's IPv4 address in network order, 0 = any
+ *	KV_MAC		the interface's MAC address, its first byte lowest, 0 = any
+ *	KV_BROADCAST	broadcast address of the interface's subnet in network order, 0 = none
  *	KV_DEPTH_MIN	batches that may always stay parked (0 = wait)
  *	KV_DEPTH_MAX	batches that may stay parked when the link is busy
  *	KV_SENDER_ONLY	1: responses leave by the sender program kv_send alone

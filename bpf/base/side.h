@@ -84,16 +84,22 @@ static __always_inline __u64 kv_copy_bytes(__u64 bytes, __u64 mask)
 #define KV_KEEP_LOOP
 #define bpf_htons(word) __builtin_bswap16(word)
 #define bpf_ntohs(word) __builtin_bswap16(word)
+#define bpf_ntohl(word) __builtin_bswap32(word)
 
 /* The settings that XDP programs get with -D. */
 struct kv_side {
 	__u32 engines;
 	__u32 first_port;
-	__u32 address; /* network order, 0 = any */
+	__u32 address;	 /* network order, 0 = any */
+	__u32 broadcast; /* network order, 0 = none */
+	__u32 padding;
+	__u64 mac; /* first byte lowest, 0 = any */
 };
 #define KV_ENGINES (ctx->side->engines)
 #define KV_PORT (ctx->side->first_port)
 #define KV_ADDRESS (ctx->side->address)
+#define KV_BROADCAST (ctx->side->broadcast)
+#define KV_MAC (ctx->side->mac)
 static const __u32 kv_no_depth = 0; /* the host parks batches until they are finished and never waits */
 #define KV_DEPTH_MIN kv_no_depth
 #define KV_DEPTH_MAX kv_no_depth

@@ -76,6 +76,41 @@ static __always_inline int kv_drop_of_long(struct xdp_md *ctx, __u32 shift)
 							       : KV_COUNTER_DROP_FRAME_LENGTH;
 }
 
+/* Return whether an IPv4 address, in network order, is no single host's: 0/8, 127/8, multicast and all above. */
+static __always_inline int kv_is_no_host(__u32 address)
+{
+	__u32 host_order = bpf_ntohl(address);
+
+	return host_order - KV_FIRST_HOST >= KV_FIRST_MULTICAST - KV_FIRST_HOST || host_order >> 24 == KV_LOOPBACK_NET;
+}
+
+/*
+ * Check that an answer would go to a client: the addresses of a forged frame must not send it to a broadcast, to
+ * ourselves, or to another server, whose answer would come back. Return KV_PARSE_OURS, or the drop counter.
+ */
+static __always_inline int kv_check_addresses(struct xdp_md *ctx, const struct kv_packet *packet,
+					      const struct kv_packet_header *header)
+{
+	const __u64 *macs_place = (void *)(long)ctx->data; /* the destination, and two bytes of the source */
+	__u32 destination = *(const __u32 *)header->ip_destination;
+	__u64 macs;
+
+	if ((void *)(macs_place + 1) > (void *)(long)ctx->data_end) /* for the verifier: there are all headers */
+		return KV_COUNTER_DROP_FRAME_LENGTH;
+	macs = *macs_place;
+	if (KV_MAC && (macs << 16) != KV_MAC << 16)
+		return KV_COUNTER_DROP_FOREIGN_MAC;
+	if (macs & KV_MAC_SOURCE_IS_GROUP)
+		return KV_COUNTER_DROP_MARTIAN;
+	if (kv_is_no_host(packet->source) || packet->source == destination || packet->source == KV_BROADCAST)
+		return KV_COUNTER_DROP_MARTIAN;
+	if (!KV_ADDRESS && kv_is_no_host(destination))
+		return KV_COUNTER_DROP_MARTIAN;
+	if (KV_PORT >= KV_CLIENT_PORTS_END && (__u32)bpf_ntohs(header->udp_source_port) - KV_PORT < KV_ENGINES)
+		return KV_COUNTER_DROP_MARTIAN;
+	return KV_PARSE_OURS;
+}
+
 /* Check all headers of a frame that is ours. Return KV_PARSE_OURS, or the drop counter of the fault found. */
 static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet *packet)
 {
@@ -104,7 +139,7 @@ static __always_inline int kv_check_headers(struct xdp_md *ctx, struct kv_packet
 	if (header->magic != KV_MAGIC_REQUEST)
 		return KV_COUNTER_DROP_MAGIC;
 	packet->body_bytes = packet->frame_bytes - shift - KV_PACKET_HEADER_BYTES;
-	return KV_PARSE_OURS;
+	return kv_check_addresses(ctx, packet, header);
 }
 
 #endif

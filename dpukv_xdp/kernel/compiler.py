@@ -66,6 +66,8 @@ SETTINGS_AT_LOAD = (
     "KV_SLOWER_PERCENT",
     "KV_SILENT_NS",
     "KV_WHEN_SILENT",
+    "KV_MAC",
+    "KV_BROADCAST",
     "KV_DPU_STORES",
     "KV_DPU_SHORT_ENTRIES",
     "KV_DPU_BUCKETS",
@@ -307,7 +309,7 @@ def patched(instructions: bytes, number_of: Callable[[int], int]) -> bytes:
 
 
 def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
-    """Return the instructions with the values of SETTINGS_AT_LOAD filled in, each below 2^32.
+    """Return the instructions with the values of SETTINGS_AT_LOAD filled in, each below 2^64.
 
     Raises DpukvError for a value of OPERAND_END or more that KV_WITH_SETTING uses.
     """
@@ -316,7 +318,8 @@ def filled_in(instructions: bytes, settings: Mapping[str, int]) -> bytes:
         code, registers, _, number, rest, marker = _WIDE_LOAD.unpack_from(found, at)
         if code == _LOAD_WORD and registers >> 4 == _NUMBER and marker == _SETTING_MARKER:
             value = settings[SETTINGS_AT_LOAD[number]]
-            _WIDE_LOAD.pack_into(found, at, code, registers, 0, value, rest, 0)
+            upper, lower = divmod(value, 1 << 32)
+            _WIDE_LOAD.pack_into(found, at, code, registers, 0, lower, rest, upper)
         elif code & 0xF == _ALU64_WITH_NUMBER and number & ~0xFF == _OPERAND_MARKER:
             name = SETTINGS_AT_LOAD[number - _OPERAND_MARKER]
             if settings[name] >= OPERAND_END:

@@ -11,6 +11,7 @@ import os
 import socket
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Interface
 
 from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import IoctlEthtool, NoSuchDevice, NotSupportedError
@@ -32,6 +33,8 @@ NO_PROGRAM_FD = -1
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h
 DEAF_KINDS = ("dummy", "ifb")
 """Drivers whose interfaces look like Ethernet and deliver nothing that comes from outside."""
+LONGEST_WITH_BROADCAST = 30
+"""Longest prefix of an IPv4 subnet that has a broadcast address: RFC 3021."""
 GRO_FEATURE = "rx-gro"
 """The name of generic receive offload among a driver's features."""
 
@@ -64,6 +67,8 @@ class Interface:
     """The XDP programs on it: none, or one for each mode."""
     link_type: int = ARPHRD_ETHER
     """ARPHRD number of its hardware type, from linux/if_arp.h."""
+    broadcast: str | None = None
+    """Broadcast address of the subnet of `address`; None if it has none."""
     kind: str = ""
     """The kernel's name of a virtual interface's driver, such as veth; empty for others."""
 
@@ -141,18 +146,30 @@ def find(name: str) -> Interface:
             raise
         index = link["index"]
         addresses = netlink.get_addr(family=socket.AF_INET, index=index)
-        first = next((message.get_attr("IFA_LOCAL") for message in addresses), None)
+        first = next(
+            (
+                IPv4Interface((message.get_attr("IFA_LOCAL"), message["prefixlen"]))
+                for message in addresses
+            ),
+            None,
+        )
     return Interface(
         name=link.get_attr("IFLA_IFNAME"),
         index=index,
         mac=link.get_attr("IFLA_ADDRESS") or "",
         mtu=link.get_attr("IFLA_MTU"),
         is_up=bool(link["flags"] & IFF_UP),
-        address=first,
+        address=str(first.ip) if first else None,
+        broadcast=_broadcast_of(first) if first else None,
         programs=programs(index),
         link_type=link["ifi_type"],
         kind=_kind_of(link),
     )
+
+
+def _broadcast_of(address: IPv4Interface) -> str | None:
+    network = address.network
+    return str(network.broadcast_address) if network.prefixlen <= LONGEST_WITH_BROADCAST else None
 
 
 def index_of(name: str) -> int:

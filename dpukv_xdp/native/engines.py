@@ -107,9 +107,18 @@ class Communicator:
     """
 
     def __init__(
-        self, *, engines: int, port: int, address: int, send_after_parse: bool, noted: bool = False
+        self,
+        *,
+        engines: int,
+        port: int,
+        address: int,
+        send_after_parse: bool,
+        mac: int = 0,
+        broadcast: int = 0,
+        noted: bool = False,
     ) -> None:
-        """Allocate the queue pairs. `address` is in network byte order, 0 for any.
+        """Allocate the queue pairs. `address` and `mac` are words as in the frame, 0 for any;
+        `broadcast` is the subnet's, 0 for none.
 
         Raises MissingError without memory.
         """
@@ -117,6 +126,7 @@ class Communicator:
         if self.native == ffi.NULL:
             raise MissingError("a host communication engine", os.strerror(ffi.errno))
         self.native.first_port, self.native.address = port, address
+        self.native.mac, self.native.broadcast = mac, broadcast
         self.native.send_after_parse = send_after_parse
         self.native.noted = noted
 

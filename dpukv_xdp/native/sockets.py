@@ -244,6 +244,9 @@ class StackDrops:
 
 
 def _probe_frame(interface: nic.Interface, port: int) -> bytes:
-    """Return a frame with a no-op request from the interface to itself; its answer is lost."""
-    here = Endpoint(interface.mac, interface.address or "0.0.0.0", port)
-    return codec.encode_frame(here, here, codec.encode_batch([PROBE]))
+    """Return a frame with a no-op request to the interface's last port, from an address that
+    documents use (RFC 5737); its answer is sent to our own MAC and lost.
+    """
+    here = Endpoint(interface.mac, interface.address or "192.0.2.2", port)
+    nobody = Endpoint(interface.mac, "192.0.2.1", (port + 1) & 0xFFFF)
+    return codec.encode_frame(nobody, here, codec.encode_batch([PROBE]))

@@ -33,7 +33,7 @@ from dpukv_xdp.topology.designs import Place
 from dpukv_xdp.topology.placement import door_owners, partition_table
 from dpukv_xdp.topology.schema import ServerConfig
 from dpukv_xdp.wire import abi
-from dpukv_xdp.wire.codec import network_order_word
+from dpukv_xdp.wire.codec import mac_word, network_order_word
 
 QUEUE_PAIR_BYTES = (abi.Counter.QP_REQUEST_BYTES, abi.Counter.QP_RESPONSE_BYTES)
 HELD_FRAMES_MIN = 64
@@ -474,6 +474,8 @@ class Server:
             engines=len(self.placement.engines),
             port=self.config.port,
             address=network_order_word(self.interface.address),
+            broadcast=network_order_word(self.interface.broadcast),
+            mac=0 if self._wiring.frames_past_xdp == "udp" else mac_word(self.interface.mac),
             send_after_parse=self.config.send == "after-parse",
             noted=self._wiring.records_in_frames,
         )

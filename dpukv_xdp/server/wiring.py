@@ -10,7 +10,7 @@ from dpukv_xdp.topology import sizing
 from dpukv_xdp.topology.placement import EnginePlace, Placement
 from dpukv_xdp.topology.schema import FRAMES_PAST_XDP, Frames, ServerConfig
 from dpukv_xdp.wire import abi
-from dpukv_xdp.wire.codec import network_order_word
+from dpukv_xdp.wire.codec import mac_word, network_order_word
 
 TRANSPORTS = {
     "ring": "KV_TRANSPORT_RING",
@@ -91,6 +91,8 @@ class Wiring:
             "KV_CPUS": cpus,
             "KV_PORT": config.port,
             "KV_ADDRESS": network_order_word(interface.address),
+            "KV_MAC": mac_word(interface.mac),
+            "KV_BROADCAST": network_order_word(interface.broadcast),
             "KV_PROCESS_HERE": int(self.processes_here),
             "KV_TRANSPORT": getattr(abi, TRANSPORTS[transport]),
             "KV_HOST_FRAMES": getattr(abi, TRANSPORTS[frames]),

@@ -453,6 +453,11 @@ def network_order_word(address: str | None) -> int:
     return int.from_bytes(ip_to_bytes(address), "little") if address else 0
 
 
+def mac_word(mac: str) -> int:
+    """Return a MAC address as the word that XDP compares with the frame's; 0 for an empty one."""
+    return int.from_bytes(mac_to_bytes(mac), "little") if mac else 0
+
+
 def _check_network_header(eth_type: int, version_ihl: int, fragment: int, protocol: int) -> None:
     if eth_type != abi.KV_ETHERTYPE_IPV4:
         raise FrameError(f"EtherType {eth_type:#06x} is not IPv4")

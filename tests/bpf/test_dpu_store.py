@@ -86,6 +86,8 @@ class XdpStore:
             "KV_HOST_FRAMES": abi.KV_TRANSPORT_RING,
             "KV_CPUS": CPUS,
             "KV_PORT": PORT,
+            "KV_MAC": 0,
+            "KV_BROADCAST": 0,
             "KV_ADDRESS": 0,
             "KV_DEPTH_MIN": 0,
             "KV_DEPTH_MAX": 0,

@@ -175,6 +175,73 @@ def test_other_traffic(dpu: Dpu, case: Case) -> None:
     assert_refused(dpu, case)
 
 
+# ---- Forged addresses
+
+
+def from_client(**fields: int | bytes) -> bytes:
+    """Return a good packet with other values in fields of its headers."""
+    return patched(GET, **fields)
+
+
+def from_ip(address: str) -> bytes:
+    return from_client(ip_source=codec.ip_to_bytes(address))
+
+
+NO_HOSTS = (
+    *("0.0.0.0", "0.0.0.1", "0.255.255.255", "127.0.0.0", "127.0.0.1", "127.255.255.255"),
+    *("224.0.0.0", "224.0.0.1", "239.255.255.255", "240.0.0.0", "255.255.255.255"),
+)
+HOSTS = ("1.0.0.0", "126.255.255.255", "128.0.0.0", "223.255.255.255", "10.0.0.254", "10.0.1.255")
+FORGED = [
+    *(dropped(f"from_{address}", from_ip(address), "MARTIAN") for address in NO_HOSTS),
+    dropped("from_our_address", from_ip(SERVER.ip), "MARTIAN"),
+    dropped("from_our_broadcast", from_ip("10.0.0.255"), "MARTIAN"),
+    dropped("from_our_port", from_client(udp_source_port=PORT), "MARTIAN"),
+    dropped("from_our_last_port", from_client(udp_source_port=PORT + 1), "MARTIAN"),
+    dropped("from_a_group", from_client(eth_source=b"\1\0\x5e\0\0\1"), "MARTIAN"),
+    dropped("from_all", from_client(eth_source=b"\xff" * 6), "MARTIAN"),
+    dropped("to_all", from_client(eth_destination=b"\xff" * 6), "FOREIGN_MAC"),
+    dropped("to_a_group", from_client(eth_destination=b"\1\0\x5e\0\0\1"), "FOREIGN_MAC"),
+    *(
+        dropped(f"to_{octet}_of_another", from_client(eth_destination=other), "FOREIGN_MAC")
+        for octet in range(6)
+        for own in [codec.mac_to_bytes(SERVER.mac)]
+        for other in [own[:octet] + bytes([own[octet] ^ 0x80]) + own[octet + 1 :]]
+    ),
+]
+
+
+@pytest.fixture
+def addressed(load: Callable[..., Dpu]) -> Dpu:
+    """Return a server that knows its addresses, as on a real interface."""
+    return load(engines=2, address=SERVER.ip, mac=SERVER.mac, broadcast="10.0.0.255")
+
+
+@pytest.mark.parametrize("case", FORGED, ids=lambda case: case.id)
+def test_no_answer_goes_to_a_forged_address(addressed: Dpu, case: Case) -> None:
+    assert_refused(addressed, case)
+
+
+@pytest.mark.parametrize("address", HOSTS)
+def test_an_answer_goes_to_any_single_host(addressed: Dpu, address: str) -> None:
+    assert addressed.receive(from_ip(address))[0] == Verdict.DROP
+    assert addressed.in_flight() == 1
+
+
+@pytest.mark.parametrize("port", [PORT - 1, PORT + 2, 0, 0xFFFF])
+def test_an_answer_goes_to_any_port_that_is_not_ours(addressed: Dpu, port: int) -> None:
+    assert addressed.receive(from_client(udp_source_port=port))[0] == Verdict.DROP
+    assert addressed.in_flight() == 1
+
+
+@pytest.mark.parametrize("address", NO_HOSTS)
+def test_a_server_without_an_address_does_not_answer_from_a_group(
+    load: Callable[..., Dpu], address: str
+) -> None:
+    packet = patched(GET, ip_destination=codec.ip_to_bytes(address))
+    assert_refused(load(), dropped(address, packet, "MARTIAN"))
+
+
 def test_our_address_only(load: Callable[..., Dpu]) -> None:
     """With KV_ADDRESS, packets to other addresses are not ours, however malformed."""
     dpu = load(address=SERVER.ip)

@@ -120,6 +120,8 @@ int kv_communicator_begin(struct kv_communicator *communicator, uint32_t cpu)
 		.engines = communicator->engines,
 		.first_port = communicator->first_port,
 		.address = communicator->address,
+		.broadcast = communicator->broadcast,
+		.mac = communicator->mac,
 	};
 	for (uint32_t i = 0; i < communicator->ring_count; i++) {
 		struct kv_queue_pair *ring = &communicator->rings[i];

@@ -22,6 +22,8 @@ struct kv_communicator {
 	uint32_t engines;
 	uint32_t first_port;	     /* UDP port of engine 0 */
 	uint32_t address;	     /* network order, 0 = any */
+	uint32_t broadcast;	     /* of the interface's subnet, network order, 0 = none */
+	uint64_t mac;		     /* of the interface, first byte lowest, 0 = any */
 	uint32_t frames_max;	     /* most frames with one engine: the others' frames need memory, too */
 	uint32_t noted;		     /* 1: a struct kv_frame_note is in front of every frame */
 	uint32_t send_after_parse;   /* 1: send a batch's responses after the next batch has been parsed, as in MICA */
