@@ -13,7 +13,7 @@
 #include "door/receive.h"
 #include "door/reject.h"
 #include "door/reply.h"
-#include "queue/heartbeat.h"
+#include "queue/silence.h"
 #if KV_PROCESS_HERE
 #include "service/process.h"
 #endif

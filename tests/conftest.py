@@ -38,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "operations, and take a minute for each design",
     )
 
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run also the tests that take minutes, such as the mutations of docs/RELIABILITY.md",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
@@ -46,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs('live frames'): skipped where the probe of that name in "
         "dpukv_xdp/native/probes.py fails, and must pass where it succeeds",
     )
+    config.addinivalue_line("markers", "long: runs with --long only")
     config.addinivalue_line(
         "markers",
         f"{SHARES_CORES}: neither polls on a core nor measures, so that tools/test runs it in "
@@ -53,11 +60,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the suites that need no root; start the longest files first in parallel.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of the suites that need no root; leave out long ones unless they are wanted;
+    start the longest files first in parallel.
 
     One that begins last would run on while the other processes have nothing left to do.
     """
+    if not config.getoption("--long"):
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
     for item in items:
         if suite_of(item) not in PRIVILEGED_SUITES:
             item.add_marker(SHARES_CORES)

@@ -104,7 +104,7 @@ struct kv_dpu_queue {
 	__u32 draining;	      /* copy of the field `drain` of struct kv_request_control */
 	__u32 waiting_engine; /* argument of the tail call kv_wait: the engine to wait for */
 	__u32 refused;	      /* number behind that of the last batch whose response no frame could hold */
-	__u32 silent;	      /* 1: the engine was silent at the last look, see kv_engine_is_silent() */
+	__u32 silent;	      /* whether the engine was silent at the last look, see kv_engine_is_silent() */
 	__u64 looked_at_tick; /* tick of the kernel in which its heartbeat was looked at */
 	__u64 scratch;	      /* a place for KV_UNKNOWN to read from */
 	__u64 stage_ns[KV_STAGES];

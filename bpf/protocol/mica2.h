@@ -189,8 +189,8 @@ static __always_inline int kv_parse_words(struct xdp_md *ctx, const struct kv_pa
 }
 
 /*
- * Overwrite all requests of the packet with their rejections, which are never longer. Return how many, or a negated drop
- * counter, by which time some may have been overwritten.
+ * Overwrite all requests of the packet with their rejections, which are never longer. Return how many, or a negated
+ * drop counter, by which time some may have been overwritten.
  */
 static __always_inline int kv_reject_requests(struct xdp_md *ctx, const struct kv_packet *packet,
 					      struct kv_dpu_queue *queue)

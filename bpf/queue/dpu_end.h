@@ -165,7 +165,7 @@ static __always_inline int kv_source_gives_way(const struct kv_dpu_end *end, __u
 
 /*
  * Return whether no engine serves the queue pair of a host door. An engine with unread finished batches counts as
- * alive. XDP, whose engines are in another process, goes by their heartbeats: queue/heartbeat.h.
+ * alive. XDP, whose engines are in another process, goes by their heartbeats: queue/silence.h.
  */
 static __always_inline int kv_engine_is_gone(const struct kv_queue_pair *pair, const struct kv_dpu_queue *queue)
 {

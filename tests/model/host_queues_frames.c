@@ -52,6 +52,8 @@ static uint32_t write_frame(uint8_t *data, uint32_t opaque)
 	header->ip_protocol = KV_IP_PROTOCOL_UDP;
 	header->ip_total_length = __builtin_bswap16(FRAME_BYTES - KV_ETH_BYTES);
 	header->udp_length = __builtin_bswap16(FRAME_BYTES - KV_ETH_BYTES - KV_IP_BYTES);
+	header->ip_source[0] = 10;
+	header->ip_destination[0] = 11;
 	header->udp_destination_port = __builtin_bswap16(PORT);
 	header->magic = KV_MAGIC_REQUEST;
 	item->operation = KV_OP_GET;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * heartbeat.h - whether a processing engine still lives, judged by its heartbeat.
+ * silence.h - whether a processing engine still lives, judged by its heartbeat.
  */
-#ifndef KV_HEARTBEAT_H
-#define KV_HEARTBEAT_H
+#ifndef KV_SILENCE_H
+#define KV_SILENCE_H
 
 #include "abi/heartbeat.h"
 #include "base/maps.h"
@@ -15,9 +15,9 @@ static __always_inline const struct kv_heartbeat *kv_heartbeat_of(__u32 engine);
 static __always_inline int kv_beat_is_missing(const struct kv_heartbeat *heartbeat);
 
 /*
- * Return whether nobody polls the engine's queue pairs any more. The heartbeat is looked at once in a tick of the kernel
- * (1 to 10 ms): between two ticks this costs one load. An engine that has finished something counts as there until all
- * of that is answered, because the frames for it carry the answers.
+ * Return whether nobody polls the engine's queue pairs any more. The heartbeat is looked at once in a tick of the
+ * kernel (1 to 10 ms): between two ticks this costs one load. An engine that has finished something counts as there
+ * until all of that is answered, because the frames for it carry the answers.
  */
 static __always_inline int kv_engine_is_silent(__u32 engine, struct kv_dpu_queue *queue)
 {
@@ -35,7 +35,7 @@ static __always_inline int kv_engine_is_silent(__u32 engine, struct kv_dpu_queue
 }
 
 /*
- * Return whether the latest heartbeat is older than KV_SILENT_NS, or as much in the future: an engine that had written
+ * Return whether the latest heartbeat is older than KV_SILENT_NS, or as far in the future: an engine that had written
  * such a one could never be missed.
  */
 static __always_inline int kv_beat_is_missing(const struct kv_heartbeat *heartbeat)
