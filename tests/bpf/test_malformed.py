@@ -427,8 +427,20 @@ def accepted(frame: bytes) -> list[Request]:
     """Return the requests in a frame that a server must serve."""
     try:
         decoded = codec.decode_frame(frame)
-        if decoded.destination.port != PORT:
+        if decoded.destination.port != PORT or not is_from_a_client(decoded):
             return []
         return codec.decode_requests(decoded.payload)
     except ProtocolError:
         return []
+
+
+def is_from_a_client(frame: codec.Frame) -> bool:
+    """Return whether a frame's addresses are those of single hosts, and of two."""
+    ends = (frame.source, frame.destination)
+    return (
+        not int(frame.source.mac[:2], 16) & 1
+        and frame.source.ip != frame.destination.ip
+        and all(0 < int(end.ip.split(".")[0]) < 224 for end in ends)
+        and not any(end.ip.startswith("127.") for end in ends)
+        and frame.source.port != PORT
+    )

@@ -45,6 +45,7 @@ from dpukv_xdp.base.errors import (
 from dpukv_xdp.base.patience import patient
 from dpukv_xdp.discovery.directory import server_name
 from dpukv_xdp.kernel import kernel_headers, nic
+from dpukv_xdp.kernel.attachments import remove_stale_attachments
 from dpukv_xdp.kernel.namespaces import in_namespace
 from dpukv_xdp.lab.lab import Lab
 from dpukv_xdp.load.loadgen import Loop
@@ -82,6 +83,7 @@ def test_a_busy_interface_is_named_and_left_alone(lab: Lab) -> None:
     theirs_fd = nic.load_pass_program("kv_theirs")
     try:
         with in_namespace(lab.server.namespace):
+            remove_stale_attachments()  # of an earlier namespace that had the same inode
             theirs = nic.attach_xdp(lab.server.interface, theirs_fd)
         before = traces(lab)
         with (

@@ -191,11 +191,12 @@ def expected_drops(cases: list[Case]) -> Counter[str]:
 
 
 def readdress(lab: Lab, server: Endpoint) -> None:
-    """Give the lab's server end the address of the captured requests."""
+    """Give the lab's server end the addresses of the captured requests."""
     with in_namespace(lab.server.namespace), IPRoute() as netlink:
         index = nic.find(lab.server.interface).index
         netlink.flush_addr(index=index)
         netlink.addr("add", index=index, address=server.ip, prefixlen=8)
+        netlink.link("set", index=index, address=server.mac)
 
 
 # ---- Where AF_XDP does not work
