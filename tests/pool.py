@@ -71,8 +71,11 @@ class Programs(ExitStack):
         programs: Sequence[str],
         settings: Mapping[str, int],
         tail_calls: Sequence[str] = (),
+        kept_maps: Mapping[str, int] = loader.NO_MAPS,
     ) -> LoadedObject:
         """Do what loader.load() does; an unused object with the same arguments is reset instead."""
+        if kept_maps:
+            return self._load(source_name, programs, settings, tail_calls, kept_maps)
         key = (source_name, *programs, None, *tail_calls, *sorted(settings.items()))
         found = next((kept for kept in self._idle if kept.key == key), None)
         if found is not None:

@@ -87,6 +87,15 @@ def start_ticks(pid: int) -> int | None:
     return None if state in "ZX" else started
 
 
+def children(pid: int) -> tuple[int, ...]:
+    """Return the process numbers of a process's children; none if it is gone."""
+    try:
+        numbers = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    return tuple(map(int, numbers.split()))
+
+
 def require_root(feature: str) -> None:
     """Raise MissingError that names the feature unless the process runs as root."""
     if os.geteuid() != 0:

@@ -13,7 +13,13 @@ import click
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
-from dpukv_xdp.cli.options import Number, directory_option, json_option, server_options
+from dpukv_xdp.cli.options import (
+    Number,
+    directory_option,
+    json_option,
+    restart_option,
+    server_options,
+)
 from dpukv_xdp.cli.output import check_json, emit_json, require_root
 from dpukv_xdp.cli.settings import server_config
 from dpukv_xdp.cli.signals import signals
@@ -50,6 +56,7 @@ def lab_group() -> None:
     "--items", type=Number("items"), help="Number of items for which the index is sized (1048576)."
 )
 @directory_option("one of the lab's own, which goes with it")
+@restart_option
 @server_options
 @json_option
 def up(lab_id: str | None, queues: int, mtu: int, json_path: str | None, **given: Any) -> None:
@@ -193,11 +200,13 @@ def _await_lab_server(
 
 def _start_progress(pid: int, log_fd: int) -> tuple[int, int]:
     """Return how far a server's start has come: bytes of its log, and MiB of memory, which grows
-    while it compiles and while it makes its store.
+    while it compiles and while it makes its store. A supervisor's server is its child.
     """
     from dpukv_xdp.base.machine import resident_bytes
+    from dpukv_xdp.base.processes import children
 
-    return os.fstat(log_fd).st_size, resident_bytes(pid) >> 20
+    memory_bytes = sum(map(resident_bytes, (pid, *children(pid))))
+    return os.fstat(log_fd).st_size, memory_bytes >> 20
 
 
 def _serve_arguments(place: Any, config: Any) -> list[str]:

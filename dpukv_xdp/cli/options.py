@@ -218,6 +218,13 @@ def output_option(default: str, help_text: str) -> Decorator:
     )
 
 
+restart_option = click.option(
+    "--restart/--no-restart",
+    default=None,
+    help="Start the server again, with its stores, when it has been killed (no).",
+)
+
+
 def directory_option(default: str) -> Decorator:
     """Return the option --directory of a server, whose help text names its default."""
     return click.option(

@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from dpukv_xdp.base.errors import UsageError
-from dpukv_xdp.cli.options import Number, directory_option, json_option, server_options
+from dpukv_xdp.cli.options import (
+    Number,
+    directory_option,
+    json_option,
+    restart_option,
+    server_options,
+)
 from dpukv_xdp.cli.output import check_json, emit_json, note, require_root, terminal
 from dpukv_xdp.cli.settings import check_given, server_config
 from dpukv_xdp.cli.signals import signals
@@ -25,6 +31,7 @@ from dpukv_xdp.topology.schema import DEFAULT_DIRECTORY
     type=Number("rebalance_s"),
     help="Seconds between moves of partitions off busy engines (0).",
 )
+@restart_option
 @server_options
 @json_option
 def serve(iface: str, json_path: str | None, **given: Any) -> None:
@@ -36,12 +43,15 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
     from dpukv_xdp.report.tables import counters_table
     from dpukv_xdp.server.server import Server
     from dpukv_xdp.server.service import Service
+    from dpukv_xdp.server.supervisor import supervised
     from dpukv_xdp.topology import sizing
 
     config = server_config(given)
     check_json(json_path)
     sizing.check_memory(config)
-    server = Server(config, iface)
+    regions = supervised(note) if config.restart else None
+    supervisor_pid = regions.supervisor_pid if regions else None
+    server = Server(config, iface, regions)
     signals.catch()
     with server:
         config.placement().leave_host_cpus()
@@ -49,7 +59,8 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
         assert attachment is not None
         if attachment.native_refused:
             click.echo(f"generic XDP, which is slower: {attachment.native_refused}", err=True)
-        for sentence in filter(None, [*server.notes, config.profile_row().label()]):
+        taken_over = _taken_over(server.taken_over) if regions and regions.has_predecessor else None
+        for sentence in filter(None, [*server.notes, taken_over, config.profile_row().label()]):
             note(sentence)
         where = server.endpoint()
         click.echo(
@@ -57,7 +68,10 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
             f"{_last_port(where)}, interface {iface} ({attachment.mode} XDP); Ctrl-C ends it",
             err=True,
         )
-        with signals.awaited(), Service(server, note):
+        with signals.awaited(), Service(server, note, supervisor_pid):
+            if regions:
+                regions.serving()
+                regions.watch(note)
             while True:
                 signal.pause()
         stats = server.stats()
@@ -66,6 +80,16 @@ def serve(iface: str, json_path: str | None, **given: Any) -> None:
         from rich.console import Console
 
         Console(stderr=True).print(counters_table(stats["counters"], "communication engine"))
+
+
+def _taken_over(repaired: list[dict[str, int]]) -> str:
+    """Return the sentence about the stores that a killed server has left."""
+    if not repaired:
+        return "the stores in XDP go on"
+    sums = {name: sum(own[name] for own in repaired) for name in repaired[0]}
+    undone = f", {sums['undone']:,} unfinished writes undone" if sums["undone"] else ""
+    damaged = f", {sums['damaged']:,} damaged ones left out" if sums["damaged"] else ""
+    return f"the store goes on with {sums['items']:,} items{undone}{damaged}"
 
 
 _name_option = click.option(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from dpukv_xdp.kernel.compiler import MapPlan
 
 VERIFIER_LOG_BYTES = 16 << 20
 """Size of the buffer for the verifier's log of a refused program."""
+NO_MAPS: Mapping[str, int] = MappingProxyType({})
 _MODEL_SUFFIX = "_model"
 """Suffix of a map that only declares the inner map of a map of maps: see bpf/base/maps.h."""
 
@@ -44,12 +46,14 @@ class Build:
     """Passed as -D, or filled in: see compiler.SETTINGS_AT_LOAD and compiler.ENTRIES_AT_LOAD."""
     tail_calls: tuple[str, ...] = ()
 
-    def load(self) -> "LoadedObject":
+    def load(self, kept_maps: Mapping[str, int] = NO_MAPS) -> "LoadedObject":
         """Compile the source, or take the cached object, and load all its programs.
 
-        Raises MissingError without bcc, LoadError if clang or the verifier refuses.
+        `kept_maps` are descriptors of maps, by name, that an earlier load has made: they are used
+        again with their content. Raises MissingError without bcc, LoadError if clang or the
+        verifier refuses, or if a kept map has another size.
         """
-        return load(self.source, self.programs, self.settings, self.tail_calls)
+        return load(self.source, self.programs, self.settings, self.tail_calls, kept_maps)
 
 
 class LoadedObject:
@@ -116,11 +120,13 @@ def load(
     programs: Sequence[str],
     settings: Mapping[str, int],
     tail_calls: Sequence[str] = (),
+    kept_maps: Mapping[str, int] = NO_MAPS,
 ) -> LoadedObject:
     """Compile bpf/`source_name` with `settings` and load `programs` as XDP programs.
 
     `tail_calls` names programs that others call through kv_programs, in the order of their index
-    there. Raises MissingError without bcc, LoadError if clang or the verifier refuses.
+    there; `kept_maps` are used as in Build.load(). Raises MissingError without bcc, LoadError if
+    clang or the verifier refuses.
     """
     source = BPF_DIR / source_name
     compiled = compiler.compile_source(source, settings)
@@ -128,7 +134,7 @@ def load(
         if name not in compiled.programs:
             raise LoadError(f"{source.name} has no program {name}")
     with ExitStack() as kept:
-        maps = _make_maps(source, _sized(compiled.maps, settings), compiled.btf, kept)
+        maps = _make_maps(source, _sized(compiled.maps, settings), compiled.btf, kept, kept_maps)
         fds = [fd for fd, _ in maps.values()]
         functions = {
             name: _load_program(
@@ -161,9 +167,15 @@ def _sized(plans: Sequence[MapPlan], settings: Mapping[str, int]) -> list[MapPla
 
 
 def _make_maps(
-    source: Path, plans: Sequence[MapPlan], btf: bytes, kept: ExitStack
+    source: Path,
+    plans: Sequence[MapPlan],
+    btf: bytes,
+    kept: ExitStack,
+    kept_maps: Mapping[str, int],
 ) -> dict[str, tuple[int, MapPlan]]:
-    """Create the maps; return their file descriptors and plans by name, in the object's order."""
+    """Create the maps, or take kept ones; return their file descriptors and plans by name, in the
+    object's order.
+    """
     maps: dict[str, tuple[int, MapPlan]] = {}
     with ExitStack() as temporary:
         btf_fd = 0
@@ -173,6 +185,12 @@ def _make_maps(
             temporary.callback(os.close, btf_fd)
         maps_of_maps = lib.BPF_MAP_TYPE_ARRAY_OF_MAPS
         for plan in sorted(plans, key=lambda plan: plan.type == maps_of_maps):
+            if plan.name in kept_maps:
+                fd = os.dup(kept_maps[plan.name])
+                kept.callback(os.close, fd)
+                _check_size(source, plan, fd)
+                maps[plan.name] = (fd, plan)
+                continue
             options = ffi.new("struct bpf_map_create_opts *")
             options.sz = ffi.sizeof("struct bpf_map_create_opts")
             options.map_flags = plan.flags
@@ -194,6 +212,16 @@ def _make_maps(
             kept.callback(os.close, fd)
             maps[plan.name] = (fd, plan)
     return {plan.name: maps[plan.name] for plan in plans}
+
+
+def _check_size(source: Path, plan: MapPlan, map_fd: int) -> None:
+    """Raise LoadError if a kept map has not the size that the plan asks for."""
+    info = ffi.new("struct bpf_map_info *")
+    info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_map_info"))
+    _check(lib.bpf_obj_get_info_by_fd(map_fd, info, info_bytes), f"the kept map {plan.name}")
+    found = (info.type, info.key_size, info.value_size, info.max_entries)
+    if found != (plan.type, plan.key_bytes, plan.value_bytes, plan.entries):
+        raise LoadError(f"{source.name}: the kept map {plan.name} is of another size or version")
 
 
 def _load_program(source: Path, name: str, instructions: bytes, kept: ExitStack) -> int:

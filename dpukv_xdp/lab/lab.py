@@ -26,8 +26,8 @@ from dpukv_xdp.base.processes import (
     terminate,
     this_process,
 )
-from dpukv_xdp.kernel.attachments import attach_napi_program
-from dpukv_xdp.kernel.namespaces import in_namespace, make_namespace, spawn
+from dpukv_xdp.kernel.attachments import attach_napi_program, list_attachments
+from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace, make_namespace, spawn
 from dpukv_xdp.kernel.veth import End, make_pair, remove_end
 
 SERVER_ADDRESS = "10.77.0.1"
@@ -203,7 +203,7 @@ def remove(lab_id: str) -> bool:
     path = _lab_path(lab_id)
     while (record := register.read(path, LabRecord)) is not None:
         # Not under the lock: an ending process may need the register.
-        terminate(record.processes)
+        terminate([*record.processes, *_orphans(record)])
         with register.Locked():
             record = register.read(path, LabRecord)
             if record is None:
@@ -225,6 +225,19 @@ def remove_stale() -> list[str]:
     register.remove_unfinished()
     stale = [lab for lab in list_labs() if not lab.persistent and not is_alive(lab.owner)]
     return [lab.lab_id for lab in stale if remove(lab.lab_id)]
+
+
+def _orphans(record: LabRecord) -> list[Process]:
+    """Return the processes that serve in the lab, which may have outlived a killed supervisor."""
+    try:
+        namespace_inode = (NAMESPACE_DIR / record.server.namespace).stat().st_ino
+    except FileNotFoundError:
+        return []
+    return [
+        attachment.owner
+        for attachment in list_attachments()
+        if attachment.namespace_inode == namespace_inode and attachment.owner != record.owner
+    ]
 
 
 # ---- Making a lab's parts

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-"""The counters of the stores inside XDP, read from their maps."""
+"""The stores inside XDP: their maps, and their counters, read from there."""
 
 from typing import Any
 
 from dpukv_xdp.kernel import loader
 from dpukv_xdp.wire import abi
 
+DPU_REGIONS = ("kv_dpu_stores", "kv_dpu_lines", "kv_dpu_segments", "kv_dpu_short_lines")
+"""Maps of the stores in XDP, which are regions of their own."""
 HIDDEN = (
     "lock", "owner", "round_tail", "wire_bytes", "values_bytes", "scratch", "place_word",
     "place_way", "place_own", "epoch", "short_number", "short_way", "had_long", "short_home",

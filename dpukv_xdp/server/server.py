@@ -25,8 +25,9 @@ from dpukv_xdp.native.dpdk import DpdkDevice
 from dpukv_xdp.native.engines import Communicator, HostCore, ProcessingEngine
 from dpukv_xdp.native.senders import LiveSender, Senders, catch_stop_signal
 from dpukv_xdp.native.sockets import ReceiveSocket, StackDrops, UdpSocket
-from dpukv_xdp.native.stores import Store
-from dpukv_xdp.server.dpu_stats import dpu_store_stats
+from dpukv_xdp.native.stores import Store, make_region, sums_of
+from dpukv_xdp.server.dpu_stats import DPU_REGIONS, dpu_store_stats
+from dpukv_xdp.server.supervisor import Regions
 from dpukv_xdp.server.wiring import Wiring
 from dpukv_xdp.topology import sizing, validation
 from dpukv_xdp.topology.designs import Place
@@ -42,8 +43,6 @@ Queues = list[npt.NDArray[np.void]]
 """Copies of the private sides of all queue pairs: XDP's, then those of each host communication
 engine.
 """
-PER_STORE = ("count", "overflow_buckets", "index_bytes", "log_bytes")
-"""Counters that are equal in all handles of a store."""
 RINGBUF_BYTES = 1 << 20
 """Bytes of each engine's BPF ring buffer: some hundred batches."""
 
@@ -51,10 +50,17 @@ RINGBUF_BYTES = 1 << 20
 class Server:
     """A server on one interface, from start() to stop(); a context manager."""
 
-    def __init__(self, config: ServerConfig, interface: str) -> None:
-        """Check what can be checked without changing anything. Raises UsageError."""
+    def __init__(
+        self, config: ServerConfig, interface: str, regions: Regions | None = None
+    ) -> None:
+        """Check what can be checked without changing anything. `regions` are memory that outlives
+        this process: with them the server goes on with the stores that it finds there.
+
+        Raises UsageError.
+        """
         validation.check(config)
         self.config = config
+        self._regions = regions
         self.interface = nic.find(interface)
         nic.check_can_serve(self.interface)
         self.attachment: nic.Attachment | None = None
@@ -68,6 +74,8 @@ class Server:
         self._cleanup = contextlib.ExitStack()
         self._engines: list[ProcessingEngine] = []
         self._stores: list[Store] = []
+        self.taken_over: list[dict[str, int]] = []
+        """What was found in the region of each store that a predecessor has left."""
         self._communicators: list[Communicator] = []
         self._sockets: list[ReceiveSocket] = []
         self._past_xdp: list[UdpSocket | StackDrops | DpdkDevice] = []
@@ -90,7 +98,7 @@ class Server:
             self._wiring = Wiring.of(self.config)
             self.notes.append(f"mapped rings instead of AF_XDP: {error}")
             self._engines, self._communicators, self._sockets = [], [], []
-            self._stores, self._hosts, self._senders = [], {}, None
+            self._stores, self.taken_over, self._hosts, self._senders = [], [], {}, None
             self._start()
 
     def _start(self) -> None:
@@ -228,7 +236,7 @@ class Server:
             "counters": self._counters(queues_read),
             "stages": _stages(queues_read),
             "engines": [engine.stats() for engine in self._engines],
-            "stores": _sums(self._stores),
+            "stores": sums_of(self._stores),
             "dpu_stores": self._dpu_stores(),
             "hosts": [host.stats() for host in self._hosts.values()],
             "senders": self._senders.stats() if self._senders else None,
@@ -258,8 +266,12 @@ class Server:
 
     def _load(self, cleanup: contextlib.ExitStack) -> None:
         build = self._wiring.build(self.config.design, self.config, self._cpus, self.interface)
-        self._programs = build.load()
+        kept = self._regions.kept if self._regions else {}
+        self._programs = build.load({name: kept[name] for name in DPU_REGIONS if name in kept})
         cleanup.callback(self._programs.close)
+        if self._regions and self._wiring.processes_here:
+            for name in DPU_REGIONS:
+                self._regions.keep(name, self._programs.map_fd(name))
         self._partitions = self._map("kv_partitions", "kv_partition_table", 1, cleanup)
         self._write_partitions()
         pair_count = len(self.placement.engines) * self._cpus
@@ -331,10 +343,7 @@ class Server:
         for place in self.placement.native():
             assert place.cpu is not None
             if not own:
-                own = [
-                    self._keep(Store(sizing.partition_options(config), partition), cleanup)
-                    for partition in range(len(self.owners))
-                ]
+                own = [self._open_store(p, cleanup) for p in range(len(self.owners))]
                 handles = own
             elif is_shared:
                 handles = [self._keep(store.share(), cleanup) for store in own]
@@ -360,6 +369,22 @@ class Server:
             self._host(place.cpu).add_engine(engine)
             self._engines.append(engine)
         self._note_readers()
+
+    def _open_store(self, partition: int, cleanup: contextlib.ExitStack) -> Store:
+        """Open a partition's store: a new one, or the one that its region has."""
+        options = sizing.partition_options(self.config)
+        if self._regions is None:
+            return self._keep(Store(options, partition), cleanup)
+        name = f"store-{partition}"
+        kept_fd = self._regions.kept.get(name)
+        region_fd = make_region(options) if kept_fd is None else kept_fd
+        store = self._keep(Store(options, partition, region_fd), cleanup)
+        if kept_fd is None:
+            self._regions.keep(name, region_fd)
+            os.close(region_fd)
+        else:
+            self.taken_over.append(store.repaired)
+        return store
 
     def _note_readers(self) -> None:
         """Mark the handles of engines that do not own the partition as readers, with CREW: their
@@ -556,20 +581,6 @@ class Server:
         last_port = self.config.port + self.config.endpoint_count() - 1
         for receive in self._sockets:
             receive.check(self._programs, self.interface, last_port)
-
-
-def _sums(stores: list[Store]) -> dict[str, int]:
-    """Return the counters summed over all handles; `pages` is the log's, from any handle."""
-    totals: dict[str, int] = {}
-    seen: set[int] = set()
-    for store in stores:
-        for name, value in store.stats().items():
-            if name == "pages":
-                totals[name] = value
-            elif name not in PER_STORE or store.partition not in seen:
-                totals[name] = totals.get(name, 0) + value
-        seen.add(store.partition)
-    return totals
 
 
 def _stages(queues_read: Queues) -> dict[str, dict[str, int]]:

@@ -43,9 +43,13 @@ LOOK_SECONDS = 1.0
 class Service:
     """A running server that clients find and operators control; a context manager around it."""
 
-    def __init__(self, server: Server, say: Callable[[str], None]) -> None:
-        """`say` is called with a sentence for each event of the directory and of partitions."""
-        self.name = server_name(os.getpid())
+    def __init__(
+        self, server: Server, say: Callable[[str], None], process_id: int | None = None
+    ) -> None:
+        """`say` is called with a sentence for each event of the directory and of partitions. The
+        server is named after `process_id`, that of its supervisor, or else after this process.
+        """
+        self.name = server_name(process_id or os.getpid())
         self._server = server
         self._say = say
         self._moving = threading.RLock()

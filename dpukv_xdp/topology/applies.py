@@ -173,6 +173,7 @@ RULES = (
         MEASURING,
     ),
     Rule(("rebalance_s",), lambda v: False, "is for `serve`: here no partition moves", MEASURING),
+    Rule(("restart",), lambda v: False, "is for `serve` and `lab up`", MEASURING),
     # bench
     Rule(
         tuple(

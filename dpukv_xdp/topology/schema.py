@@ -139,6 +139,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     them at once, or they keep running, so that engines in XDP go on serving, and frames for engines
     on the host are passed to the kernel's stack."""
 
+    restart: bool = False
+    """Whether `dpukv serve` starts a killed server again, with the stores that it left."""
+
     def row(self) -> Design:
         """Return the design's row of the table."""
         return find_design(self.design)

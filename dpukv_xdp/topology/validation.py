@@ -31,6 +31,7 @@ def check(config: ServerConfig) -> None:
     _check_store(config, design)
     _check_frames(config, design)
     _check_rebalancing(config, design)
+    _check_restart(config)
     if config.directory:
         parse_directory_url(config.directory)
     _require(
@@ -114,6 +115,15 @@ def _check_store(config: ServerConfig, design: Design) -> None:
         "store",
         f"--store {config.store} does not go with design {design.name}, which keeps items in BPF "
         f"maps, and those may evict: use --store cache or inline",
+    )
+
+
+def _check_restart(config: ServerConfig) -> None:
+    _require(
+        not config.restart or config.when_killed == "detach",
+        "restart",
+        "--restart attaches the next server's programs, so a killed one's must not stay: leave out "
+        "--when-killed keep, or --restart",
     )
 
 

@@ -460,6 +460,19 @@ void kv_memory_unmap(void *memory, size_t bytes)
 	free(memory);
 }
 
+/* No store here is one in a file. */
+int kv_memory_file(const char *name, size_t bytes, int want_huge)
+{
+	(void)name, (void)bytes, (void)want_huge;
+	return -1;
+}
+
+void *kv_memory_map_file(int fd, size_t bytes, int *pages)
+{
+	(void)fd, (void)bytes, (void)pages;
+	return NULL;
+}
+
 #ifdef KV_FUZZ_STANDALONE
 #include <stdio.h>
 #include <time.h>

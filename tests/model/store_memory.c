@@ -223,6 +223,19 @@ void kv_memory_unmap(void *memory, size_t bytes)
 		munmap(memory, bytes);
 }
 
+/* No store here is one in a file. */
+int kv_memory_file(const char *name, size_t bytes, int want_huge)
+{
+	(void)name, (void)bytes, (void)want_huge;
+	return -1;
+}
+
+void *kv_memory_map_file(int fd, size_t bytes, int *pages)
+{
+	(void)fd, (void)bytes, (void)pages;
+	return NULL;
+}
+
 static long resident_kib(void)
 {
 	struct rusage usage;

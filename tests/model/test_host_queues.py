@@ -20,6 +20,7 @@ ENGINE = (
     "store/lossless",
     "store/short_items",
     "store/operations",
+    "store/repair",
     "store/store",
 )
 PROGRAMS = {

@@ -6,10 +6,15 @@
  * gets; a smaller one has small pages. Every page is present before the mapping is returned, so that the data path
  * never causes a page fault.
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -21,7 +26,8 @@
 
 static size_t mapped_bytes(size_t bytes);
 static void *map_huge(size_t bytes);
-static void *map_aligned(size_t bytes, int want_huge);
+static void *map_aligned(size_t bytes, int want_huge, int fd);
+static int file_of(const char *name, size_t bytes, unsigned int flags);
 static int populate(void *memory, size_t bytes);
 static int pages_of(const void *memory);
 
@@ -39,7 +45,7 @@ void *kv_memory_map(size_t bytes, int want_huge, int *pages)
 		*pages = KV_PAGES_HUGE;
 		return memory;
 	}
-	memory = map_aligned(length, want_huge);
+	memory = map_aligned(length, want_huge, -1);
 	if (!memory)
 		return NULL;
 	if (populate(memory, length)) {
@@ -59,6 +65,74 @@ void kv_memory_unmap(void *memory, size_t bytes)
 		munmap(memory, mapped_bytes(bytes));
 }
 
+int kv_memory_file(const char *name, size_t bytes, int want_huge)
+{
+	size_t length = mapped_bytes(bytes);
+	int fd = -1;
+
+	if (length == 0) {
+		errno = bytes == 0 ? EINVAL : ENOMEM;
+		return -1;
+	}
+	if (want_huge && length >= HUGE_PAGE_BYTES)
+		fd = file_of(name, length, MFD_HUGETLB | MAP_HUGE_2MIB);
+	return fd >= 0 ? fd : file_of(name, length, 0);
+}
+
+/* Return a file of this length, which nobody can change any more; -1 without the memory. */
+static int file_of(const char *name, size_t bytes, unsigned int flags)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
+	void *memory = MAP_FAILED;
+	int cause;
+
+	if (fd < 0)
+		return -1;
+	/* Mapping takes huge pages out of their pool, and keeps them for the file. */
+	if (ftruncate(fd, (off_t)bytes) == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0)
+		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (flags ? MAP_POPULATE : 0), fd, 0);
+	if (memory != MAP_FAILED) {
+		munmap(memory, bytes);
+		return fd;
+	}
+	cause = errno;
+	close(fd);
+	errno = cause;
+	return -1;
+}
+
+void *kv_memory_map_file(int fd, size_t bytes, int *pages)
+{
+	size_t length = mapped_bytes(bytes);
+	struct statfs system;
+	struct stat file;
+	void *memory;
+
+	if (fstat(fd, &file) || fstatfs(fd, &system))
+		return NULL;
+	if (length == 0 || (size_t)file.st_size != length) {
+		errno = EINVAL;
+		return NULL;
+	}
+	memory = map_aligned(length, length >= HUGE_PAGE_BYTES, fd);
+	if (!memory)
+		return NULL;
+	if (populate(memory, length)) {
+		int cause = errno;
+
+		munmap(memory, length);
+		errno = cause;
+		return NULL;
+	}
+	madvise(memory, length, MADV_DONTDUMP); /* it outlives a crash as it is */
+	*pages = KV_PAGES_SMALL;
+	if ((uint32_t)system.f_type == HUGETLBFS_MAGIC)
+		*pages = KV_PAGES_HUGE;
+	else if (length >= HUGE_PAGE_BYTES)
+		*pages = pages_of(memory);
+	return memory;
+}
+
 /* Return the mapped length for a requested one; unmapping computes the same. Return 0 if it is too large. */
 static size_t mapped_bytes(size_t bytes)
 {
@@ -76,11 +150,15 @@ static void *map_huge(size_t bytes)
 	return memory == MAP_FAILED ? NULL : memory;
 }
 
-/* Return an unpopulated mapping, aligned for transparent huge pages if it is long enough for one. */
-static void *map_aligned(size_t bytes, int want_huge)
+/*
+ * Return an unpopulated mapping, aligned for huge pages if it is long enough for one: private, or shared and of a file
+ * if `fd` is not -1.
+ */
+static void *map_aligned(size_t bytes, int want_huge, int fd)
 {
 	size_t slack = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 0;
-	uint8_t *start = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int protection = fd >= 0 ? PROT_NONE : PROT_READ | PROT_WRITE; /* a place for a file is not charged */
+	uint8_t *start = mmap(NULL, bytes + slack, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	size_t before = 0;
 
 	if (start == MAP_FAILED)
@@ -91,6 +169,14 @@ static void *map_aligned(size_t bytes, int want_huge)
 			munmap(start, before);
 		if (before < slack)
 			munmap(start + before + bytes, slack - before);
+	}
+	if (fd >= 0 &&
+	    mmap(start + before, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+		int cause = errno;
+
+		munmap(start + before, bytes);
+		errno = cause;
+		return NULL;
 	}
 	/* A kernel without transparent huge pages refuses; small pages will do, and pages_of() reports them. */
 	if (want_huge)
@@ -106,8 +192,9 @@ static int populate(void *memory, size_t bytes)
 	if (errno != EINVAL) /* EINVAL: Linux before 5.14 */
 		return -1;
 #endif
+	/* What is there already keeps its content. */
 	for (size_t i = 0, page_bytes = (size_t)sysconf(_SC_PAGESIZE); i < bytes; i += page_bytes)
-		((volatile uint8_t *)memory)[i] = 0;
+		__atomic_fetch_or((uint8_t *)memory + i, 0, __ATOMIC_RELAXED);
 	return 0;
 }
 
@@ -118,7 +205,7 @@ static int populate(void *memory, size_t bytes)
 static int pages_of(const void *memory)
 {
 	FILE *smaps = fopen("/proc/self/smaps", "re");
-	uint64_t resident_kib = 0, huge_kib = 0;
+	uint64_t resident_kib = 0, huge_kib = 0, in_kind_kib;
 	int inside = 0;
 	char line[512];
 
@@ -131,8 +218,10 @@ static int pages_of(const void *memory)
 			if (inside)
 				break;
 			inside = from <= (uintptr_t)memory && (uintptr_t)memory < to;
-		} else if (inside && sscanf(line, "Rss: %" SCNu64, &resident_kib) != 1) {
-			sscanf(line, "AnonHugePages: %" SCNu64, &huge_kib);
+		} else if (inside && sscanf(line, "Rss: %" SCNu64, &resident_kib) != 1 &&
+			   (sscanf(line, "AnonHugePages: %" SCNu64, &in_kind_kib) == 1 ||
+			    sscanf(line, "ShmemPmdMapped: %" SCNu64, &in_kind_kib) == 1)) {
+			huge_kib += in_kind_kib;
 		}
 	}
 	fclose(smaps);

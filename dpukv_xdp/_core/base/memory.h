@@ -13,5 +13,15 @@ enum kv_pages { KV_PAGES_SMALL = 0, KV_PAGES_TRANSPARENT = 1, KV_PAGES_HUGE = 2 
  */
 void *kv_memory_map(size_t bytes, int want_huge, int *pages);
 void kv_memory_unmap(void *memory, size_t bytes);
+/*
+ * Create memory with a file descriptor, zeroed, of a fixed length. With `want_huge`, try hugetlbfs. Return the
+ * descriptor, or -1 and set errno.
+ */
+int kv_memory_file(const char *name, size_t bytes, int want_huge);
+/*
+ * Map all of it, shared; kv_memory_unmap() unmaps it. Return NULL and set errno on failure: EINVAL if it has not this
+ * length.
+ */
+void *kv_memory_map_file(int fd, size_t bytes, int *pages);
 
 #endif

@@ -22,6 +22,12 @@ static void release(struct kv_allocator *allocator, uint64_t block, uint64_t byt
 
 void kv_allocator_reset(struct kv_allocator *allocator, uint8_t *memory, uint64_t bytes)
 {
+	kv_allocator_clear(allocator, memory, bytes);
+	kv_allocator_lay_free(allocator, 0, bytes - KV_ALLOCATOR_HEADER_BYTES);
+}
+
+void kv_allocator_clear(struct kv_allocator *allocator, uint8_t *memory, uint64_t bytes)
+{
 	allocator->memory = memory;
 	allocator->bytes = bytes;
 	allocator->used_bytes = 0;
@@ -30,7 +36,21 @@ void kv_allocator_reset(struct kv_allocator *allocator, uint8_t *memory, uint64_
 	/* The last word is the header of an empty block that is always in use, so that every block has a next one. */
 	write_word(allocator, bytes - KV_ALLOCATOR_HEADER_BYTES, 0);
 	write_word(allocator, 0, 0);
-	release(allocator, 0, bytes - KV_ALLOCATOR_HEADER_BYTES);
+}
+
+void kv_allocator_lay_used(struct kv_allocator *allocator, uint64_t block, uint64_t bytes)
+{
+	write_word(allocator, block, bytes | (word_at(allocator, block) & FLAG_FREE_BEFORE));
+	/* The next block's header is laid next. */
+	if (block + bytes < allocator->bytes - KV_ALLOCATOR_HEADER_BYTES)
+		write_word(allocator, block + bytes, 0);
+	allocator->used_bytes += bytes;
+}
+
+void kv_allocator_lay_free(struct kv_allocator *allocator, uint64_t block, uint64_t bytes)
+{
+	insert_block(allocator, block, bytes);
+	write_word(allocator, block + bytes, FLAG_FREE_BEFORE);
 }
 
 uint64_t kv_allocator_take(struct kv_allocator *allocator, uint64_t bytes, uint64_t *taken_bytes)

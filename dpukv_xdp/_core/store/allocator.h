@@ -45,6 +45,13 @@ void kv_allocator_reset(struct kv_allocator *allocator, uint8_t *memory, uint64_
 uint64_t kv_allocator_take(struct kv_allocator *allocator, uint64_t bytes, uint64_t *taken_bytes);
 /* Give a block back. */
 void kv_allocator_give(struct kv_allocator *allocator, uint64_t offset);
+/*
+ * Lay the blocks of a memory anew, one after the other from its beginning, all of them. First make the allocator one
+ * without any block; two free ones may not be adjacent. The last block ends 8 bytes before the memory's end.
+ */
+void kv_allocator_clear(struct kv_allocator *allocator, uint8_t *memory, uint64_t bytes);
+void kv_allocator_lay_used(struct kv_allocator *allocator, uint64_t block, uint64_t bytes);
+void kv_allocator_lay_free(struct kv_allocator *allocator, uint64_t block, uint64_t bytes);
 /* Give back the part behind the first `bytes` if it is large enough for a block. Return the bytes kept. */
 uint64_t kv_allocator_shrink(struct kv_allocator *allocator, uint64_t offset, uint64_t bytes);
 

@@ -44,6 +44,7 @@
 #include "store/operations.h"
 
 struct kv_lossless;
+struct kv_region;
 struct kv_short_line;
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are kept in little-endian words");
@@ -54,6 +55,9 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys and values are k
 #define KV_LOG_BYTES_MIN 64
 #define KV_MOVE_TO_HEAD_NEVER 65536	    /* value of kv_store_options.move_to_head */
 #define KV_MOVE_DISTANCE_NEVER (1ULL << 62) /* longer than any distance */
+
+/* Words of the largest item. */
+#define KV_ITEM_WORDS_MAX ((sizeof(struct kv_item) + KV_ROUNDUP8(KV_KEY_MAX) + KV_ROUNDUP8(KV_VALUE_MAX)) / 8)
 
 /* State of the log and its cleanup. */
 struct kv_store_progress {
@@ -68,7 +72,17 @@ struct kv_store_writer {
 	uint32_t in_use;		       /* 1: a handle has this place */
 };
 
-/* State shared by all handles on one store. */
+/*
+ * The old words of an item that one handle's thread overwrites in place, for the process that takes the store over if
+ * this one is killed meanwhile: see region.h.
+ */
+struct kv_store_undo {
+	_Alignas(KV_STORE_APART) __u64 armed; /* the item, see kv_undo_of_item() and kv_undo_of_line(); 0: none */
+	__u64 lengths;			      /* the item's first word; or the lengths of a short item */
+	__u64 value[KV_ITEM_WORDS_MAX];
+};
+
+/* State shared by all handles on one store. In exclusive mode only the tail is up to date. */
 struct kv_store_common {
 	_Alignas(KV_STORE_APART) struct kv_store_progress progress;
 	_Alignas(KV_STORE_APART) uint32_t handles;
@@ -76,25 +90,27 @@ struct kv_store_common {
 	struct kv_store_writer writers[KV_STORE_HANDLES_MAX];
 };
 
-/* A handle, used by one thread. `versions`, `common` and `writer` are for shared mode. */
+/* A handle, used by one thread. */
 struct kv_store {
 	_Alignas(KV_STORE_APART) struct kv_line *lines; /* the buckets' first lines, then their second lines */
 	uint8_t *log;					/* or the allocator's memory */
 	uint64_t buckets;				/* main buckets, which hashes select */
 	uint64_t span;					/* span of the log, a power of two */
 	struct kv_store_progress progress;		/* in exclusive mode only: here without a further pointer */
-	uint32_t *versions;	/* version of each bucket, odd while it is being written; NULL in exclusive mode */
-	uint64_t move_distance; /* GET moves an item that is farther from the tail, in bytes */
-	uint32_t capacity_max;	/* items with room for longer values are not overwritten by kv_store_set8() */
-	uint32_t writer;	/* this handle's place in common->writers */
-	uint64_t buckets_all;	/* main and overflow buckets */
-	uint64_t log_bytes;	/* a multiple of KV_LOG_BYTES_MIN, at most `span` */
+	uint32_t *versions;	    /* version of each bucket, odd while it is being written; NULL in exclusive mode */
+	uint64_t move_distance;	    /* GET moves an item that is farther from the tail, in bytes */
+	uint32_t capacity_max;	    /* items with room for longer values are not overwritten by kv_store_set8() */
+	uint32_t writer;	    /* this handle's place in common->writers, for shared mode */
+	struct kv_store_undo *undo; /* of this handle; NULL if the memory ends with the process */
+	uint64_t buckets_all;	    /* main and overflow buckets */
+	uint64_t log_bytes;	    /* a multiple of KV_LOG_BYTES_MIN, at most `span` */
 	uint32_t span_shift;
 	uint32_t cleanup_shift;		   /* the cleanup visits one bucket per 2^this bytes of growth */
 	uint64_t move_distance_full;	   /* move_distance of a handle that may move items */
 	struct kv_lossless *lossless;	   /* NULL in a cache */
 	struct kv_short_line *short_lines; /* table of an inline store, else NULL: see short_items.h */
 	uint64_t short_line_count;
+	struct kv_region *region; /* all of the memory but the versions */
 	struct kv_store_common *common;
 	uint64_t indexed; /* operations of an inline store on index and log */
 	struct kv_store_stats stats;
@@ -199,6 +215,7 @@ KV_INLINED int kv_store_get8(struct kv_store *store, uint64_t key_hash, uint64_t
 static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes,
 				__u64 *likely, uint64_t value_word, uint32_t value_bytes)
 {
+	uint32_t lengths = key_bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
 	struct kv_item *item = NULL;
 	__u64 *word;
 
@@ -207,10 +224,13 @@ static inline int kv_store_set8(struct kv_store *store, uint64_t key_hash, uint6
 		if (__builtin_expect(!item, 0))
 			item = kv_store_find(store, key_hash, key_bytes, key_word, NULL, 0, &word, 0);
 	}
-	if (__builtin_expect(!item || item->value_capacity > store->capacity_max, 0))
+	/* Only one word may change where the memory outlives the process. */
+	if (__builtin_expect(!item || item->value_capacity > store->capacity_max ||
+				     (store->undo && item->kv_length != lengths),
+			     0))
 		return kv_store_set(store, key_hash, (const uint8_t *)&key_word, key_bytes,
 				    (const uint8_t *)&value_word, value_bytes);
-	item->kv_length = key_bytes << KV_LENGTH_KEY_SHIFT | value_bytes;
+	item->kv_length = lengths;
 	item->words[1] = value_word; /* fits into every item: value_capacity >= 8 */
 	store->stats.set_inplace++;
 	return KV_SUCCESS;
@@ -243,6 +263,15 @@ static inline __u64 *kv_store_overflow(const struct kv_store *store, uint64_t bu
 static inline struct kv_item *kv_store_item(const struct kv_store *store, uint64_t word)
 {
 	return (struct kv_item *)(store->log + (word & (store->span - 1)));
+}
+
+/*
+ * Keep the compiler from moving stores across this point. A process that is killed leaves all that its threads have
+ * stored by then, in the program's order; so the order is the one in which a store may be found: see region.h.
+ */
+KV_INLINED void kv_store_order(void)
+{
+	__asm__ volatile("" ::: "memory");
 }
 
 /* A word that other threads may read or write at the same time. */

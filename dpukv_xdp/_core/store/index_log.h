@@ -29,6 +29,9 @@ KV_INLINED uint64_t append(struct kv_store *store, uint32_t entry_bytes, int sha
 	} while (!move_on(&progress(store, shared)->tail, tail, offset + entry_bytes, shared));
 	if (shared)
 		wait_for_writers(store, offset + entry_bytes);
+	else
+		store->common->progress.tail = offset + entry_bytes; /* for a process that takes the store over */
+	kv_store_order();
 	return offset & KV_LOG_OFFSET_MASK;
 }
 
@@ -86,14 +89,15 @@ KV_INLINED void write_lengths(struct kv_item *item, uint32_t key_bytes, uint32_t
 /* Write a key or value and its zero padding; even an empty value has one word. */
 KV_INLINED void write_padded(__u64 *words, const uint8_t *bytes, uint32_t length, int shared)
 {
-	if (!shared) {
-		words[value_capacity(length) / 8 - 1] = 0;
-		if (length)
-			memcpy(words, bytes, length);
+	if (length <= 8) { /* in one store, so that it is never half there: see region.h */
+		kv_save(words, length ? kv_word_of(bytes, length) : 0, shared);
 		return;
 	}
-	if (length == 0)
-		kv_save(words, 0, 1);
+	if (!shared) {
+		words[value_capacity(length) / 8 - 1] = 0;
+		memcpy(words, bytes, length);
+		return;
+	}
 	for (uint32_t i = 0; i < length; i += 8)
 		kv_save(&words[i / 8], kv_word_of(bytes + i, length - i), 1);
 }
@@ -137,6 +141,7 @@ KV_INLINED void remove_word(struct kv_store *store, uint64_t bucket, __u64 *word
 	__u64 *last = kv_store_way(store, bucket, words_in_use(store, bucket) - 1);
 
 	kv_save(word, *last, shared);
+	kv_store_order();
 	kv_save(last, 0, shared);
 }
 
@@ -191,6 +196,7 @@ KV_INLINED void cleanup_bucket(struct kv_store *store, uint64_t bucket, int shar
 		if (kv_store_distance(store, *kv_store_way(store, bucket, way), shared) <= store->span)
 			continue;
 		kv_save(kv_store_way(store, bucket, way), *kv_store_way(store, bucket, --used), shared);
+		kv_store_order();
 		kv_save(kv_store_way(store, bucket, used), 0, shared);
 		store->stats.cleanup++;
 		add(&progress(store, shared)->items, -1, shared);

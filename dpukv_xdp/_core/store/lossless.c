@@ -10,6 +10,7 @@
  * first words, which have no tag; all other words are zero, so that a reader that still follows a chain into a free
  * bucket finds no item and no further bucket.
  */
+#include <errno.h>
 #include <stdlib.h>
 
 #include "base/wait.h"
@@ -40,6 +41,10 @@ struct kv_lossless {
 	struct kv_allocator allocator;
 };
 
+static int lay_blocks(const struct kv_store *store, const uint64_t *starts);
+static int lay_item(const struct kv_store *store, uint64_t offset, uint64_t *end, uint64_t next);
+static void link_free_buckets(const struct kv_store *store, const uint64_t *chained);
+static uint64_t next_start(const uint64_t *starts, uint64_t from, uint64_t words);
 static void take_lock(const struct kv_store *store);
 static void release_lock(const struct kv_store *store);
 static uint64_t take_bucket(const struct kv_store *store);
@@ -52,16 +57,11 @@ uint64_t kv_lossless_overflow_buckets(uint64_t buckets)
 	return buckets / BUCKETS_PER_OVERFLOW + OVERFLOW_MIN;
 }
 
-struct kv_lossless *kv_lossless_create(const struct kv_store *store)
+struct kv_lossless *kv_lossless_create(void)
 {
 	struct kv_lossless *lossless = aligned_alloc(KV_STORE_APART, sizeof(*lossless));
 
-	if (!lossless)
-		return NULL;
-	memset(lossless, 0, sizeof(*lossless));
-	kv_allocator_reset(&lossless->allocator, store->log, store->log_bytes);
-	lossless->fresh_bucket = store->buckets;
-	return lossless;
+	return lossless ? memset(lossless, 0, sizeof(*lossless)) : NULL;
 }
 
 void kv_lossless_destroy(struct kv_lossless *lossless)
@@ -84,6 +84,104 @@ uint64_t kv_lossless_overflowing(const struct kv_lossless *lossless)
 	return __atomic_load_n(&lossless->overflowing, __ATOMIC_RELAXED);
 }
 
+/* ---- After another process ---- */
+
+int kv_lossless_rebuild(const struct kv_store *store, const uint64_t *starts, const uint64_t *chained)
+{
+	link_free_buckets(store, chained);
+	if (lay_blocks(store, starts)) {
+		errno = EUCLEAN;
+		return -1;
+	}
+	return 0;
+}
+
+/* Lay a block for each item, and free ones between them. */
+static int lay_blocks(const struct kv_store *store, const uint64_t *starts)
+{
+	struct kv_allocator *allocator = &store->lossless->allocator;
+	uint64_t words = store->log_bytes / 8 - 1, end = 0, start = next_start(starts, 0, words);
+
+	kv_allocator_clear(allocator, store->log, store->log_bytes);
+	/* Every block begins behind whole blocks. */
+	if (start != words && start != 1 && 8 * (start - 1) < KV_ALLOCATOR_BLOCK_MIN)
+		return -1;
+	while (start < words) {
+		uint64_t next = next_start(starts, start + 1, words);
+		uint64_t behind = next < words ? 8 * (next - 1) : 8 * words;
+
+		if (8 * (start - 1) > end)
+			kv_allocator_lay_free(allocator, end, 8 * (start - 1) - end);
+		if (lay_item(store, 8 * start, &end, behind))
+			return -1;
+		start = next;
+	}
+	if (end < 8 * words)
+		kv_allocator_lay_free(allocator, end, 8 * words - end);
+	return 0;
+}
+
+/*
+ * Lay the block of an item at `offset`; the next item's block begins at `next`. If what is between them is too small
+ * for a block it becomes the item's. *end becomes the block's end. Return -1 if the items overlap.
+ */
+static int lay_item(const struct kv_store *store, uint64_t offset, uint64_t *end, uint64_t next)
+{
+	struct kv_item *item = kv_store_item(store, offset);
+	uint64_t block = offset - KV_ALLOCATOR_HEADER_BYTES, rest;
+
+	*end = offset + sizeof(*item) + KV_ROUNDUP8(item->kv_length >> KV_LENGTH_KEY_SHIFT) + item->value_capacity;
+	if (*end > next)
+		return -1;
+	rest = next - *end;
+	if (rest < KV_ALLOCATOR_BLOCK_MIN) {
+		item->value_capacity += (uint32_t)rest;
+		*end = next;
+	}
+	kv_allocator_lay_used(&store->lossless->allocator, block, *end - block);
+	return 0;
+}
+
+/* Empty the overflow buckets that are in no chain, and link those that have others in use behind them. */
+static void link_free_buckets(const struct kv_store *store, const uint64_t *chained)
+{
+	struct kv_lossless *lossless = store->lossless;
+
+	lossless->free_bucket = 0;
+	lossless->fresh_bucket = store->buckets;
+	lossless->overflowing = 0;
+	for (uint64_t bucket = store->buckets_all; bucket-- > store->buckets;) {
+		uint64_t i = bucket - store->buckets;
+
+		if (chained[i / 64] >> i % 64 & 1) {
+			lossless->overflowing++;
+			if (lossless->fresh_bucket == store->buckets)
+				lossless->fresh_bucket = bucket + 1;
+			continue;
+		}
+		memset(kv_store_line(store, bucket, 0), 0, sizeof(struct kv_line));
+		memset(kv_store_line(store, bucket, 1), 0, sizeof(struct kv_line));
+		if (lossless->fresh_bucket > store->buckets) {
+			*kv_store_way(store, bucket, 0) = lossless->free_bucket;
+			lossless->free_bucket = bucket;
+		}
+	}
+}
+
+/* Return the first item's start from a word on, or `words` if there is none. */
+static uint64_t next_start(const uint64_t *starts, uint64_t from, uint64_t words)
+{
+	uint64_t bits;
+
+	if (from >= words)
+		return words;
+	bits = starts[from / 64] & (~0ULL << from % 64);
+	for (uint64_t i = from / 64; i <= (words - 1) / 64; bits = starts[++i])
+		if (bits)
+			return 64 * i + (uint64_t)__builtin_ctzll(bits);
+	return words;
+}
+
 /* ---- Memory for items ---- */
 
 uint64_t kv_lossless_take(const struct kv_store *store, uint32_t entry_bytes, uint64_t *taken_bytes)
@@ -98,6 +196,7 @@ uint64_t kv_lossless_take(const struct kv_store *store, uint32_t entry_bytes, ui
 
 void kv_lossless_give(const struct kv_store *store, uint64_t offset)
 {
+	kv_store_order(); /* no word refers to the item any more */
 	take_lock(store);
 	kv_allocator_give(&store->lossless->allocator, offset);
 	release_lock(store);
@@ -125,7 +224,9 @@ int kv_lossless_put_word(const struct kv_store *store, uint64_t bucket, uint64_t
 
 		if (!added)
 			return 0;
+		kv_store_order(); /* its words are 0 before it is in the chain */
 		kv_save(kv_store_overflow(store, last), added, 1);
+		kv_store_order();
 		last = added;
 		used = 0;
 	}
@@ -140,16 +241,19 @@ void kv_lossless_remove_word(const struct kv_store *store, uint64_t bucket, __u6
 	__u64 *last_word = kv_store_way(store, last, used - 1);
 
 	kv_save(word, kv_load(last_word, 1), 1);
+	kv_store_order();
 	kv_save(last_word, 0, 1);
+	kv_store_order();
 	if (used == 1 && last != bucket) {
 		kv_save(kv_store_overflow(store, before), 0, 1);
+		kv_store_order();
 		give_bucket(store, last);
 	}
 }
 
 uint64_t kv_lossless_empty(const struct kv_store *store, uint64_t bucket)
 {
-	uint64_t words = 0, before;
+	uint64_t words = 0, before, word;
 
 	for (;;) {
 		uint64_t last = last_bucket(store, bucket, &before);
@@ -159,8 +263,9 @@ uint64_t kv_lossless_empty(const struct kv_store *store, uint64_t bucket)
 		if (used == 0)
 			return words;
 		last_word = kv_store_way(store, last, used - 1);
-		kv_lossless_give(store, kv_load(last_word, 1) & KV_LOG_OFFSET_MASK);
+		word = kv_load(last_word, 1);
 		kv_lossless_remove_word(store, bucket, last_word);
+		kv_lossless_give(store, word & KV_LOG_OFFSET_MASK);
 		words++;
 	}
 }

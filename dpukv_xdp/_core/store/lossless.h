@@ -11,11 +11,20 @@
 
 /* Return how many overflow buckets a store with so many main buckets has. */
 uint64_t kv_lossless_overflow_buckets(uint64_t buckets);
-/* Create the state of a lossless store. Return NULL and set errno on failure. */
-struct kv_lossless *kv_lossless_create(const struct kv_store *store);
+/*
+ * Create the state of a lossless store, for kv_lossless_reset() or kv_lossless_rebuild(). Return NULL and set errno on
+ * failure.
+ */
+struct kv_lossless *kv_lossless_create(void);
 void kv_lossless_destroy(struct kv_lossless *lossless);
 /* Free all blocks and overflow buckets. The caller has zeroed the index, and no other thread uses the store. */
 void kv_lossless_reset(const struct kv_store *store);
+/*
+ * Make the allocator and the list of free overflow buckets anew from a repaired index: bit i of `starts` is set if an
+ * item begins at byte 8 * i (there is a word more than the log has bits for), bit i of `chained` if overflow bucket
+ * `buckets + i` is in a chain. Return -1 and set errno to EUCLEAN if items overlap.
+ */
+int kv_lossless_rebuild(const struct kv_store *store, const uint64_t *starts, const uint64_t *chained);
 /* Return the number of overflow buckets in use. */
 uint64_t kv_lossless_overflowing(const struct kv_lossless *lossless);
 

@@ -11,10 +11,8 @@
 #include "store/index_log.h"
 #include "store/keep_apart.h"
 #include "store/lossless.h"
+#include "store/region.h"
 #include "store/short_items.h"
-
-/* Words of the largest item. */
-#define ITEM_WORDS_MAX ((sizeof(struct kv_item) + KV_ROUNDUP8(KV_KEY_MAX) + KV_ROUNDUP8(KV_VALUE_MAX)) / 8)
 
 /* A key as a lookup uses it. */
 struct lookup {
@@ -194,6 +192,7 @@ const struct kv_item *kv_store_move_to_head(struct kv_store *store, __u64 *word)
 	memmove(moved, item, entry_bytes);
 	write_lengths(moved, length >> KV_LENGTH_KEY_SHIFT, length & KV_LENGTH_VALUE_MASK,
 		      value_capacity(length & KV_LENGTH_VALUE_MASK), 0);
+	kv_store_order();
 	*word = new_word;
 	store->stats.move_to_head_performed++;
 	cleanup(store, 0);
@@ -205,7 +204,7 @@ static void move_to_head_shared(struct kv_store *store, uint64_t bucket, const s
 {
 	uint32_t length = kv_item_length(found->item, 1), value_bytes = length & KV_LENGTH_VALUE_MASK;
 	uint32_t entry_bytes = trimmed_bytes(length);
-	__u64 words[ITEM_WORDS_MAX], *new_words;
+	__u64 words[KV_ITEM_WORDS_MAX], *new_words;
 	uint64_t new_word;
 
 	if (!is_far(store, found->word, kv_store_tail(store, 1), entry_bytes))
@@ -229,6 +228,7 @@ static void move_to_head_shared(struct kv_store *store, uint64_t bucket, const s
 	kv_save(new_words, (uint64_t)value_capacity(value_bytes) << 32 | length, 1);
 	for (uint32_t i = 1; i < entry_bytes / 8; i++)
 		kv_save(&new_words[i], words[i], 1);
+	kv_store_order();
 	kv_save(found->place, new_word, 1);
 	stop_writing(store);
 	release_bucket(store, bucket);
@@ -261,6 +261,8 @@ KV_INLINED int set(struct kv_store *store, struct lookup key, const uint8_t *key
 		   uint32_t value_bytes, int insert_only, int shared);
 KV_INLINED int set_in_place(struct kv_store *store, const struct lookup *key, struct kv_item *item, uint64_t word,
 			    const uint8_t *value, uint32_t value_bytes, int shared);
+KV_INLINED void give_rest(struct kv_store *store, const struct lookup *key, struct kv_item *item, uint64_t word,
+			  uint32_t value_bytes, int shared);
 KV_INLINED int set_elsewhere(struct kv_store *store, const struct lookup *key, __u64 *place, const uint8_t *key_text,
 			     const uint8_t *value, uint32_t value_bytes, int shared);
 
@@ -346,17 +348,29 @@ KV_INLINED int set_in_place(struct kv_store *store, const struct lookup *key, st
 
 	if (shared && !start_in_place(store, word))
 		return 0;
-	if (capacity_bytes > store->capacity_max &&
-	    capacity_bytes - value_capacity(value_bytes) >= KV_ALLOCATOR_BLOCK_MIN) {
-		uint32_t entry_bytes = kv_store_entry_bytes(key->bytes, value_bytes);
-
-		capacity_bytes = value_capacity(value_bytes);
-		capacity_bytes +=
-			(uint32_t)kv_lossless_shrink(store, word & KV_LOG_OFFSET_MASK, entry_bytes) - entry_bytes;
-	}
+	kv_undo_arm(store, item, key->bytes, value_bytes);
 	write_lengths(item, key->bytes, value_bytes, capacity_bytes, shared);
 	write_padded(value_words(item, key->bytes), value, value_bytes, shared);
+	kv_undo_disarm(store);
+	if (capacity_bytes > store->capacity_max &&
+	    capacity_bytes - value_capacity(value_bytes) >= KV_ALLOCATOR_BLOCK_MIN)
+		give_rest(store, key, item, word, value_bytes, shared);
 	return 1;
+}
+
+/* Give back the memory of a lossless store's item behind its value, which has become shorter. */
+KV_INLINED void give_rest(struct kv_store *store, const struct lookup *key, struct kv_item *item, uint64_t word,
+			  uint32_t value_bytes, int shared)
+{
+	uint32_t entry_bytes = kv_store_entry_bytes(key->bytes, value_bytes);
+	uint32_t capacity_bytes = value_capacity(value_bytes), left_bytes;
+
+	/* The capacity first: the block behind it may be another item's at once. */
+	write_lengths(item, key->bytes, value_bytes, capacity_bytes, shared);
+	kv_store_order();
+	left_bytes = (uint32_t)kv_lossless_shrink(store, word & KV_LOG_OFFSET_MASK, entry_bytes) - entry_bytes;
+	if (left_bytes)
+		write_lengths(item, key->bytes, value_bytes, capacity_bytes + left_bytes, shared);
 }
 
 /* Write a new item for a new key (`place` is NULL), or in place of the item that the word at `place` points to. */
@@ -380,6 +394,7 @@ KV_INLINED int set_elsewhere(struct kv_store *store, const struct lookup *key, _
 	kv_save(&item->key_hash, key->hash, shared);
 	write_padded(item->words, key_text, key->bytes, shared);
 	write_padded(value_words(item, key->bytes), value, value_bytes, shared);
+	kv_store_order();
 	if (place) {
 		uint64_t old_word = *place;
 
@@ -505,8 +520,12 @@ void kv_store_reset(struct kv_store *store)
 	if (store->short_lines)
 		kv_short_reset(store);
 	if (!store->versions) {
-		memset(store->lines, 0, 2 * store->buckets_all * sizeof(struct kv_line));
+		/* Whole words, which memset() does not promise. */
+		for (uint64_t i = 0; i < 2 * store->buckets_all; i++)
+			for (uint32_t word = 0; word < KV_LINE_WORDS; word++)
+				kv_save(&store->lines[i].words[word], 0, 1);
 		store->progress.items = 0;
+		kv_store_order();
 		if (store->lossless)
 			kv_lossless_reset(store);
 		return;

@@ -57,12 +57,33 @@ struct kv_store_options {
 	uint32_t padding;
 };
 
+/* What kv_store_open() found in a region that another process has left. */
+struct kv_store_repair {
+	uint64_t items;	  /* that the store has */
+	uint64_t undone;  /* writes that were under way, and are as if they had not begun */
+	uint64_t doubled; /* words that were twice in their bucket, and keys in an inline store's line and index */
+	uint64_t stale;	  /* words of items that the log has overwritten */
+	uint64_t damaged; /* words that are no item's: none, unless somebody else has written the region */
+};
+
 /*
  * Create a store; one thread at a time may use it. The index is sized so that losing even one of item_count hashed keys
  * is improbable; an inline store loses 7 of 10,000. Return NULL and set errno on failure: EINVAL for a size of 0 or one
  * that is too large.
  */
 struct kv_store *kv_store_create(const struct kv_store_options *options);
+/*
+ * Create a region for such a store: memory with a file descriptor, which another process can take over. Return the
+ * descriptor, or -1 and set errno.
+ */
+int kv_store_region(const struct kv_store_options *options);
+/*
+ * As kv_store_create(), with the memory of a region. If there is a store already, left by a process that was killed at
+ * any point, the handle is on that one; *repair says what was found. The region's bytes are checked, and all of them
+ * are read. Return NULL and set errno on failure: EINVAL for a region of other options or of another layout, EUCLEAN
+ * for one whose content no killed process can have left.
+ */
+struct kv_store *kv_store_open(const struct kv_store_options *options, int region_fd, struct kv_store_repair *repair);
 /*
  * Return the bytes that such a store's index and log take, or 0 if it cannot be created, and the bytes that shared mode
  * adds.

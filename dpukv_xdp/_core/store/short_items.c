@@ -9,6 +9,7 @@
  * for nothing but buckets and the log, whose holders wait for no group (see keep_apart.h).
  */
 #include "store/keep_apart.h"
+#include "store/region.h"
 #include "store/short_items.h"
 
 /* A short key as a lookup uses it. */
@@ -86,6 +87,13 @@ int kv_short_test(struct kv_store *store, uint64_t key_hash, const uint8_t *key,
 			    kv_indexed_look_up(store, key_hash, key, key_bytes) == KV_SUCCESS);
 	} while (store->versions && !is_home_unchanged(home, version));
 	return is_found ? KV_PRESENT_TEST : KV_MISSING_TEST;
+}
+
+int kv_short_is_in_line(const struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes)
+{
+	struct short_key key = { kv_short_home(store, key_hash), key_hash, NULL, key_word, key_bytes };
+
+	return find_in_group(store, &key, 0).line != NULL;
 }
 
 /* GET of a short value: as kv_short_get8(). */
@@ -277,8 +285,10 @@ KV_INLINED int write_short(struct kv_store *store, const struct short_key *key, 
 			store->stats.set_nooverwrite++;
 			result = KV_PRESENT_ADD;
 		} else {
+			kv_undo_arm_line(store, place.line, place.way, value_bytes);
 			write_place(place.line, place.way, key, value_word, value_bytes,
 				    KV_SHORT_DISTANCE(place.line->lengths[place.way]), shared);
+			kv_undo_disarm(store);
 			store->stats.set_inplace++;
 		}
 	} else if (home->had_long && insert_only &&
@@ -287,11 +297,12 @@ KV_INLINED int write_short(struct kv_store *store, const struct short_key *key, 
 		result = KV_PRESENT_ADD;
 	} else {
 		uint64_t set_new = store->stats.set_new;
-		int was_long = home->had_long && !insert_only &&
-			       kv_indexed_remove(store, key->hash, key->text, key->bytes) == KV_PRESENT_DELETE;
 
+		/* In a line first: whoever takes the store over may find the key at both places, but never at none. */
 		put(store, key, value_word, value_bytes, shared);
-		if (was_long)
+		kv_store_order();
+		if (home->had_long && !insert_only &&
+		    kv_indexed_remove(store, key->hash, key->text, key->bytes) == KV_PRESENT_DELETE)
 			count_as_moved(store, set_new);
 	}
 	if (shared)
@@ -316,6 +327,7 @@ static int write_long(struct kv_store *store, const struct short_key *key, const
 	} else {
 		save_byte(&home->had_long, 1, 1);
 		result = kv_indexed_write(store, key->hash, key->text, key->bytes, value, value_bytes, insert_only);
+		kv_store_order();
 		if (place.line && result == KV_SUCCESS) {
 			clear(place.line, place.way, home, 1);
 			add(&progress(store, store->versions != NULL)->items, -1, 1);
@@ -359,6 +371,7 @@ KV_INLINED void put(struct kv_store *store, const struct short_key *key, uint64_
 		}
 	}
 	evict(store, home, key->home, victim, shared);
+	kv_store_order();
 	write_place(home, victim, key, value_word, value_bytes, 0, shared);
 	save_byte(&home->next_victim, (victim + 1) % KV_SHORT_ITEMS, shared);
 	store->stats.set_evicted++;
@@ -384,6 +397,7 @@ KV_INLINED void write_place(struct kv_short_line *line, uint32_t way, const stru
 
 	kv_save(&line->items[way].key, key->word, shared);
 	kv_save(&line->items[way].value, value_word, shared);
+	kv_store_order();
 	if (shared)
 		__atomic_store_n(&line->lengths[way], lengths, __ATOMIC_RELAXED);
 	else

@@ -127,6 +127,9 @@ int kv_short_increment(struct kv_store *store, uint64_t key_hash, const uint8_t 
 /* RESET of the lines; the caller empties index and log afterwards. */
 void kv_short_reset(struct kv_store *store);
 
+/* Return whether a key of 1-8 bytes is in a line, in exclusive mode. */
+int kv_short_is_in_line(const struct kv_store *store, uint64_t key_hash, uint64_t key_word, uint32_t key_bytes);
+
 /* The same operations on index and log, in operations.c. Look-up and removal count nothing. */
 int kv_indexed_get(struct kv_store *store, uint64_t key_hash, const uint8_t *key, uint32_t key_bytes, uint8_t *value,
 		   uint32_t room, uint32_t *value_bytes);

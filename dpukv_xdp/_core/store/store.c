@@ -9,6 +9,7 @@
 #include "store/allocator.h"
 #include "store/hot_path.h"
 #include "store/lossless.h"
+#include "store/region.h"
 #include "store/short_items.h"
 
 /*
@@ -30,47 +31,65 @@ static uint64_t span_of(const struct kv_store_options *options);
 static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buckets_all);
 static int is_sound(const struct kv_store_options *options);
 static uint64_t line_count(const struct kv_store_options *options);
-static int map_memory(struct kv_store *store, int want_huge);
+static uint64_t log_bytes_of(const struct kv_store_options *options);
+static struct kv_store *make_handle(const struct kv_store_options *options);
+static struct parts parts_of(const struct kv_store *store);
+static int place_parts(struct kv_store *store, void *memory, int pages);
+static int begin_region(struct kv_store *store, const struct kv_store_options *options);
+static int take_over(struct kv_store *store, const struct kv_store_options *options, struct kv_store_repair *repair);
+static struct kv_store *or_nothing(struct kv_store *store, int status);
 static int enter_shared_mode(struct kv_store *store);
 static int add_writer(struct kv_store *handle);
 static void *zeroed(size_t bytes);
 static uint64_t next_power_of_two(uint64_t at_least);
 
+/* Where the parts of a region begin, and its length. */
+struct parts {
+	uint64_t lines, short_lines, log, bytes;
+};
+
 struct kv_store *kv_store_create(const struct kv_store_options *options)
 {
-	struct kv_store *store;
+	struct kv_store *store = make_handle(options);
+	int pages = KV_PAGES_SMALL;
+	void *memory;
 
-	if (!is_sound(options)) {
-		errno = EINVAL;
-		return NULL;
-	}
-	store = zeroed(sizeof(*store));
 	if (!store)
 		return NULL;
-	store->buckets = buckets_of(options, &store->buckets_all);
-	store->log_bytes = (options->log_bytes + KV_LOG_BYTES_MIN - 1) & ~(KV_LOG_BYTES_MIN - 1ULL);
-	store->span = span_of(options);
-	store->span_shift = (uint32_t)__builtin_ctzll(store->span);
-	store->cleanup_shift = CLEANUP_SHIFT_MIN;
-	while (store->buckets << store->cleanup_shift < store->log_bytes)
-		store->cleanup_shift++;
-	store->move_distance = KV_MOVE_DISTANCE_NEVER;
-	if (options->kind != KV_STORE_LOSSLESS && options->move_to_head != KV_MOVE_TO_HEAD_NEVER)
-		/* The product of log and share has fewer than 64 bits. */
-		store->move_distance = store->log_bytes * options->move_to_head >> 16;
-	store->move_distance_full = store->move_distance;
-	store->capacity_max = options->kind == KV_STORE_LOSSLESS ? KV_ALLOCATOR_BLOCK_MIN : ~0u;
-	store->short_line_count = line_count(options);
-	if (map_memory(store, options->want_huge != 0) == 0 && options->kind == KV_STORE_LOSSLESS)
-		store->lossless = kv_lossless_create(store);
-	if (!store->log || (options->kind == KV_STORE_LOSSLESS && !store->lossless)) {
-		int cause = errno;
+	memory = kv_memory_map(parts_of(store).bytes, options->want_huge != 0, &pages);
+	if (place_parts(store, memory, pages))
+		return or_nothing(store, -1);
+	return or_nothing(store, begin_region(store, options));
+}
 
-		kv_store_destroy(store);
-		errno = cause;
+int kv_store_region(const struct kv_store_options *options)
+{
+	struct kv_store *store = make_handle(options);
+	int fd;
+
+	if (!store)
+		return -1;
+	fd = kv_memory_file("dpukv-store", parts_of(store).bytes, options->want_huge != 0);
+	free(store);
+	return fd;
+}
+
+struct kv_store *kv_store_open(const struct kv_store_options *options, int region_fd, struct kv_store_repair *repair)
+{
+	struct kv_store *store = make_handle(options);
+	int pages = KV_PAGES_SMALL;
+	void *memory;
+
+	*repair = (struct kv_store_repair){ 0 };
+	if (!store)
 		return NULL;
-	}
-	return store;
+	memory = kv_memory_map_file(region_fd, parts_of(store).bytes, &pages);
+	if (place_parts(store, memory, pages))
+		return or_nothing(store, -1);
+	store->undo = store->region->undo;
+	if (store->region->mark == 0)
+		return or_nothing(store, begin_region(store, options));
+	return or_nothing(store, take_over(store, options, repair));
 }
 
 uint64_t kv_store_memory_bytes(const struct kv_store_options *options)
@@ -81,7 +100,7 @@ uint64_t kv_store_memory_bytes(const struct kv_store_options *options)
 		return 0;
 	buckets_of(options, &buckets_all);
 	return 2 * buckets_all * sizeof(struct kv_line) + line_count(options) * sizeof(struct kv_short_line) +
-	       ((options->log_bytes + KV_LOG_BYTES_MIN - 1) & ~(KV_LOG_BYTES_MIN - 1ULL));
+	       log_bytes_of(options);
 }
 
 uint64_t kv_store_version_bytes(const struct kv_store_options *options)
@@ -129,29 +148,137 @@ static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buc
 	return buckets;
 }
 
-static int map_memory(struct kv_store *store, int want_huge)
+/* Return a handle without memory; NULL with errno EINVAL for options that make no store. */
+static struct kv_store *make_handle(const struct kv_store_options *options)
 {
-	size_t index_bytes = 2 * store->buckets_all * sizeof(struct kv_line);
-	int index_pages, log_pages, short_pages = KV_PAGES_SMALL;
+	struct kv_store *store;
 
-	store->lines = kv_memory_map(index_bytes, want_huge, &index_pages);
-	if (!store->lines)
-		return -1;
-	if (store->short_line_count) {
-		size_t short_bytes = store->short_line_count * sizeof(struct kv_short_line);
-
-		store->short_lines = kv_memory_map(short_bytes, want_huge, &short_pages);
-		if (!store->short_lines)
-			return -1;
-		store->stats.index_bytes = short_bytes;
+	if (!is_sound(options)) {
+		errno = EINVAL;
+		return NULL;
 	}
-	store->log = kv_memory_map(store->log_bytes, want_huge, &log_pages);
-	if (!store->log)
+	store = zeroed(sizeof(*store));
+	if (!store)
+		return NULL;
+	store->buckets = buckets_of(options, &store->buckets_all);
+	store->log_bytes = log_bytes_of(options);
+	store->span = span_of(options);
+	store->span_shift = (uint32_t)__builtin_ctzll(store->span);
+	store->cleanup_shift = CLEANUP_SHIFT_MIN;
+	while (store->buckets << store->cleanup_shift < store->log_bytes)
+		store->cleanup_shift++;
+	store->move_distance = KV_MOVE_DISTANCE_NEVER;
+	if (options->kind != KV_STORE_LOSSLESS && options->move_to_head != KV_MOVE_TO_HEAD_NEVER)
+		/* The product of log and share has fewer than 64 bits. */
+		store->move_distance = store->log_bytes * options->move_to_head >> 16;
+	store->move_distance_full = store->move_distance;
+	store->capacity_max = options->kind == KV_STORE_LOSSLESS ? KV_ALLOCATOR_BLOCK_MIN : ~0u;
+	store->short_line_count = line_count(options);
+	return store;
+}
+
+static uint64_t log_bytes_of(const struct kv_store_options *options)
+{
+	return (options->log_bytes + KV_LOG_BYTES_MIN - 1) & ~(KV_LOG_BYTES_MIN - 1ULL);
+}
+
+static uint64_t whole_pages(uint64_t bytes)
+{
+	return (bytes + KV_REGION_PAGE_BYTES - 1) & ~(KV_REGION_PAGE_BYTES - 1ULL);
+}
+
+static struct parts parts_of(const struct kv_store *store)
+{
+	struct parts parts = { .lines = whole_pages(sizeof(struct kv_region)) };
+
+	parts.short_lines = parts.lines + whole_pages(2 * store->buckets_all * sizeof(struct kv_line));
+	parts.log = parts.short_lines + whole_pages(store->short_line_count * sizeof(struct kv_short_line));
+	parts.bytes = parts.log + whole_pages(store->log_bytes);
+	return parts;
+}
+
+/* Let the handle refer to the parts of its region, mapped at `memory`, or to nothing: then return -1. */
+static int place_parts(struct kv_store *store, void *memory, int pages)
+{
+	struct parts parts = parts_of(store);
+	uint8_t *start = memory;
+
+	if (!memory)
 		return -1;
-	store->stats.index_bytes += index_bytes;
+	store->region = memory;
+	store->common = &store->region->common;
+	store->lines = (struct kv_line *)(start + parts.lines);
+	store->short_lines = store->short_line_count ? (struct kv_short_line *)(start + parts.short_lines) : NULL;
+	store->log = start + parts.log;
+	store->stats.index_bytes = 2 * store->buckets_all * sizeof(struct kv_line) +
+				   store->short_line_count * sizeof(struct kv_short_line);
 	store->stats.log_bytes = store->log_bytes;
-	store->stats.pages = (uint64_t)(store->short_lines ? short_pages : log_pages);
+	store->stats.pages = (uint64_t)pages;
 	return 0;
+}
+
+/* Make a zeroed region an empty store. */
+static int begin_region(struct kv_store *store, const struct kv_store_options *options)
+{
+	struct kv_region *region = store->region;
+
+	if (options->kind == KV_STORE_LOSSLESS) {
+		store->lossless = kv_lossless_create();
+		if (!store->lossless)
+			return -1;
+		kv_lossless_reset(store);
+	}
+	region->layout = KV_REGION_LAYOUT;
+	region->header_bytes = sizeof(*region);
+	region->bytes = parts_of(store).bytes;
+	region->options = *options;
+	add_writer(store);
+	kv_store_order();
+	region->mark = KV_REGION_MARK;
+	return 0;
+}
+
+/* Go on with the store that another process has left in a region. */
+static int take_over(struct kv_store *store, const struct kv_store_options *options, struct kv_store_repair *repair)
+{
+	struct kv_region *region = store->region;
+	uint64_t tail = region->common.progress.tail;
+
+	if (region->mark != KV_REGION_MARK || region->layout != KV_REGION_LAYOUT ||
+	    region->header_bytes != sizeof(*region) || region->bytes != parts_of(store).bytes ||
+	    memcmp(&region->options, options, sizeof(*options)) != 0) {
+		store->common = NULL; /* it is not ours to write */
+		errno = EINVAL;
+		return -1;
+	}
+	if (store->span_shift < KV_LOG_OFFSET_BITS ? (tail & (store->span - 1)) > store->log_bytes : tail != 0) {
+		store->common = NULL;
+		errno = EUCLEAN;
+		return -1;
+	}
+	/* All but the tail, without which every item would be dead if this process was killed here. */
+	region->common.handles = 0;
+	region->common.places = 0;
+	for (uint32_t i = 0; i < KV_STORE_HANDLES_MAX; i++)
+		region->common.writers[i].in_use = 0;
+	store->progress.tail = tail;
+	store->progress.cleaned = kv_store_cleanup_due(store, tail); /* the repair leaves no dead word */
+	if (options->kind == KV_STORE_LOSSLESS && !(store->lossless = kv_lossless_create()))
+		return -1;
+	add_writer(store);
+	return kv_store_repair(store, repair);
+}
+
+/* Return the handle, or destroy it and return NULL, with errno as it is, if `status` is not 0. */
+static struct kv_store *or_nothing(struct kv_store *store, int status)
+{
+	int cause = errno;
+
+	if (status == 0)
+		return store;
+	kv_store_destroy(store);
+	errno = cause;
+	return NULL;
 }
 
 struct kv_store *kv_store_share(struct kv_store *store)
@@ -178,19 +305,19 @@ struct kv_store *kv_store_share(struct kv_store *store)
 
 void kv_store_destroy(struct kv_store *store)
 {
+	struct kv_store_common *common;
+
 	if (!store)
 		return;
-	if (store->common) {
-		store->common->writers[store->writer].in_use = 0;
-		store->common->handles--;
+	common = store->common;
+	if (common && common->handles) {
+		common->writers[store->writer].in_use = 0;
+		common->handles--;
 	}
-	if (!store->common || store->common->handles == 0) {
+	if (!common || common->handles == 0) {
 		kv_lossless_destroy(store->lossless);
-		kv_memory_unmap(store->lines, 2 * store->buckets_all * sizeof(struct kv_line));
-		kv_memory_unmap(store->short_lines, store->short_line_count * sizeof(struct kv_short_line));
-		kv_memory_unmap(store->log, store->log_bytes);
+		kv_memory_unmap(store->region, parts_of(store).bytes);
 		kv_memory_unmap(store->versions, store->buckets * sizeof(*store->versions));
-		free(store->common);
 	}
 	free(store);
 }
@@ -199,22 +326,13 @@ void kv_store_destroy(struct kv_store *store)
 static int enter_shared_mode(struct kv_store *store)
 {
 	size_t versions_bytes = store->buckets * sizeof(*store->versions);
-	struct kv_store_common *common = zeroed(sizeof(*common));
 	int pages;
 
-	if (!common)
-		return -1;
 	store->versions = kv_memory_map(versions_bytes, store->stats.pages != KV_PAGES_SMALL, &pages);
-	if (!store->versions) {
-		int cause = errno;
-
-		free(common);
-		errno = cause;
+	if (!store->versions)
 		return -1;
-	}
-	common->progress = store->progress;
-	store->common = common;
-	return add_writer(store);
+	store->common->progress = store->progress;
+	return 0;
 }
 
 /* Give a handle a place among the writers. Return -1 if all are taken. */
@@ -233,6 +351,8 @@ static int add_writer(struct kv_store *handle)
 	common->writers[writer].offset = KV_STORE_NOT_WRITING;
 	common->handles++;
 	handle->writer = writer;
+	if (handle->undo)
+		handle->undo = &handle->region->undo[writer];
 	return 0;
 }
 
@@ -254,7 +374,7 @@ void kv_store_get_stats(const struct kv_store *store, struct kv_store_stats *sta
 	uint64_t not_skipped = store->stats.move_to_head_performed + store->stats.move_to_head_failed;
 
 	*stats = store->stats;
-	stats->count = store->common ? kv_load(&store->common->progress.items, 1) : store->progress.items;
+	stats->count = store->versions ? kv_load(&store->common->progress.items, 1) : store->progress.items;
 	if (store->lossless)
 		stats->overflow_buckets = kv_lossless_overflowing(store->lossless);
 	else if (!store->short_lines && stats->get_found > not_skipped)
