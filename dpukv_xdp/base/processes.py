@@ -96,6 +96,14 @@ def children(pid: int) -> tuple[int, ...]:
     return tuple(map(int, numbers.split()))
 
 
+def end_in_words(code: int) -> str:
+    """Return a process's exit status, or the signal that ended it, which is negative, in words."""
+    if code >= 0:
+        return f"exit status {code}"
+    is_named = -code in set(signal.Signals)
+    return signal.Signals(-code).name if is_named else f"signal {-code}"
+
+
 def require_root(feature: str) -> None:
     """Raise MissingError that names the feature unless the process runs as root."""
     if os.geteuid() != 0:

@@ -9,7 +9,6 @@ two it runs; a field that has no meaning for a peer is None.
 import contextlib
 import os
 import select
-import signal
 import socket
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 
 from dpukv_xdp.base.errors import DpukvError, UsageError
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.base.processes import end_in_words
 from dpukv_xdp.bench.limits import Result, limit_of
 from dpukv_xdp.bench.options import BenchOptions, Progress
 from dpukv_xdp.bench.peer_stores import Peer, PeerSize
@@ -334,8 +334,7 @@ def favour(pid: int) -> None:
 
 def how_ended(process: subprocess.Popen[Any]) -> str:
     """Return a process's signal or exit status in words."""
-    status = process.wait(patient(STOP_SECONDS))
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return end_in_words(process.wait(patient(STOP_SECONDS)))
 
 
 def _ask(connection: socket.socket, request: bytes) -> bytes:

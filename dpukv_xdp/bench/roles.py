@@ -18,6 +18,7 @@ from dpukv_xdp.base import rpc
 from dpukv_xdp.base.errors import DpukvError
 from dpukv_xdp.base.machine import resident_bytes
 from dpukv_xdp.base.patience import patient
+from dpukv_xdp.base.processes import end_in_words
 from dpukv_xdp.kernel.veth import End
 from dpukv_xdp.lab import lab
 from dpukv_xdp.load import workload
@@ -76,8 +77,7 @@ class Role:
         self.close()
 
     def _died(self) -> DpukvError:
-        status = self.process.wait()
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        how = end_in_words(self.process.wait())
         return DpukvError(f"the {self.kind} process ended by {how}: run again")
 
 

@@ -221,7 +221,7 @@ def _compile_here(source: Path, defines: Sequence[str]) -> CompiledObject:
     )
     fds = _map_fds(bcc, module)
     numbers = {fd: number for number, fd in enumerate(fds.values())}
-    infos = {name: _info("struct bpf_map_info", fd) for name, fd in fds.items()}
+    infos = {name: info_of("struct bpf_map_info", fd) for name, fd in fds.items()}
     return CompiledObject(
         maps=tuple(_map_plan(name, info) for name, info in infos.items()),
         programs={
@@ -277,16 +277,16 @@ def _btf(btf_ids: set[int]) -> bytes:
         if fd < 0:
             raise DpukvError(f"cannot read the types of a BPF map: {os.strerror(-fd)}")
         try:
-            size = _info("struct bpf_btf_info", fd).btf_size
+            size = info_of("struct bpf_btf_info", fd).btf_size
             data = ffi.new("uint8_t[]", size)
-            _info("struct bpf_btf_info", fd, btf=int(ffi.cast("uintptr_t", data)), btf_size=size)
+            info_of("struct bpf_btf_info", fd, btf=int(ffi.cast("uintptr_t", data)), btf_size=size)
             return bytes(ffi.buffer(data))
         finally:
             os.close(fd)
     return b""
 
 
-def _info(kind: str, fd: int, **asked: int) -> Any:
+def info_of(kind: str, fd: int, **asked: int) -> Any:
     """Return the kernel's information on a map or BTF object.
 
     `asked` presets fields of the structure, such as the buffer for further data.

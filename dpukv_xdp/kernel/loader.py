@@ -185,40 +185,35 @@ def _make_maps(
             temporary.callback(os.close, btf_fd)
         maps_of_maps = lib.BPF_MAP_TYPE_ARRAY_OF_MAPS
         for plan in sorted(plans, key=lambda plan: plan.type == maps_of_maps):
+            models = [fd for name, (fd, _) in maps.items() if name.endswith(_MODEL_SUFFIX)]
+            inner_fd = models[-1] if plan.type == maps_of_maps else 0
             if plan.name in kept_maps:
+                _check_size(source, plan, kept_maps[plan.name])
                 fd = os.dup(kept_maps[plan.name])
-                kept.callback(os.close, fd)
-                _check_size(source, plan, fd)
-                maps[plan.name] = (fd, plan)
-                continue
-            options = ffi.new("struct bpf_map_create_opts *")
-            options.sz = ffi.sizeof("struct bpf_map_create_opts")
-            options.map_flags = plan.flags
-            if plan.value_type:
-                options.btf_fd = btf_fd
-                options.btf_key_type_id, options.btf_value_type_id = plan.key_type, plan.value_type
-            if plan.type == maps_of_maps:
-                models = [fd for name, (fd, _) in maps.items() if name.endswith(_MODEL_SUFFIX)]
-                options.inner_map_fd = models[-1]
-            fd = lib.bpf_map_create(
-                plan.type,
-                plan.name[: lib.BPF_OBJ_NAME_LEN - 1].encode(),
-                plan.key_bytes,
-                plan.value_bytes,
-                plan.entries,
-                options,
-            )
-            _check(fd, f"{source.name}: the kernel refused its map {plan.name}")
+            else:
+                fd = _create_map(plan, btf_fd, inner_fd)
+                _check(fd, f"{source.name}: the kernel refused its map {plan.name}")
             kept.callback(os.close, fd)
             maps[plan.name] = (fd, plan)
     return {plan.name: maps[plan.name] for plan in plans}
 
 
+def _create_map(plan: MapPlan, btf_fd: int, inner_fd: int) -> int:
+    """Create a map; return its descriptor, or a negative errno."""
+    options = ffi.new("struct bpf_map_create_opts *")
+    options.sz = ffi.sizeof("struct bpf_map_create_opts")
+    options.map_flags, options.inner_map_fd = plan.flags, inner_fd
+    if plan.value_type:
+        options.btf_fd = btf_fd
+        options.btf_key_type_id, options.btf_value_type_id = plan.key_type, plan.value_type
+    name = plan.name[: lib.BPF_OBJ_NAME_LEN - 1].encode()
+    sizes = (plan.key_bytes, plan.value_bytes, plan.entries)
+    return int(lib.bpf_map_create(plan.type, name, *sizes, options))
+
+
 def _check_size(source: Path, plan: MapPlan, map_fd: int) -> None:
     """Raise LoadError if a kept map has not the size that the plan asks for."""
-    info = ffi.new("struct bpf_map_info *")
-    info_bytes = ffi.new("__u32 *", ffi.sizeof("struct bpf_map_info"))
-    _check(lib.bpf_obj_get_info_by_fd(map_fd, info, info_bytes), f"the kept map {plan.name}")
+    info = compiler.info_of("struct bpf_map_info", map_fd)
     found = (info.type, info.key_size, info.value_size, info.max_entries)
     if found != (plan.type, plan.key_bytes, plan.value_bytes, plan.entries):
         raise LoadError(f"{source.name}: the kept map {plan.name} is of another size or version")

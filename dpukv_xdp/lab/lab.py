@@ -27,7 +27,13 @@ from dpukv_xdp.base.processes import (
     this_process,
 )
 from dpukv_xdp.kernel.attachments import attach_napi_program, list_attachments
-from dpukv_xdp.kernel.namespaces import NAMESPACE_DIR, in_namespace, make_namespace, spawn
+from dpukv_xdp.kernel.namespaces import (
+    NAMESPACE_DIR,
+    in_namespace,
+    make_namespace,
+    namespace_inode,
+    spawn,
+)
 from dpukv_xdp.kernel.veth import End, make_pair, remove_end
 
 SERVER_ADDRESS = "10.77.0.1"
@@ -230,13 +236,13 @@ def remove_stale() -> list[str]:
 def _orphans(record: LabRecord) -> list[Process]:
     """Return the processes that serve in the lab, which may have outlived a killed supervisor."""
     try:
-        namespace_inode = (NAMESPACE_DIR / record.server.namespace).stat().st_ino
+        inode = namespace_inode(NAMESPACE_DIR / record.server.namespace)
     except FileNotFoundError:
         return []
     return [
         attachment.owner
         for attachment in list_attachments()
-        if attachment.namespace_inode == namespace_inode and attachment.owner != record.owner
+        if attachment.namespace_inode == inode and attachment.owner != record.owner
     ]
 
 

@@ -75,7 +75,7 @@ class Server:
         self._engines: list[ProcessingEngine] = []
         self._stores: list[Store] = []
         self.taken_over: list[dict[str, int]] = []
-        """What was found in the region of each store that a predecessor has left."""
+        """Findings in each region that a predecessor has left: struct kv_store_repair."""
         self._communicators: list[Communicator] = []
         self._sockets: list[ReceiveSocket] = []
         self._past_xdp: list[UdpSocket | StackDrops | DpdkDevice] = []

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from dpukv_xdp.base.errors import ServerError
+from dpukv_xdp.base.processes import end_in_words
 from dpukv_xdp.discovery.directory import tell
 
 MESSAGE_BYTES_MAX = 4096
@@ -32,7 +33,7 @@ Say = Callable[[str], None]
 
 
 class _Message(msgspec.Struct):
-    """What a server tells its supervisor."""
+    """A message from a server to its supervisor."""
 
     region: str | None = None
     """The name of the region whose descriptor comes with the message."""
@@ -174,7 +175,7 @@ class _Supervisor:
             or (code > 0 and not self._has_served)
         ):
             raise SystemExit(128 - code if code < 0 else code)
-        how = f"was killed by {_name_of(-code)}" if code < 0 else f"ended with status {code}"
+        how = f"{'was killed by' if code < 0 else 'ended with'} {end_in_words(code)}"
         self._lives -= 1
         if self._lives == 0:
             raise ServerError(
@@ -201,7 +202,3 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Any:
         yield restore
     finally:
         restore()
-
-
-def _name_of(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -17,6 +17,8 @@
 #include "base/memory.h"
 #include "store/hot_path.h"
 
+#include "../no_files.h"
+
 #define KEYS 64
 #define OPERATIONS_MAX 4096
 
@@ -458,19 +460,6 @@ void kv_memory_unmap(void *memory, size_t bytes)
 {
 	(void)bytes;
 	free(memory);
-}
-
-/* No store here is one in a file. */
-int kv_memory_file(const char *name, size_t bytes, int want_huge)
-{
-	(void)name, (void)bytes, (void)want_huge;
-	return -1;
-}
-
-void *kv_memory_map_file(int fd, size_t bytes, int *pages)
-{
-	(void)fd, (void)bytes, (void)pages;
-	return NULL;
 }
 
 #ifdef KV_FUZZ_STANDALONE

@@ -48,7 +48,7 @@ struct value {
 	uint8_t text[VALUE_BYTES_MAX];
 };
 
-/* What child and parent share beside the region. */
+/* Memory of child and parent, beside the region. */
 struct shared {
 	volatile uint32_t begun, done;
 	volatile int results[OPERATIONS_MAX];
@@ -216,7 +216,6 @@ static struct value value_after(struct value before, const struct operation *ope
 		return before;
 	switch (operation->action) {
 	case ACTION_SET:
-		return value_of(operation);
 	case ACTION_ADD: /* the key was not there, or lost */
 		return value_of(operation);
 	case ACTION_DELETE:
@@ -281,23 +280,20 @@ static void follow(pid_t child, int region_fd)
 {
 	int status, copy_fd, pages;
 	uint32_t applied = 0;
-	uint8_t *region, *copy;
+	uint8_t *region, *copy, *last;
 	size_t bytes;
 
 	if (waitpid(child, &status, 0) != child || !WIFSTOPPED(status))
 		exit(2);
 	bytes = (size_t)lseek(region_fd, 0, SEEK_END);
 	copy_fd = kv_memory_file("copy", bytes, 0);
-	region = kv_memory_map_file(region_fd, bytes, &pages);
-	copy = kv_memory_map_file(copy_fd, bytes, &pages);
-	if (!region || !copy)
+	region = kv_memory_map_file(region_fd, bytes, 0, &pages);
+	copy = kv_memory_map_file(copy_fd, bytes, 0, &pages);
+	last = malloc(bytes);
+	if (!region || !copy || !last)
 		exit(2);
-	memcpy(copy, region, bytes);
+	memcpy(last, region, bytes);
 	for (;;) {
-		static uint8_t *last;
-
-		if (!last)
-			last = memcpy(malloc(bytes), region, bytes);
 		ptrace(PTRACE_SINGLESTEP, child, NULL, NULL);
 		if (waitpid(child, &status, 0) != child || WIFSIGNALED(status))
 			exit(2);
@@ -317,6 +313,7 @@ static void follow(pid_t child, int region_fd)
 		exit(2);
 	kv_memory_unmap(region, bytes);
 	kv_memory_unmap(copy, bytes);
+	free(last);
 }
 
 static struct value ask(struct kv_store *store, uint32_t key)

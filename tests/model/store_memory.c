@@ -18,6 +18,8 @@
 #include "store/hot_path.h"
 #include "store/short_items.h"
 
+#include "../no_files.h"
+
 #define BLOCKS_MAX 4096
 #define TURNS 60000
 #define LARGE_ITEMS (192ULL << 20)
@@ -221,19 +223,6 @@ void kv_memory_unmap(void *memory, size_t bytes)
 {
 	if (memory)
 		munmap(memory, bytes);
-}
-
-/* No store here is one in a file. */
-int kv_memory_file(const char *name, size_t bytes, int want_huge)
-{
-	(void)name, (void)bytes, (void)want_huge;
-	return -1;
-}
-
-void *kv_memory_map_file(int fd, size_t bytes, int *pages)
-{
-	(void)fd, (void)bytes, (void)pages;
-	return NULL;
 }
 
 static long resident_kib(void)

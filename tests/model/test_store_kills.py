@@ -33,7 +33,7 @@ POINTS_MIN = 300
 
 
 class Load(NamedTuple):
-    """What the killed process does, as in store_kills.c."""
+    """Operations of the killed process, and its store, as in store_kills.c."""
 
     kind: int = CACHE
     shared: int = 0
@@ -94,7 +94,7 @@ def test_a_repair_that_leaves_doubled_words_is_found_out(kind: int) -> None:
     assert finished.returncode == 1
 
 
-# ---- What is no store that a process has left
+# ---- Regions without a store that a process has left
 
 
 def options_of(kind: int = CACHE, items: int = 64, log_bytes: int = 1 << 14) -> Any:

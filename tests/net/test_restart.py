@@ -61,12 +61,11 @@ def servers_of(supervisor: subprocess.Popen[str]) -> tuple[int, ...]:
     return children(supervisor.pid)
 
 
-def kill_server(supervisor: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
-    """Kill the server and wait until there is another one; return the killed one's pid."""
+def kill_server(supervisor: subprocess.Popen[str]) -> None:
+    """Kill the server and wait until there is another one."""
     (pid,) = wait_for(lambda: servers_of(supervisor), AGAIN_SECONDS)
-    os.kill(pid, number)
+    os.kill(pid, signal.SIGKILL)
     wait_for(lambda: servers_of(supervisor) not in ((pid,), ()), AGAIN_SECONDS)
-    return pid
 
 
 class Writer:
@@ -77,7 +76,6 @@ class Writer:
     def __init__(self, lab: Lab) -> None:
         self.answered: dict[bytes, int] = {}
         self.begun: dict[bytes, int] = {}
-        self.counted = 0
         self.longest_gap_seconds = 0.0
         self._lab = lab
         self._stop = threading.Event()

@@ -26,7 +26,9 @@
 
 static size_t mapped_bytes(size_t bytes);
 static void *map_huge(size_t bytes);
+static void *map_populated(size_t bytes, int want_huge, int fd);
 static void *map_aligned(size_t bytes, int want_huge, int fd);
+static void *give_up(void *memory, size_t bytes);
 static int file_of(const char *name, size_t bytes, unsigned int flags);
 static int populate(void *memory, size_t bytes);
 static int pages_of(const void *memory);
@@ -45,17 +47,9 @@ void *kv_memory_map(size_t bytes, int want_huge, int *pages)
 		*pages = KV_PAGES_HUGE;
 		return memory;
 	}
-	memory = map_aligned(length, want_huge, -1);
-	if (!memory)
-		return NULL;
-	if (populate(memory, length)) {
-		int cause = errno;
-
-		munmap(memory, length);
-		errno = cause;
-		return NULL;
-	}
-	*pages = want_huge ? pages_of(memory) : KV_PAGES_SMALL;
+	memory = map_populated(length, want_huge, -1);
+	if (memory)
+		*pages = want_huge ? pages_of(memory) : KV_PAGES_SMALL;
 	return memory;
 }
 
@@ -79,7 +73,7 @@ int kv_memory_file(const char *name, size_t bytes, int want_huge)
 	return fd >= 0 ? fd : file_of(name, length, 0);
 }
 
-/* Return a file of this length, which nobody can change any more; -1 without the memory. */
+/* Return a file of this length, sealed against another one; -1 without the memory. */
 static int file_of(const char *name, size_t bytes, unsigned int flags)
 {
 	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
@@ -101,7 +95,7 @@ static int file_of(const char *name, size_t bytes, unsigned int flags)
 	return -1;
 }
 
-void *kv_memory_map_file(int fd, size_t bytes, int *pages)
+void *kv_memory_map_file(int fd, size_t bytes, int want_huge, int *pages)
 {
 	size_t length = mapped_bytes(bytes);
 	struct statfs system;
@@ -114,22 +108,15 @@ void *kv_memory_map_file(int fd, size_t bytes, int *pages)
 		errno = EINVAL;
 		return NULL;
 	}
-	memory = map_aligned(length, length >= HUGE_PAGE_BYTES, fd);
+	want_huge = want_huge && length >= HUGE_PAGE_BYTES;
+	memory = map_populated(length, want_huge, fd);
 	if (!memory)
 		return NULL;
-	if (populate(memory, length)) {
-		int cause = errno;
-
-		munmap(memory, length);
-		errno = cause;
-		return NULL;
-	}
 	madvise(memory, length, MADV_DONTDUMP); /* it outlives a crash as it is */
-	*pages = KV_PAGES_SMALL;
 	if ((uint32_t)system.f_type == HUGETLBFS_MAGIC)
 		*pages = KV_PAGES_HUGE;
-	else if (length >= HUGE_PAGE_BYTES)
-		*pages = pages_of(memory);
+	else
+		*pages = want_huge ? pages_of(memory) : KV_PAGES_SMALL;
 	return memory;
 }
 
@@ -148,6 +135,14 @@ static void *map_huge(size_t bytes)
 	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
 
 	return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* Return a mapping as map_aligned() does, with every page present. */
+static void *map_populated(size_t bytes, int want_huge, int fd)
+{
+	void *memory = map_aligned(bytes, want_huge, fd);
+
+	return memory && populate(memory, bytes) ? give_up(memory, bytes) : memory;
 }
 
 /*
@@ -170,18 +165,22 @@ static void *map_aligned(size_t bytes, int want_huge, int fd)
 		if (before < slack)
 			munmap(start + before + bytes, slack - before);
 	}
-	if (fd >= 0 &&
-	    mmap(start + before, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-		int cause = errno;
-
-		munmap(start + before, bytes);
-		errno = cause;
-		return NULL;
-	}
+	if (fd >= 0 && mmap(start + before, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+		return give_up(start + before, bytes);
 	/* A kernel without transparent huge pages refuses; small pages will do, and pages_of() reports them. */
 	if (want_huge)
 		madvise(start + before, bytes, MADV_HUGEPAGE);
 	return start + before;
+}
+
+/* Unmap the memory and return NULL; errno stays as it is. */
+static void *give_up(void *memory, size_t bytes)
+{
+	int cause = errno;
+
+	munmap(memory, bytes);
+	errno = cause;
+	return NULL;
 }
 
 static int populate(void *memory, size_t bytes)
@@ -192,7 +191,7 @@ static int populate(void *memory, size_t bytes)
 	if (errno != EINVAL) /* EINVAL: Linux before 5.14 */
 		return -1;
 #endif
-	/* What is there already keeps its content. */
+	/* Keep the content of pages that are there already. */
 	for (size_t i = 0, page_bytes = (size_t)sysconf(_SC_PAGESIZE); i < bytes; i += page_bytes)
 		__atomic_fetch_or((uint8_t *)memory + i, 0, __ATOMIC_RELAXED);
 	return 0;

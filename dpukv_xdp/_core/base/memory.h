@@ -19,9 +19,9 @@ void kv_memory_unmap(void *memory, size_t bytes);
  */
 int kv_memory_file(const char *name, size_t bytes, int want_huge);
 /*
- * Map all of it, shared; kv_memory_unmap() unmaps it. Return NULL and set errno on failure: EINVAL if it has not this
- * length.
+ * Map all of it, shared; kv_memory_unmap() unmaps it. With `want_huge`, try transparent huge pages. Return NULL and set
+ * errno on failure: EINVAL if it has not this length.
  */
-void *kv_memory_map_file(int fd, size_t bytes, int *pages);
+void *kv_memory_map_file(int fd, size_t bytes, int want_huge, int *pages);
 
 #endif

@@ -274,6 +274,12 @@ KV_INLINED void kv_store_order(void)
 	__asm__ volatile("" ::: "memory");
 }
 
+/* Return the bytes that an item takes, the room behind its value included. */
+static inline uint64_t kv_item_bytes(const struct kv_item *item)
+{
+	return sizeof(*item) + KV_ROUNDUP8(item->kv_length >> KV_LENGTH_KEY_SHIFT) + (uint64_t)item->value_capacity;
+}
+
 /* A word that other threads may read or write at the same time. */
 typedef __u64 __attribute__((may_alias)) kv_shared_word;
 

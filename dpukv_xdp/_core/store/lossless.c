@@ -130,7 +130,7 @@ static int lay_item(const struct kv_store *store, uint64_t offset, uint64_t *end
 	struct kv_item *item = kv_store_item(store, offset);
 	uint64_t block = offset - KV_ALLOCATOR_HEADER_BYTES, rest;
 
-	*end = offset + sizeof(*item) + KV_ROUNDUP8(item->kv_length >> KV_LENGTH_KEY_SHIFT) + item->value_capacity;
+	*end = offset + kv_item_bytes(item);
 	if (*end > next)
 		return -1;
 	rest = next - *end;

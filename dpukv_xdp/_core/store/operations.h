@@ -57,7 +57,7 @@ struct kv_store_options {
 	uint32_t padding;
 };
 
-/* What kv_store_open() found in a region that another process has left. */
+/* Findings of kv_store_open() in a region that another process has left. */
 struct kv_store_repair {
 	uint64_t items;	  /* that the store has */
 	uint64_t undone;  /* writes that were under way, and are as if they had not begun */

@@ -11,7 +11,7 @@
 #ifndef KV_REGION_H
 #define KV_REGION_H
 
-#include "store/hot_path.h"
+#include "store/index_log.h"
 
 #define KV_REGION_MARK 0x4e4f494745525056ULL /* "VPREGION" */
 #define KV_REGION_LAYOUT 1		     /* to be raised when any part's layout or meaning changes */
@@ -34,7 +34,7 @@ struct kv_region {
 #define KV_STORE_UNCHECKED 0
 #endif
 
-/* What arms an undo record: an item by its position in the log, or one in a line. */
+/* In kv_store_undo.armed: the record is of an item in a line, not of one in the log. */
 #define KV_UNDO_LINE (1ULL << 63)
 
 static inline uint64_t kv_undo_of_item(const struct kv_store *store, const struct kv_item *item)
@@ -47,17 +47,10 @@ static inline uint64_t kv_undo_of_line(const struct kv_store *store, const struc
 	return KV_UNDO_LINE | (uint64_t)(line - store->short_lines) << 2 | way;
 }
 
-/* Return the words that a value of this length takes. */
-static inline uint32_t kv_value_words(uint32_t value_bytes)
-{
-	return value_bytes ? KV_ROUNDUP8(value_bytes) / 8 : 1;
-}
-
 /* Keep an item's words that a value of `value_bytes` is about to replace, unless only one word changes. */
-KV_INLINED void kv_undo_arm(struct kv_store *store, const struct kv_item *item, uint32_t key_bytes,
-			    uint32_t value_bytes)
+KV_INLINED void kv_undo_arm(struct kv_store *store, struct kv_item *item, uint32_t key_bytes, uint32_t value_bytes)
 {
-	const __u64 *value = &item->words[KV_ROUNDUP8(key_bytes) / 8];
+	const __u64 *value = value_words(item, key_bytes);
 	struct kv_store_undo *undo = store->undo;
 	uint32_t old_bytes;
 
@@ -67,7 +60,7 @@ KV_INLINED void kv_undo_arm(struct kv_store *store, const struct kv_item *item, 
 	if (old_bytes == value_bytes && value_bytes <= 8)
 		return;
 	undo->lengths = kv_load((const __u64 *)item, 1);
-	for (uint32_t i = 0; i < kv_value_words(old_bytes); i++)
+	for (uint32_t i = 0; i < value_capacity(old_bytes) / 8; i++)
 		undo->value[i] = kv_load(&value[i], 1);
 	kv_store_order();
 	undo->armed = kv_undo_of_item(store, item);

@@ -90,14 +90,13 @@ static int undo_item(struct kv_store *store, const struct kv_store_undo *undo)
 	uint64_t position = undo->armed - 1;
 	uint32_t key_bytes = (uint32_t)undo->lengths >> KV_LENGTH_KEY_SHIFT;
 	uint32_t value_bytes = (uint32_t)undo->lengths & KV_LENGTH_VALUE_MASK;
-	__u64 *item = (__u64 *)(store->log + position);
+	struct kv_item *item = (struct kv_item *)(store->log + position);
 
 	if (position % 8 || key_bytes == 0 || value_bytes > KV_VALUE_MAX || position > store->log_bytes ||
 	    store->log_bytes - position < kv_store_entry_bytes(key_bytes, value_bytes))
 		return -1;
-	memcpy(&((struct kv_item *)item)->words[KV_ROUNDUP8(key_bytes) / 8], undo->value,
-	       8 * (size_t)kv_value_words(value_bytes));
-	*item = undo->lengths;
+	memcpy(value_words(item, key_bytes), undo->value, value_capacity(value_bytes));
+	kv_save((__u64 *)item, undo->lengths, 1);
 	return 0;
 }
 
@@ -298,7 +297,7 @@ static int is_whole_item(const struct kv_store *store, uint64_t bucket, uint64_t
 		return 0;
 	key_bytes = item->kv_length >> KV_LENGTH_KEY_SHIFT;
 	value_bytes = item->kv_length & KV_LENGTH_VALUE_MASK;
-	entry_bytes = sizeof(*item) + KV_ROUNDUP8(key_bytes) + (uint64_t)item->value_capacity;
+	entry_bytes = kv_item_bytes(item);
 	return key_bytes > 0 && item->value_capacity % 8 == 0 && item->value_capacity >= KV_VALUE_CAPACITY_MIN &&
 	       value_bytes <= item->value_capacity && value_bytes <= KV_VALUE_MAX &&
 	       entry_bytes <= log_bytes - position &&

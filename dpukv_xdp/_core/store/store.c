@@ -35,7 +35,7 @@ static uint64_t log_bytes_of(const struct kv_store_options *options);
 static struct kv_store *make_handle(const struct kv_store_options *options);
 static struct parts parts_of(const struct kv_store *store);
 static int place_parts(struct kv_store *store, void *memory, int pages);
-static int begin_region(struct kv_store *store, const struct kv_store_options *options);
+static void begin_region(struct kv_store *store, const struct kv_store_options *options);
 static int take_over(struct kv_store *store, const struct kv_store_options *options, struct kv_store_repair *repair);
 static struct kv_store *or_nothing(struct kv_store *store, int status);
 static int enter_shared_mode(struct kv_store *store);
@@ -59,7 +59,8 @@ struct kv_store *kv_store_create(const struct kv_store_options *options)
 	memory = kv_memory_map(parts_of(store).bytes, options->want_huge != 0, &pages);
 	if (place_parts(store, memory, pages))
 		return or_nothing(store, -1);
-	return or_nothing(store, begin_region(store, options));
+	begin_region(store, options);
+	return store;
 }
 
 int kv_store_region(const struct kv_store_options *options)
@@ -70,7 +71,7 @@ int kv_store_region(const struct kv_store_options *options)
 	if (!store)
 		return -1;
 	fd = kv_memory_file("dpukv-store", parts_of(store).bytes, options->want_huge != 0);
-	free(store);
+	or_nothing(store, -1);
 	return fd;
 }
 
@@ -83,12 +84,14 @@ struct kv_store *kv_store_open(const struct kv_store_options *options, int regio
 	*repair = (struct kv_store_repair){ 0 };
 	if (!store)
 		return NULL;
-	memory = kv_memory_map_file(region_fd, parts_of(store).bytes, &pages);
+	memory = kv_memory_map_file(region_fd, parts_of(store).bytes, options->want_huge != 0, &pages);
 	if (place_parts(store, memory, pages))
 		return or_nothing(store, -1);
 	store->undo = store->region->undo;
-	if (store->region->mark == 0)
-		return or_nothing(store, begin_region(store, options));
+	if (store->region->mark == 0) {
+		begin_region(store, options);
+		return store;
+	}
 	return or_nothing(store, take_over(store, options, repair));
 }
 
@@ -148,7 +151,7 @@ static uint64_t buckets_of(const struct kv_store_options *options, uint64_t *buc
 	return buckets;
 }
 
-/* Return a handle without memory; NULL with errno EINVAL for options that make no store. */
+/* Return a handle without a region; NULL and errno on failure: EINVAL for options that make no store. */
 static struct kv_store *make_handle(const struct kv_store_options *options)
 {
 	struct kv_store *store;
@@ -174,6 +177,8 @@ static struct kv_store *make_handle(const struct kv_store_options *options)
 	store->move_distance_full = store->move_distance;
 	store->capacity_max = options->kind == KV_STORE_LOSSLESS ? KV_ALLOCATOR_BLOCK_MIN : ~0u;
 	store->short_line_count = line_count(options);
+	if (options->kind == KV_STORE_LOSSLESS && !(store->lossless = kv_lossless_create()))
+		return or_nothing(store, -1);
 	return store;
 }
 
@@ -218,16 +223,12 @@ static int place_parts(struct kv_store *store, void *memory, int pages)
 }
 
 /* Make a zeroed region an empty store. */
-static int begin_region(struct kv_store *store, const struct kv_store_options *options)
+static void begin_region(struct kv_store *store, const struct kv_store_options *options)
 {
 	struct kv_region *region = store->region;
 
-	if (options->kind == KV_STORE_LOSSLESS) {
-		store->lossless = kv_lossless_create();
-		if (!store->lossless)
-			return -1;
+	if (store->lossless)
 		kv_lossless_reset(store);
-	}
 	region->layout = KV_REGION_LAYOUT;
 	region->header_bytes = sizeof(*region);
 	region->bytes = parts_of(store).bytes;
@@ -235,7 +236,6 @@ static int begin_region(struct kv_store *store, const struct kv_store_options *o
 	add_writer(store);
 	kv_store_order();
 	region->mark = KV_REGION_MARK;
-	return 0;
 }
 
 /* Go on with the store that another process has left in a region. */
@@ -263,8 +263,6 @@ static int take_over(struct kv_store *store, const struct kv_store_options *opti
 		region->common.writers[i].in_use = 0;
 	store->progress.tail = tail;
 	store->progress.cleaned = kv_store_cleanup_due(store, tail); /* the repair leaves no dead word */
-	if (options->kind == KV_STORE_LOSSLESS && !(store->lossless = kv_lossless_create()))
-		return -1;
 	add_writer(store);
 	return kv_store_repair(store, repair);
 }
